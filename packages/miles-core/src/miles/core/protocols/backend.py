@@ -1,0 +1,86 @@
+"""Training backend: what a rank of the actor (or critic) can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from miles.core.types.batch import RolloutBatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from miles.core.config import Config
+
+Role = Literal["actor", "critic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One process of a training group.
+
+    ``master`` is ``host:port`` of the rendezvous; a group of one rank needs none.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    master: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What one call of ``train`` did.  The same on every rank."""
+
+    metrics: dict[str, float]
+    """Averages over the rollout, named as they are logged (``train/loss``, ``rollout/log_probs`` ...)."""
+    steps: tuple[dict[str, float], ...] = ()
+    """Metrics of each optimizer step, in order."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds per phase (``log_probs``, ``ref_log_probs``, ``actor_train`` ...)."""
+
+
+class Actor(Protocol):
+    """One rank of the model being trained.  Methods without "local" in their text are collective: every rank calls them."""
+
+    def train(self, batch: RolloutBatch) -> TrainReport:
+        """Train on one rollout.  ``batch`` is the whole rollout on every rank; a rank picks its own share."""
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full tensors under their Hugging Face names, one after another, in a fixed order.
+
+        Rank 0 gets the tensors; other ranks take part in the gathering and may get placeholders.
+        """
+
+    def save(self, directory: Path) -> None:
+        """Write everything that training needs to go on bit for bit into the existing, empty ``directory``."""
+
+    def load(self, directory: Path) -> None:
+        """Restore what ``save`` wrote, on the same or another number of ranks."""
+
+    def save_hf(self, directory: Path) -> None:
+        """Export a directory that transformers loads: weights, config and tokenizer."""
+
+    def offload(self) -> None:
+        """Give the accelerator's memory back; a no-op where there is none."""
+
+    def onload(self) -> None:
+        """Undo ``offload``."""
+
+    def close(self) -> None:
+        """Leave the process group and free everything.  Local."""
+
+
+class TrainBackend(Protocol):
+    """A way to train: ``miles.train_backends`` entry points name an instance or a class without arguments."""
+
+    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
+        """Join the process group, build model, optimizer and schedule from the configuration's checkpoint flags."""
+
+    def check(self, config: Config) -> list[str]:
+        """Problems that would stop this backend, found before any device is taken.  Imports nothing heavy."""
+
+    def defaults(self) -> dict[str, Any]:
+        """Values of flags that this backend sets when nobody typed them."""

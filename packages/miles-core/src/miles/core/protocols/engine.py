@@ -1,0 +1,54 @@
+"""Engines: HTTP servers that speak SGLang's protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything needed to start one engine."""
+
+    model_path: str
+    host: str
+    port: int
+    index: int = 0
+    seed: int = 0
+    num_gpus: int = 0
+    """Accelerators of this engine (tensor parallel size); 0 runs on the CPU."""
+    num_threads: int = 1
+    dtype: str = "auto"
+    max_running_requests: int | None = None
+    context_length: int | None = None
+    log_path: Path | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Values of the ``--sglang-*`` flags that were given, without the prefix."""
+
+
+class EngineProcess(Protocol):
+    """A started engine.  Owned by who started it, who also stops it."""
+
+    @property
+    def url(self) -> str:
+        """``http://host:port``."""
+
+    def wait_ready(self, deadline_s: float) -> None:
+        """Return when ``/health_generate`` answers 200; raise EngineError with the end of its log when it dies or is late."""
+
+    def alive(self) -> bool:
+        """Whether the process runs."""
+
+    def stop(self, deadline_s: float = 10.0) -> None:
+        """Terminate, then kill; return when the process is gone."""
+
+
+class EngineLauncher(Protocol):
+    """``miles.engines`` entry points name a class without arguments of this shape."""
+
+    def launch(self, spec: EngineSpec) -> EngineProcess:
+        """Start the server and return at once."""
+
+    def check(self, options: dict[str, Any]) -> list[str]:
+        """Problems with ``--sglang-*`` options, found before the run."""

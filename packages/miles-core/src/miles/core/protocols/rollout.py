@@ -1,0 +1,84 @@
+"""The rollout side of a run, as the driver sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from miles.core.types.batch import RolloutBatch
+from miles.core.types.rollout import RolloutFnEvalOutput, RolloutFnTrainOutput
+from miles.core.types.sample import Group
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutResult:
+    """One rollout, ready to train on."""
+
+    batch: RolloutBatch
+    metrics: dict[str, float] = field(default_factory=dict)
+    """``rollout/*`` and ``perf/*`` of the rollout side."""
+
+
+class RolloutRole(Protocol):
+    """Owner of data source, engines, router, rollout functions and rewards.
+
+    ``miles.roles`` names one class ``rollout``, constructed with ``(config, run_dir)``.
+    """
+
+    def __init__(self, config: Config, run_dir: Path) -> None: ...
+
+    def launch(self) -> None:
+        """Start engines and router, and return at once, so that the trainer can start meanwhile."""
+
+    def wait_ready(self) -> None:
+        """Return when all engines answer; raise EngineError otherwise."""
+
+    def num_rollouts_per_epoch(self) -> int | None:
+        """Rollouts in one pass over the prompt data; None without a data set."""
+
+    def generate(self, rollout_id: int) -> RolloutResult:
+        """Make one rollout: sample, score, filter, convert; write its samples to ``run_dir/rollouts``."""
+
+    def evaluate(self, rollout_id: int) -> dict[str, float]:
+        """Evaluate on every data set; write the samples; return ``eval/*`` metrics."""
+
+    def engine_urls(self) -> list[str]:
+        """Addresses of the engines that hold the policy's weights."""
+
+    def weights_updated(self, version: int) -> None:
+        """Called after every engine took weight version ``version``."""
+
+    def save(self, directory: Path) -> None:
+        """Write data-source position, buffer and everything in flight into the existing, empty ``directory``."""
+
+    def load(self, directory: Path) -> None:
+        """Restore what ``save`` wrote."""
+
+    def stop(self) -> None:
+        """Stop router, engines, reward processes.  Safe to call twice."""
+
+
+class DataSource(Protocol):
+    """Source of prompts: ``--data-source-path`` names a class constructed with ``(args)``."""
+
+    def get_samples(self, num_samples: int) -> list[Group]:
+        """Exactly ``num_samples`` groups of fresh or recycled samples."""
+
+    def add_samples(self, samples: list[Group]) -> None:
+        """Give unfinished groups back."""
+
+    def save(self, rollout_id: int) -> None: ...
+
+    def load(self, rollout_id: int | None = None) -> None: ...
+
+
+class RolloutFn(Protocol):
+    """``--rollout-function-path`` and ``--eval-function-path``."""
+
+    def __call__(
+        self, args: Any, rollout_id: int, data_source: DataSource, evaluation: bool = False
+    ) -> RolloutFnTrainOutput | RolloutFnEvalOutput: ...

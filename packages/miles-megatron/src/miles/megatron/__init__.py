@@ -1,0 +1,3 @@
+"""Megatron-Core training backend for Miles."""
+
+__version__ = "0.1.0"
