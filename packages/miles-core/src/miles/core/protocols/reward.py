@@ -31,8 +31,8 @@ class RewardOutcome:
     score: Score
     """The reward; of a failed grading, the configured failure value."""
     category: str = "scored"
-    """Verdict (``correct``, ``wrong``, ``scored``, ``no_answer``, ``ambiguous`` ...) or kind of failure (``timeout``, ``crash``,
-    ``error``, ``unparsable``, ``bad_label``, ``bad_score``, ``too_long``, ``remote_error``)."""
+    """Verdict (``correct``, ``wrong``, ``scored``, ``no_answer``, ``ambiguous`` ...) or kind of failure (``timeout``,
+    ``crash``, ``error``, ``unparsable``, ``bad_label``, ``bad_score``, ``too_long``, ``remote_error``)."""
     detail: str = ""
     """Why, for a failure: one line."""
     seconds: float = 0.0
@@ -71,7 +71,8 @@ class RewardDispatcher(Protocol):
     async def score(self, sample: Sample, *, evaluation: bool = False) -> RewardOutcome:
         """Grade one finished sample.  Does not change it.
 
-        Raises RewardError when grading fails systematically, or at the first failure under ``--rm-failure-action raise``.
+        Raises RewardError when grading fails systematically, or at the first failure under
+        ``--rm-failure-action raise``.
         """
 
     async def score_group(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[RewardOutcome]:
