@@ -44,3 +44,7 @@ class WeightSyncError(MilesError):
 
 class CheckpointError(MilesError):
     """A checkpoint is missing, torn or corrupted.  Names the file and the last good checkpoint."""
+
+
+class TrainingError(MilesError):
+    """A model, batch or gradient that cannot be trained on.  Names the samples where samples are to blame."""
