@@ -1,0 +1,1 @@
+"""Where a run's metrics go: ``metrics.jsonl``, the console, TensorBoard, W&B."""
