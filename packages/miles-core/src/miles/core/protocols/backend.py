@@ -74,7 +74,7 @@ class Actor(Protocol):
 
 
 class TrainBackend(Protocol):
-    """A way to train: ``miles.train_backends`` entry points name an instance or a class without arguments."""
+    """A way to train: ``miles.train_backends`` entry points name a class without arguments."""
 
     def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
         """Join the process group, build model, optimizer and schedule from the configuration's checkpoint flags."""

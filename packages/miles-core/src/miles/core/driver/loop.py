@@ -1,0 +1,28 @@
+"""The algorithm of a run, synchronously: what every line does is in ``job``."""
+
+from __future__ import annotations
+
+from miles.core.driver.job import Job
+
+
+def run(job: Job) -> None:
+    """Train from where the run stands to its last rollout.
+
+    The weight version is the number of rollouts trained on, so a resumed run goes through the same versions, evaluations
+    and saves as one that was never interrupted.
+    """
+    for rollout_id in job.remaining_rollouts():
+        job.update_weights(version=rollout_id)
+        job.evaluate_if_due(done=rollout_id)
+        rollout = job.generate(rollout_id)
+        report = job.train(rollout)
+        job.record(rollout_id, rollout, report)
+        job.save_if_due(done=rollout_id + 1)
+    job.update_weights(version=job.num_rollout)
+    job.evaluate_if_due(done=job.num_rollout)
+
+
+def run_rollout_only(job: Job) -> None:
+    """Generate and record, without a trainer (``--debug-rollout-only``)."""
+    for rollout_id in job.remaining_rollouts():
+        job.record(rollout_id, job.generate(rollout_id), None)

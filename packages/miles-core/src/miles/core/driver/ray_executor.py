@@ -1,0 +1,218 @@
+"""Roles as Ray actors: several ranks, several machines.  The only module that knows Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from miles.core.driver.executor import num_ranks
+from miles.core.driver.local_executor import ROLES
+from miles.core.driver.threads import train_threads
+from miles.core.driver.worker import ActorWorker
+from miles.core.errors import ConfigError, MilesError
+from miles.core.flags.cluster import Cluster
+from miles.core.flags.training import Training
+from miles.core.protocols.backend import Rank, TrainReport
+from miles.core.protocols.rollout import RolloutResult, RolloutRole
+from miles.core.types.batch import RolloutBatch
+from miles.core.weights.sync import SyncReport
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+PLACEMENT_DEADLINE_S = 300.0
+
+
+class RayExecutor:
+    """One placement group for the actor's ranks, one Ray actor for the rollout side."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._owns_ray = not ray.is_initialized()
+        self._placement: PlacementGroup | None = None
+        if self._owns_ray:
+            ray.init(**_ray_options(cluster))
+
+    def actors(self, config: Config, run_dir: Path) -> RayActors:
+        self._placement = self._place(config)
+        return RayActors(config, run_dir, self._placement, self._gpus_per_rank(config))
+
+    def rollout(self, config: Config, run_dir: Path) -> RolloutRole:
+        return RayRollout(config, run_dir.absolute())
+
+    def shutdown(self) -> None:
+        """Free the placement, and end Ray if it was started here."""
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _place(self, config: Config) -> PlacementGroup:
+        ranks = num_ranks(self._cluster)
+        bundle = {"CPU": 1.0, "GPU": self._gpus_per_rank(config)}
+        group = placement_group([{name: count for name, count in bundle.items() if count}] * ranks, strategy="PACK")
+        if not group.wait(PLACEMENT_DEADLINE_S):
+            remove_placement_group(group)
+            raise ConfigError(
+                f"--actor-num-nodes {self._cluster.actor_num_nodes} x --actor-num-gpus-per-node "
+                f"{self._cluster.actor_num_gpus_per_node} needs {ranks} x {bundle}; the Ray cluster has "
+                f"{ray.cluster_resources()} and {ray.available_resources()} of it is free"
+            )
+        return group
+
+    @staticmethod
+    def _gpus_per_rank(config: Config) -> float:
+        return 0.0 if config[Training].device == "cpu" else 1.0
+
+
+class RayActors:
+    """Every call goes to all ranks; the first failure ends it."""
+
+    def __init__(self, config: Config, run_dir: Path, placement: PlacementGroup, gpus_per_rank: float) -> None:
+        self._config, self._training = config, config[Training]
+        self._ranks = num_ranks(config[Cluster])
+        remote = ray.remote(ActorWorker)
+        self._workers = [
+            remote.options(
+                num_cpus=1,
+                num_gpus=gpus_per_rank,
+                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **self._training.train_env_vars}},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=index),
+            ).remote(config, run_dir.absolute())
+            for index in range(self._ranks)
+        ]
+
+    def start(self) -> None:
+        master = ray.get(self._workers[0].address.remote())
+        nodes = ray.get([worker.__ray_call__.remote(_node_of_caller) for worker in self._workers])
+        ranks_on_node = {node: nodes.count(node) for node in nodes}
+        calls = []
+        for index, (worker, node) in enumerate(zip(self._workers, nodes, strict=True)):
+            rank = Rank(index, self._ranks, nodes[:index].count(node), master)
+            calls.append(worker.build.remote(rank, train_threads(self._training.train_num_threads, ranks_on_node[node])))
+        _first_failure(calls)
+
+    def train(self, batch: RolloutBatch) -> TrainReport:
+        report: TrainReport = self._all("train", ray.put(batch))[0]
+        return report
+
+    def update_weights(self, urls: list[str], version: int) -> SyncReport:
+        report: SyncReport = self._all("update_weights", urls, version)[0]
+        return report
+
+    def save(self, directory: Path) -> None:
+        self._all("save", directory.absolute())
+
+    def load(self, directory: Path) -> None:
+        self._all("load", directory.absolute())
+
+    def save_hf(self, directory: Path) -> None:
+        self._all("save_hf", directory.absolute())
+
+    def close(self) -> None:
+        """End every rank, politely first.  Safe to call twice."""
+        for worker in self._workers:
+            try:
+                ray.get(worker.close.remote(), timeout=30)
+            except (ray.exceptions.RayError, TimeoutError):
+                pass  # it is about to be killed
+            ray.kill(worker)
+        self._workers = []
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return _first_failure([getattr(worker, method).remote(*arguments) for worker in self._workers])
+
+
+class RayRollout:
+    """The rollout role in an actor of its own, called like the local one."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._role = ray.remote(_RolloutHost).options(num_cpus=1).remote(config, run_dir)
+
+    def launch(self) -> None:
+        self._call("launch")
+
+    def wait_ready(self) -> None:
+        self._call("wait_ready")
+
+    def num_rollouts_per_epoch(self) -> int | None:
+        count: int | None = self._call("num_rollouts_per_epoch")
+        return count
+
+    def generate(self, rollout_id: int) -> RolloutResult:
+        result: RolloutResult = self._call("generate", rollout_id)
+        return result
+
+    def evaluate(self, rollout_id: int) -> dict[str, float]:
+        metrics: dict[str, float] = self._call("evaluate", rollout_id)
+        return metrics
+
+    def engine_urls(self) -> list[str]:
+        urls: list[str] = self._call("engine_urls")
+        return urls
+
+    def weights_updated(self, version: int) -> None:
+        self._call("weights_updated", version)
+
+    def save(self, directory: Path) -> None:
+        self._call("save", directory.absolute())
+
+    def load(self, directory: Path) -> None:
+        self._call("load", directory.absolute())
+
+    def stop(self) -> None:
+        """Stop the role's processes, then its actor.  Safe to call twice."""
+        if self._role is None:
+            return
+        try:
+            ray.get(self._role.call.remote("stop", ()), timeout=60)
+        except (ray.exceptions.RayError, TimeoutError):
+            pass  # it is about to be killed
+        ray.kill(self._role)
+        self._role = None
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return _first_failure([self._role.call.remote(method, arguments)])[0]
+
+
+class _RolloutHost:
+    """Holds the role inside its Ray actor: the class comes from the registry there, not from the driver's pickle."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._role: RolloutRole = ROLES.get("rollout")(config, run_dir)
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._role, method)(*arguments)
+
+
+def _first_failure(calls: list[Any]) -> list[Any]:
+    """Results in order; raises as soon as one call fails, without waiting for ranks that hang because of it."""
+    pending = list(calls)
+    while pending:
+        done, pending = ray.wait(pending, num_returns=1)
+        try:
+            ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.as_instanceof_cause()
+            if isinstance(cause, MilesError):
+                raise cause from error
+            raise
+    return list(ray.get(calls))
+
+
+def _node_of_caller(worker: ActorWorker) -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _ray_options(cluster: Cluster) -> dict[str, Any]:
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "logging_level": "warning"}
+    if cluster.ray_address:
+        return {**options, "address": cluster.ray_address}
+    # Ray's CPUs only count who may start; thread counts are set per role, so a small machine still holds every role.
+    return {**options, "num_cpus": max(os.cpu_count() or 1, num_ranks(cluster) + 1)}

@@ -1,0 +1,50 @@
+"""`miles train`: from a configuration to a finished run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from miles.core.driver import loop
+from miles.core.driver.job import Job
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.debug import Debug
+from miles.core.report import write_report
+from miles.core.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+def train(config: Config) -> RunDirectory:
+    """Run the synchronous loop to its end; return the run's directory.
+
+    Continues the run when its directory holds a checkpoint.  SIGTERM ends the run like an exception: every process that
+    was started is stopped.
+    """
+    run_dir = RunDirectory.choose(config[Checkpoint].save, config.train_backend).create()
+    run_dir.write_config(config.values(), config.origin)
+    with _terminating(), Job(config, run_dir) as job:
+        if config[Debug].debug_rollout_only:
+            loop.run_rollout_only(job)
+        else:
+            loop.run(job)
+    write_report(run_dir.path)
+    return run_dir
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit inside the block, so that owners stop what they started."""
+
+    def leave(signum: int, frame: object) -> NoReturn:
+        sys.exit(128 + signum)
+
+    previous = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,103 @@
+"""One rank of the actor, wherever it runs: in the driver's process or in a Ray actor."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from miles.core.flags.training import Training
+from miles.core.protocols.backend import Actor, Rank, Role, TrainBackend, TrainReport
+from miles.core.registry import Registry
+from miles.core.types.batch import RolloutBatch
+from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.sync import SyncReport, push_weights
+from miles.core.weights.transport import WeightTransport, create_transport
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+BACKENDS = Registry("miles.train_backends")
+
+
+class ActorWorker:
+    """Backend actor plus the sending side of weight updates."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._config = config
+        self._training = config[Training]
+        self._run_dir = run_dir
+        self._actor: Actor | None = None
+        self._rank = Rank()
+        self._fleet: EngineFleet | None = None
+        self._transport: WeightTransport | None = None
+
+    def address(self) -> str:
+        """``host:port`` with a free port, for the rendezvous when this is rank 0."""
+        host = socket.gethostbyname(socket.gethostname())
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
+
+    def build(self, rank: Rank, num_threads: int, role: Role = "actor") -> None:
+        """Build model and optimizer.  ``num_threads`` is this rank's share of the cores."""
+        torch.set_num_threads(num_threads)
+        backend: TrainBackend = BACKENDS.get(self._training.train_backend)()
+        self._rank = rank
+        self._actor = backend.create(self._config, rank, role)
+
+    @property
+    def actor(self) -> Actor:
+        assert self._actor is not None, "build() comes first"
+        return self._actor
+
+    def train(self, batch: RolloutBatch) -> TrainReport:
+        return self.actor.train(batch)
+
+    def update_weights(self, urls: list[str], version: int) -> SyncReport:
+        """Push the weights to the engines at ``urls``; only rank 0 sends, the others take part in the gathering."""
+        if self._rank.rank != 0:
+            for _ in self.actor.named_weights():
+                pass
+            return SyncReport()
+        if self._fleet is None or self._fleet.urls != urls:
+            self._connect(urls)
+        assert self._fleet is not None and self._transport is not None
+        return push_weights(
+            self.actor.named_weights(),
+            self._fleet,
+            self._transport,
+            version=version,
+            bucket_bytes=self._training.update_weight_buffer_size,
+        )
+
+    def save(self, directory: Path) -> None:
+        self.actor.save(directory)
+
+    def load(self, directory: Path) -> None:
+        self.actor.load(directory)
+
+    def save_hf(self, directory: Path) -> None:
+        self.actor.save_hf(directory)
+
+    def close(self) -> None:
+        """Leave the group and free buffers.  Safe to call twice."""
+        self._disconnect()
+        if self._actor is not None:
+            self._actor.close()
+            self._actor = None
+
+    def _connect(self, urls: list[str]) -> None:
+        self._disconnect()
+        self._fleet = EngineFleet(urls)
+        self._transport = create_transport(self._training.update_weight_transport, urls, self._run_dir)
+
+    def _disconnect(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None

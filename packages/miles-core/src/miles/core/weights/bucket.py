@@ -1,0 +1,69 @@
+"""Tensors laid out one behind another in a byte buffer of bounded size."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ALIGNMENT = 64
+"""Bytes.  A cache line, and a multiple of every dtype's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one tensor lies in its bucket."""
+
+    name: str
+    dtype: str
+    """Without the ``torch.`` prefix."""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the bucket's start."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "offset": self.offset}
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A run of tensors that fits the buffer; a single larger tensor is a bucket of its own."""
+
+    slots: tuple[Slot, ...]
+    tensors: tuple[torch.Tensor, ...]
+    nbytes: int
+    """Size with alignment."""
+
+    def copy_into(self, buffer: torch.Tensor) -> None:
+        """Write the tensors into ``buffer``, a uint8 tensor of at least ``nbytes`` elements."""
+        for slot, tensor in zip(self.slots, self.tensors, strict=True):
+            view = buffer[slot.offset : slot.offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            view.copy_(tensor)
+
+    def checksums(self, buffer: torch.Tensor) -> dict[str, str]:
+        """CRC-32 of each tensor's bytes as they lie in ``buffer``, as eight hex digits."""
+        data = memoryview(buffer.numpy())
+        return {
+            slot.name: f"{zlib.crc32(data[slot.offset : slot.offset + tensor.nbytes]):08x}"
+            for slot, tensor in zip(self.slots, self.tensors, strict=True)
+        }
+
+
+def buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], limit_bytes: int) -> Iterator[Bucket]:
+    """Group tensors, in order, into buckets of at most ``limit_bytes``."""
+    slots: list[Slot] = []
+    tensors: list[torch.Tensor] = []
+    end = 0
+    for name, tensor in named_tensors:
+        size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        if slots and end + size > limit_bytes:
+            yield Bucket(tuple(slots), tuple(tensors), end)
+            slots, tensors, end = [], [], 0
+        slots.append(Slot(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), end))
+        tensors.append(tensor.detach())
+        end += size
+    if slots:
+        yield Bucket(tuple(slots), tuple(tensors), end)

@@ -1,0 +1,93 @@
+"""Shared memory: one reused buffer that trainer and engines of this machine both map.
+
+A bucket is copied once by the trainer and once by each engine; nothing is serialized but the layout.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from miles.core.errors import WeightSyncError
+from miles.core.weights.bucket import Bucket
+from miles.core.weights.engine_client import EngineFleet
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class SharedMemoryTransport:
+    """Buckets through one file in ``/dev/shm``.
+
+    The file is unlinked by ``close``; the name carries the owner's pid so that leftovers of a killed run can be told.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        del run_dir  # the buffer lives in memory
+        remove_leftovers(SHARED_MEMORY)
+        handle, path = tempfile.mkstemp(prefix=f"miles-{os.getpid()}-", dir=SHARED_MEMORY)
+        self._path, self._file = Path(path), handle
+        self._map: mmap.mmap | None = None
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def send(self, bucket: Bucket, fleet: EngineFleet, version: int) -> int:
+        """Copy the bucket in, let every engine copy it out, compare checksums."""
+        self._reserve(bucket.nbytes)
+        bucket.copy_into(self._buffer)
+        expected = bucket.checksums(self._buffer)
+        answers = fleet.post(
+            "/update_weights_from_tensor",
+            {
+                "load_format": "miles_shm",
+                "bucket": {
+                    "path": str(self._path),
+                    "nbytes": bucket.nbytes,
+                    "tensors": [slot.to_json() for slot in bucket.slots],
+                },
+                "weight_version": str(version),
+                "flush_cache": False,
+            },
+        )
+        for url, answer in zip(fleet.urls, answers, strict=True):
+            _compare(url, expected, answer.get("checksums") or {})
+        return bucket.nbytes
+
+    def commit(self, fleet: EngineFleet, version: int) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Unmap and unlink the buffer."""
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    def _reserve(self, nbytes: int) -> None:
+        if self._buffer.numel() >= nbytes:
+            return
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        if self._map is not None:
+            self._map.close()
+        os.posix_fallocate(self._file, 0, nbytes)  # a full /dev/shm is an error here, not a SIGBUS at the first write
+        self._map = mmap.mmap(self._file, nbytes)
+        self._buffer = torch.frombuffer(self._map, dtype=torch.uint8)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Unlink buffers whose owner is gone (a run that was killed cannot do it itself)."""
+    for path in directory.glob("miles-*-*"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink(missing_ok=True)
+
+
+def _compare(url: str, expected: dict[str, str], held: dict[str, str]) -> None:
+    wrong = [name for name, checksum in expected.items() if held.get(name) != checksum]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise WeightSyncError(f"engine {url} does not hold what was sent: {shown}")

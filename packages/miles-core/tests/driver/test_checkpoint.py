@@ -1,0 +1,95 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from miles.core.driver import checkpoint
+from miles.core.driver.checkpoint import DriverState
+from miles.core.errors import CheckpointError
+
+
+def write(directory: Path, rollout_id: int, text: str = "weights") -> None:
+    with checkpoint.publish(directory, DriverState(rollout_id=rollout_id, metrics_offset=11)) as partial:
+        (partial.actor / "model").mkdir()
+        (partial.actor / "model" / "shard").write_text(text)
+        (partial.rollout / "state.json").write_text("{}")
+
+
+def test_published_checkpoint_is_found_with_its_state(tmp_path):
+    write(tmp_path, 3)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.path == tmp_path / "iter_0000003"
+    assert found.state == DriverState(rollout_id=3, metrics_offset=11)
+    assert (found.actor / "model" / "shard").read_text() == "weights"
+
+
+def test_directory_without_a_checkpoint_gives_none(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    assert not checkpoint.has_checkpoint(tmp_path)
+
+
+def test_failure_while_writing_leaves_the_previous_checkpoint_in_force(tmp_path):
+    write(tmp_path, 3)
+    with pytest.raises(OSError, match="disk full"), checkpoint.publish(tmp_path, DriverState(5, 0)):
+        raise OSError("disk full")
+    assert checkpoint.latest(tmp_path).state.rollout_id == 3
+
+
+def test_kill_while_writing_leaves_the_previous_checkpoint_in_force(tmp_path):
+    write(tmp_path, 3)
+    pid = os.fork()
+    if pid == 0:
+        with checkpoint.publish(tmp_path, DriverState(5, 0)) as partial:
+            (partial.actor / "half").write_text("ha")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert checkpoint.latest(tmp_path).state.rollout_id == 3
+    write(tmp_path, 5)
+    assert checkpoint.latest(tmp_path).state.rollout_id == 5
+
+
+def test_saving_an_iteration_again_replaces_it(tmp_path):
+    write(tmp_path, 3, "first")
+    write(tmp_path, 3, "second")
+    assert (checkpoint.latest(tmp_path).actor / "model" / "shard").read_text() == "second"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda file: file.write_text("weighty"), "was changed"),
+        (lambda file: file.write_text("w"), "has 1 bytes, 7 were written"),
+        (lambda file: file.unlink(), "is missing"),
+    ],
+)
+def test_damaged_file_is_named_and_the_previous_checkpoint_offered(tmp_path, damage, words):
+    write(tmp_path, 3)
+    write(tmp_path, 5)
+    damage(tmp_path / "iter_0000005" / "actor" / "model" / "shard")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        checkpoint.latest(tmp_path)
+    assert "shard" in str(caught.value)
+    assert "iter_0000003 is whole" in str(caught.value)
+
+
+def test_missing_manifest_is_an_error_without_an_older_one_to_offer(tmp_path):
+    write(tmp_path, 5)
+    (tmp_path / "iter_0000005" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="No older checkpoint"):
+        checkpoint.latest(tmp_path)
+
+
+def test_checkpoint_of_a_later_format_is_refused(tmp_path):
+    write(tmp_path, 5)
+    manifest = tmp_path / "iter_0000005" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format is 99"):
+        checkpoint.latest(tmp_path)
+
+
+def test_tracker_that_is_no_number_is_an_error(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
+    with pytest.raises(CheckpointError, match="'release'"):
+        checkpoint.latest(tmp_path)

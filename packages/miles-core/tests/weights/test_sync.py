@@ -1,0 +1,100 @@
+import os
+
+import pytest
+import torch
+from miles.core.errors import EngineError, WeightSyncError
+from miles.core.weights.disk import DiskTransport
+from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.shm import SHARED_MEMORY, SharedMemoryTransport, remove_leftovers
+from miles.core.weights.sync import push_weights
+
+@pytest.fixture(params=[SharedMemoryTransport, DiskTransport])
+def transport(request, tmp_path):
+    transport = request.param(tmp_path)
+    yield transport
+    transport.close()
+
+
+@pytest.fixture
+def shm(tmp_path):
+    transport = SharedMemoryTransport(tmp_path)
+    yield transport
+    transport.close()
+
+
+WEIGHTS = [("embed", torch.randn(10, 4)), ("head", torch.randn(4, 3).bfloat16()), ("bias", torch.randn(3))]
+
+
+def push(engines, transport, weights=WEIGHTS, version=7, bucket_bytes=100):
+    fleet = EngineFleet([engine.url for engine in engines], deadline_s=10)
+    try:
+        return push_weights(weights, fleet, transport, version=version, bucket_bytes=bucket_bytes)
+    finally:
+        fleet.close()
+
+
+def test_every_engine_holds_the_trainers_weights_bit_for_bit(engines, transport):
+    report = push(engines, transport)
+    for engine in engines:
+        assert engine.version == "7"
+        assert engine.weights.keys() == dict(WEIGHTS).keys()
+        for name, tensor in WEIGHTS:
+            assert torch.equal(engine.weights[name], tensor)
+    assert report.bytes >= sum(tensor.nbytes for _, tensor in WEIGHTS)
+    assert report.timings.keys() == {"pause", "gather", "send", "commit"}
+
+
+def test_generation_is_paused_around_the_update(engines, shm):
+    push(engines[:1], shm)
+    calls = engines[0].calls
+    assert calls[:3] == ["/pause_generation", "/flush_cache", "/begin_weight_update"]
+    assert calls[-3:] == ["/end_weight_update", "/update_weight_version", "/continue_generation"]
+
+
+def test_second_update_with_larger_buckets_reuses_the_transport(engines, shm):
+    push(engines, shm, version=1)
+    larger = [(name, torch.cat([tensor, tensor])) for name, tensor in WEIGHTS]
+    push(engines, shm, larger, version=2, bucket_bytes=1 << 20)
+    assert torch.equal(engines[1].weights["embed"], larger[0][1])
+
+
+def test_engine_that_holds_something_else_stops_the_update_and_names_the_tensor(engines, shm):
+    engines[1].corrupts.add("head")
+    with pytest.raises(WeightSyncError, match=f"{engines[1].url} does not hold what was sent: head"):
+        push(engines, shm)
+    assert "/continue_generation" not in engines[0].calls
+
+
+def test_engine_that_refuses_stops_the_update_with_its_words(engines, shm):
+    engines[0].refuses.add("/begin_weight_update")
+    with pytest.raises(EngineError, match="begin_weight_update answered 400: .*refused"):
+        push(engines, shm)
+
+
+def test_engine_that_is_gone_is_named():
+    fleet = EngineFleet(["http://127.0.0.1:9"], deadline_s=5)
+    with pytest.raises(EngineError, match=r"http://127.0.0.1:9: POST /x got no answer \(ConnectionRefused"):
+        fleet.post("/x")
+
+
+def test_disk_transport_leaves_no_files(engines, tmp_path):
+    transport = DiskTransport(tmp_path)
+    push(engines, transport)
+    transport.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shared_memory_is_unlinked_and_leftovers_of_dead_owners_are_removed(tmp_path):
+    transport = SharedMemoryTransport(tmp_path)
+    mine = list(SHARED_MEMORY.glob(f"miles-{os.getpid()}-*"))
+    assert mine
+    transport.close()
+    assert not any(path.exists() for path in mine)
+    dead = os.fork()
+    if dead == 0:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    (tmp_path / f"miles-{dead}-x").touch()
+    (tmp_path / f"miles-{os.getpid()}-x").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"miles-{os.getpid()}-x"]
