@@ -1,0 +1,347 @@
+"""The pool's thread: gives batches to workers, takes their answers, kills the late ones."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from miles.core.errors import RewardError
+from miles.rewards.pool.job import Limits, Result
+from miles.rewards.pool.member import Member
+from miles.rewards.pool.nursery import Nursery
+from miles.rewards.pool.ticket import Sink, Ticket
+
+_LOG = logging.getLogger(__name__)
+
+_LINGER_S = 0.002
+"""A free worker waits this long for company for a lonely call: samples finish in bursts, and a message costs more than
+most gradings."""
+_BATCH_S = 0.02
+"""Expected work in one batch: long enough to make messages cheap, short enough to balance."""
+_MAX_BATCH = 256
+_UNKNOWN_COST_S = 0.002
+_RECYCLE_AFTER = 20_000
+"""Calls after which a worker is replaced, so that leaks of a grader stay small."""
+_MAX_FAILURES_IN_A_ROW = 8
+"""Deaths of workers and zygotes without one finished call between them, after which the pool gives up."""
+
+
+class Keeper:
+    """Owner of the zygote and its workers.  Everything but ``submit`` and ``close`` happens on its own thread."""
+
+    def __init__(self, num_workers: int, limits: Limits, preload: Sequence[str], load_timeout_s: float) -> None:
+        self.num_replaced = 0
+        self._num_workers = num_workers
+        self._limits = limits
+        self._preload = preload
+        self._load_timeout_s = load_timeout_s
+        self._arriving: deque[Ticket] = deque()
+        self._queue: deque[Ticket] = deque()
+        self._queued_since = 0.0
+        self._members: list[Member] = []
+        self._costs: dict[int, float] = {}
+        self._flushing: set[Sink] = set()
+        self._failures_in_a_row = 0
+        self._broken: RewardError | None = None
+        self._closing = False
+        self._ended = False
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._awake = True
+        """Whether the thread will look at ``_arriving`` without being woken."""
+        self._bell, self._clapper = socket.socketpair()
+        self._bell.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._bell, selectors.EVENT_READ)
+        self._nursery: Nursery | None = None
+        self._thread = threading.Thread(target=self._run, name="miles-rewards-pool", daemon=True)
+        self._thread.start()
+
+    # Called from any thread.
+
+    def submit(self, tickets: Iterable[Ticket]) -> None:
+        with self._lock:
+            if not self._ended:
+                self._arriving.extend(tickets)
+                tickets = ()
+        self._refuse(tickets)
+        self._ring()
+
+    def wait_ready(self) -> None:
+        """Return when the workers are forked.  Raises RewardError when they could not be."""
+        self._ready.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    def close(self) -> None:
+        self._closing = True
+        self._ring()
+        self._thread.join()
+
+    @property
+    def pids(self) -> list[int]:
+        nursery = self._nursery
+        return [*(member.pid for member in self._members), *([nursery.pid] if nursery else [])]
+
+    def forget(self) -> None:
+        """In a forked child of this process, where the thread does not exist."""
+        self._selector.close()
+        self._bell.close()
+        self._clapper.close()
+        for member in self._members:
+            member.sock.close()
+        if self._nursery is not None:
+            self._nursery.forget()
+
+    def _ring(self) -> None:
+        with self._lock:
+            if self._awake:
+                return
+            self._awake = True
+        with contextlib.suppress(OSError):
+            self._clapper.send(b"!")
+
+    # The thread.
+
+    def _run(self) -> None:
+        try:
+            self._populate()
+            self._ready.set()
+            while not self._closing:
+                self._turn()
+        except RewardError as error:
+            self._break(error)
+        except Exception as error:
+            _LOG.exception("the reward pool broke")
+            self._break(RewardError(f"the reward pool broke: {type(error).__name__}: {error}"))
+        finally:
+            self._tear_down()
+
+    def _turn(self) -> None:
+        for key, events in self._selector.select(self._nap()):
+            if key.data is not None:
+                self._attend(key.data, events)
+            elif key.fileobj is self._bell:
+                with contextlib.suppress(BlockingIOError):
+                    self._bell.recv(4096)
+            else:
+                self._restart()
+                break
+        self._admit()
+        self._enforce_deadlines()
+        self._hand_out()
+        self._flush()
+
+    def _nap(self) -> float | None:
+        """How long nothing needs doing unless somebody calls."""
+        with self._lock:
+            self._awake = bool(self._arriving or self._closing)
+            if self._awake:
+                return 0.0
+        now = time.monotonic()
+        waits = [member.check_at - now for member in self._members if member.batch]
+        if self._queue and any(not member.batch for member in self._members):
+            waits.append(self._queued_since + _LINGER_S - now)
+        return max(0.0, min(waits)) if waits else None
+
+    def _admit(self) -> None:
+        if self._arriving and not self._queue:
+            self._queued_since = time.monotonic()
+        while self._arriving:
+            self._queue.append(self._arriving.popleft())
+
+    # Answers.
+
+    def _attend(self, member: Member, events: int) -> None:
+        if member not in self._members:
+            return  # buried earlier in this turn
+        try:
+            if events & selectors.EVENT_WRITE and member.writer.flush():
+                self._selector.modify(member.sock, selectors.EVENT_READ, member)
+            answers, alive = member.read() if events & selectors.EVENT_READ else ([], True)
+        except (OSError, ValueError):
+            answers, alive = [], False
+        for ticket, result in answers:
+            self._finish(ticket, result)
+        if not alive:
+            self._lose(member)
+        elif not member.batch and member.num_done >= _RECYCLE_AFTER:
+            self._bury(member)
+            self._spawn(member.slot)
+
+    def _finish(self, ticket: Ticket, result: Result) -> None:
+        if result.status in ("ok", "error"):
+            self._failures_in_a_row = 0
+            known = self._costs.get(ticket.job.key, _UNKNOWN_COST_S)
+            capped = min(result.seconds, 10 * known + 0.001)  # one slow call must not make every batch tiny
+            self._costs[ticket.job.key] = known + 0.1 * (capped - known)
+        ticket.sink.put(ticket, result)
+        self._flushing.add(ticket.sink)
+
+    def _flush(self) -> None:
+        for sink in self._flushing:
+            with contextlib.suppress(RuntimeError):  # its event loop was closed meanwhile: nobody waits
+                sink.flush()
+        self._flushing.clear()
+
+    # Losses.
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        for member in list(self._members):
+            if member not in self._members or not member.batch or member.check_at > now:
+                continue
+            if overdue := member.overdue(now, self._load_timeout_s):
+                self._lose(member, overdue)
+
+    def _lose(self, member: Member, overdue: str | None = None) -> None:
+        """A worker died, or is late and must die: settle the call in its hands, queue the others again."""
+        current, others = member.unanswered()
+        self.num_replaced += 1
+        self._queue.extendleft(reversed(others))
+        if current is not None:
+            self._settle(current, overdue)
+        else:
+            self._count_failure("a reward worker died before doing anything")
+        self._bury(member)
+        self._spawn(member.slot)
+
+    def _settle(self, ticket: Ticket, overdue: str | None) -> None:
+        if overdue is not None:
+            self._finish(ticket, Result("timeout", detail=overdue, seconds=ticket.timeout_s))
+        elif ticket.retried:
+            self._finish(ticket, Result("crash", detail="the worker process died twice on this call"))
+        else:
+            ticket.retried = True
+            self._queue.appendleft(ticket)
+
+    def _count_failure(self, what: str) -> None:
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row > _MAX_FAILURES_IN_A_ROW:
+            raise RewardError(f"{what}, {self._failures_in_a_row} times in a row")
+
+    def _bury(self, member: Member) -> None:
+        self._members.remove(member)
+        self._selector.unregister(member.sock)
+        member.sock.close()
+        try:
+            self._live_nursery().kill(member.pid)
+        except OSError:
+            self._restart()
+
+    def _spawn(self, slot: int) -> None:
+        if any(member.slot == slot for member in self._members):
+            return  # a restart has filled it
+        try:
+            pid, sock = self._live_nursery().fork(slot)
+        except OSError:
+            self._restart()
+            return
+        member = Member(slot, pid, sock, self._live_nursery().progress)
+        self._members.append(member)
+        self._selector.register(sock, selectors.EVENT_READ, member)
+
+    # The zygote.
+
+    def _populate(self) -> None:
+        self._nursery = Nursery(self._num_workers, self._limits, self._preload, self._load_timeout_s)
+        self._selector.register(self._nursery, selectors.EVENT_READ)
+        for slot in range(self._num_workers):
+            self._spawn(slot)
+
+    def _restart(self) -> None:
+        """The zygote is gone: end its workers and start afresh; nobody is to blame, so every call is queued again."""
+        self._count_failure("the parent process of the reward workers died")
+        _LOG.warning("the parent process of the reward workers died; starting another")
+        for member in self._members:
+            current, others = member.unanswered()
+            self._queue.extendleft(reversed([*([current] if current else []), *others]))
+        self._disband()
+        self._populate()
+
+    def _live_nursery(self) -> Nursery:
+        if self._nursery is None:
+            raise ConnectionResetError("no zygote")
+        return self._nursery
+
+    def _disband(self) -> None:
+        for member in self._members:
+            self._selector.unregister(member.sock)
+            member.sock.close()
+        self._members = []
+        if self._nursery is not None:
+            self._selector.unregister(self._nursery)
+            self._nursery.stop()
+            self._nursery = None
+
+    # Work.
+
+    def _hand_out(self) -> None:
+        idle = [member for member in self._members if not member.batch]
+        if not self._queue or not idle or self._lingering():
+            return
+        for member in idle:
+            if member in self._members and (batch := self._take(self._share())):
+                self._give(member, batch)
+
+    def _lingering(self) -> bool:
+        few = len(self._queue) < len(self._members)
+        return few and time.monotonic() < self._queued_since + _LINGER_S
+
+    def _share(self) -> int:
+        return -(-len(self._queue) // len(self._members))
+
+    def _take(self, share: int) -> list[Ticket]:
+        """The next calls, about ``_BATCH_S`` of work at most.  A call that killed a worker travels alone."""
+        batch: list[Ticket] = []
+        expected_s = 0.0
+        while self._queue and len(batch) < min(share, _MAX_BATCH) and (expected_s < _BATCH_S or not batch):
+            if self._queue[0].retried and batch:
+                break
+            ticket = self._queue.popleft()
+            if ticket.cancelled:
+                continue
+            batch.append(ticket)
+            expected_s += self._costs.get(ticket.job.key, _UNKNOWN_COST_S)
+            if ticket.retried:
+                break
+        return batch
+
+    def _give(self, member: Member, batch: list[Ticket]) -> None:
+        try:
+            complete = member.give(batch)
+        except OSError:
+            self._lose(member)
+            return
+        if not complete:
+            self._selector.modify(member.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, member)
+
+    # The end.
+
+    def _break(self, error: RewardError) -> None:
+        self._broken = error
+        self._ready.set()
+
+    def _tear_down(self) -> None:
+        left = [ticket for member in self._members for ticket in member.batch if ticket is not None]
+        self._disband()
+        with self._lock:
+            self._ended = True
+            left += [*self._queue, *self._arriving]
+        self._refuse(left)
+        self._flush()
+        self._selector.close()
+        self._bell.close()
+        self._clapper.close()
+
+    def _refuse(self, tickets: Iterable[Ticket]) -> None:
+        result = Result("error", detail=str(self._broken or "the reward pool was closed"))
+        for ticket in tickets:
+            ticket.sink.put(ticket, result)
+            ticket.sink.flush()

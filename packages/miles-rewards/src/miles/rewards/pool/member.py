@@ -1,0 +1,94 @@
+"""The pool's view of one worker."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import time
+
+from miles.rewards.pool.job import Result
+from miles.rewards.pool.progress import IDLE, LOADING, Progress
+from miles.rewards.pool.ticket import Ticket
+from miles.rewards.pool.wire import FrameReader, FrameWriter
+
+
+class Member:
+    """A worker process, the batch it works on, and what it has answered."""
+
+    def __init__(self, slot: int, pid: int, sock: socket.socket, progress: Progress) -> None:
+        self.slot = slot
+        self.pid = pid
+        self.sock = sock
+        self.writer = FrameWriter(sock)
+        self.batch: list[Ticket | None] = []
+        """Calls in its hands, None where answered; empty when idle."""
+        self.num_done = 0
+        self.check_at = 0.0
+        """When to look whether it is late (``time.monotonic()``)."""
+        self._reader = FrameReader(sock)
+        self._progress = progress
+        self._known: set[int] = set()
+        self._serial = 0
+        self._given_at = 0.0
+        self._num_open = 0
+
+    def give(self, batch: list[Ticket]) -> bool:
+        """Hand over a batch; whether it is sent completely.  Raises OSError when the worker is gone."""
+        new = {ticket.job.key: ticket.job for ticket in batch if ticket.job.key not in self._known}
+        self._known.update(new)
+        self._serial += 1
+        self.batch = list(batch)
+        self._num_open = len(batch)
+        self._given_at = time.monotonic()
+        self.check_at = self._given_at + min(ticket.timeout_s for ticket in batch)
+        items = [(ticket.job.key, ticket.arguments) for ticket in batch]
+        return self.writer.send(pickle.dumps((self._serial, [job.definition() for job in new.values()], items)))
+
+    def read(self) -> tuple[list[tuple[Ticket, Result]], bool]:
+        """New answers, and whether the worker is still there.  Raises ValueError on anything but an answer."""
+        frames, alive = self._reader.read()
+        answers: list[tuple[Ticket, Result]] = []
+        for payload in frames:
+            serial, replies = json.loads(payload)
+            if serial != self._serial:
+                raise ValueError("an answer to a batch that was not asked")
+            answers += [self._accept(*reply) for reply in replies]
+        if not self._num_open:
+            self.batch = []
+        return answers, alive
+
+    def _accept(self, index: int, status: str, value: object, detail: str, seconds: float) -> tuple[Ticket, Result]:
+        ticket = self.batch[index] if 0 <= index < len(self.batch) else None
+        if ticket is None:
+            raise ValueError("an answer to a call that was not asked")
+        self.batch[index] = None
+        self._num_open -= 1
+        self.num_done += 1
+        return ticket, Result("ok" if status == "ok" else "error", value, str(detail), float(seconds))
+
+    def overdue(self, now: float, load_timeout_s: float) -> str | None:
+        """Why the worker must die now; None when it need not, with ``check_at`` moved on."""
+        note = self._progress.read(self.slot)
+        ticket = self._current()
+        if ticket is None:
+            since, limit, doing = self._given_at, load_timeout_s, "nothing"
+        elif note.phase == LOADING:
+            since, limit, doing = note.since, load_timeout_s, f"importing {ticket.job.function}"
+        else:
+            since, limit, doing = note.since, ticket.timeout_s, "grading"
+        if now >= since + limit:
+            return f"{doing} for more than {limit:g} s"
+        self.check_at = since + limit
+        return None
+
+    def unanswered(self) -> tuple[Ticket | None, list[Ticket]]:
+        """The call in the worker's hands, if any, and the others of its batch that have no answer."""
+        current = self._current()
+        return current, [ticket for ticket in self.batch if ticket is not None and ticket is not current]
+
+    def _current(self) -> Ticket | None:
+        note = self._progress.read(self.slot)
+        if note.batch != self._serial or note.phase == IDLE or note.index >= len(self.batch):
+            return None
+        return self.batch[note.index]

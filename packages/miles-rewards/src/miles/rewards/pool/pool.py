@@ -1,0 +1,182 @@
+"""A pool of killable processes.
+
+Every call has a deadline that starts when a worker starts the call, not when it was queued.  A worker that hangs or
+dies is killed and replaced, and only the call in its hands is lost; the rest of its batch goes back to the queue (a
+neighbour graded moments before the death may be graded again).  Calls may come from any thread and any event loop; a
+thread of the pool's own talks to the workers and watches the clock, so deadlines hold even while an event loop is stuck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from miles.rewards.pool.job import Job, Limits, Result
+from miles.rewards.pool.keeper import Keeper
+from miles.rewards.pool.ticket import ListSink, LoopSink, Sink, Ticket
+
+
+class Pool:
+    """Worker processes that call functions by name.
+
+    Starts at its first use; ``close`` (or the end of a ``with`` block) ends the processes.  A process forked from this
+    one gets a pool of its own at its first use.
+    """
+
+    def __init__(
+        self,
+        num_workers: int | None = None,
+        *,
+        timeout_s: float = 5.0,
+        load_timeout_s: float = 120.0,
+        preload: Sequence[str] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        """``num_workers`` None: a quarter of the cores, from 2 to 8.
+
+        ``timeout_s`` is the deadline of a call whose job has none; ``load_timeout_s`` that of importing a job's module;
+        ``preload`` are modules to import before the first fork.
+        """
+        if num_workers is not None and num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, it is {num_workers}")
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s must be positive, it is {timeout_s}")
+        self.num_workers = num_workers or min(8, max(2, (os.cpu_count() or 1) // 4))
+        self.timeout_s = timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._preload = tuple(preload)
+        self._limits = limits or Limits()
+        self._lock = threading.Lock()
+        self._keeper: Keeper | None = None
+        self._sinks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopSink] = weakref.WeakKeyDictionary()
+        _pools.add(self)
+
+    def start(self) -> None:
+        """Fork the workers now.  Raises RewardError when they cannot start."""
+        self._started().wait_ready()
+
+    async def run(self, job: Job, *arguments: Any, timeout_s: float | None = None) -> Result:
+        """Call ``job`` with ``arguments`` in a worker.  Cancelling gives its place in the queue back."""
+        loop = asyncio.get_running_loop()
+        try:
+            ticket = self._ticket(job, arguments, timeout_s, self._sink(loop))
+        except Exception as error:
+            return _unsendable(error)
+        future: asyncio.Future[Result] = loop.create_future()
+        ticket.future = future
+        self._started().submit((ticket,))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            ticket.cancelled = True
+            raise
+
+    def map(self, job: Job, items: Iterable[tuple[Any, ...]], timeout_s: float | None = None) -> list[Result]:
+        """Call ``job`` with each tuple of arguments; the results in order.  Blocks: not for event loops."""
+        calls = list(items)
+        sink = ListSink(len(calls))
+        tickets = []
+        for index, arguments in enumerate(calls):
+            try:
+                ticket = self._ticket(job, arguments, timeout_s, sink)
+            except Exception as error:
+                ticket = Ticket(job, b"", 0.0, sink)
+                ticket.index = index
+                sink.put(ticket, _unsendable(error))
+                continue
+            ticket.index = index
+            tickets.append(ticket)
+        sink.flush()
+        if tickets:
+            self._started().submit(tickets)
+        return sink.wait()
+
+    def close(self) -> None:
+        """End all workers; calls still waiting come back as errors.  Safe to call twice."""
+        with self._lock:
+            keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers and of their parent."""
+        keeper = self._keeper
+        return keeper.pids if keeper else []
+
+    @property
+    def num_replaced(self) -> int:
+        """Workers that were killed or died, since the start."""
+        keeper = self._keeper
+        return keeper.num_replaced if keeper else 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _started(self) -> Keeper:
+        keeper = self._keeper
+        if keeper is None:
+            with self._lock:
+                if self._keeper is None:
+                    self._keeper = Keeper(self.num_workers, self._limits, self._preload, self._load_timeout_s)
+                keeper = self._keeper
+        return keeper
+
+    def _ticket(self, job: Job, arguments: tuple[Any, ...], timeout_s: float | None, sink: Sink) -> Ticket:
+        deadline = timeout_s or job.timeout_s or self.timeout_s
+        return Ticket(job, pickle.dumps(arguments, protocol=5), deadline, sink)
+
+    def _sink(self, loop: asyncio.AbstractEventLoop) -> LoopSink:
+        sink = self._sinks.get(loop)
+        if sink is None:
+            sink = self._sinks[loop] = LoopSink(loop)
+        return sink
+
+    def _forget(self) -> None:
+        """In a forked child: the workers are the parent's."""
+        self._lock = threading.Lock()
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.forget()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for pool in list(_pools):
+        pool._forget()
+
+
+def _close_all() -> None:
+    for pool in list(_pools):
+        pool.close()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+atexit.register(_close_all)
+
+
+def _unsendable(error: Exception) -> Result:
+    return Result("error", detail=f"the arguments cannot be sent to a worker ({type(error).__name__}: {error})"[:300])

@@ -1,0 +1,104 @@
+"""Functions that behave badly, for the pool to survive."""
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def echo(value):
+    return value
+
+
+def add(first, second):
+    return first + second
+
+
+def hang(value):
+    while True:
+        pass
+
+
+def hang_if_negative(value):
+    while value < 0:
+        pass
+    return value
+
+
+def hang_in_c(value):
+    return 7**10**9 % 2
+
+
+def die(value):
+    os._exit(3)
+
+
+def die_if_negative(value):
+    if value < 0:
+        os._exit(3)
+    return value
+
+
+def segfault(value):
+    return ctypes.string_at(0)
+
+
+def eat_memory(value):
+    return len(bytearray(8 << 30))
+
+
+def recurse(value):
+    return recurse(value)
+
+
+def leave(value):
+    sys.exit("out")
+
+
+def fail(value):
+    raise ValueError(f"no {value}")
+
+
+def sleep(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def pid(value):
+    return os.getpid()
+
+
+def numpy_number(value):
+    return {"score": np.float32(0.5), "right": np.bool_(True)}
+
+
+def an_object(value):
+    return object()
+
+
+def nested_list(value):
+    nested = []
+    for _ in range(100_000):
+        nested = [nested]
+    return nested
+
+
+def huge_answer(value):
+    return "x" * (70 << 20)
+
+
+def shout(value):
+    print("untrusted" * 1000)
+    print("untrusted" * 1000, file=sys.stderr)
+    return value
+
+
+def write_file(path):
+    Path(path).write_text("written")
+    return True
+
+
+not_a_function = 3
