@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SECRETS = frozenset({"wandb_key"})
+"""Flags whose values stay out of ``config.json``."""
 _ROLLOUT = re.compile(r"rollout_(\d+)\.jsonl")
 _EVALUATION = re.compile(r"eval_(\d+)_(.+)\.jsonl")
 
@@ -83,7 +85,10 @@ class RunDirectory:
 
     def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         """Write ``config.json``: the value of every flag and its origin (default, flag, file, derived ...)."""
-        entries = {name: {"value": value, "origin": origins.get(name, "default")} for name, value in values.items()}
+        entries = {
+            name: {"value": "***" if name in SECRETS and value else value, "origin": origins.get(name, "default")}
+            for name, value in values.items()
+        }
         partial = self.config.with_suffix(".partial")
         partial.write_text(json.dumps(entries, indent=1, default=str) + "\n")
         partial.replace(self.config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from miles.core.flags.logging import Logging
@@ -30,9 +29,9 @@ class Trackers:
     def open(cls, config: Config, run_dir: Path, *, metrics_offset: int = 0) -> Trackers:
         """Start every tracker of the configuration.
 
-        ``metrics_offset`` is where the checkpoint that the run continues from ends (0: the run starts from nothing).  What
-        lies behind it in ``metrics.jsonl`` belongs to work that is done again, and is cut off first: the other trackers
-        read the history of the run from that file when they start.
+        ``metrics_offset`` is where the checkpoint that the run continues from ends (0: the run starts from nothing).
+        What lies behind it in ``metrics.jsonl`` belongs to work that is done again, and is cut off first: the other
+        trackers read the history of the run from that file when they start.
         """
         journal = JsonlTracker(config, run_dir)
         journal.truncate(metrics_offset)
@@ -61,9 +60,7 @@ class Trackers:
     def __enter__(self) -> Trackers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
