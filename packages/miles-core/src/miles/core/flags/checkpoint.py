@@ -1,0 +1,62 @@
+"""The model to start from, and where runs are saved and resumed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from miles.core.config.group import Flag, Group
+
+_NO_CRITIC = "there is no critic yet"
+
+
+class Checkpoint(Group):
+    title = "Checkpointing and Resuming"
+
+    hf_checkpoint: str | None = None
+    """Hugging Face checkpoint directory of the model: weights to start from, config and tokenizer, for trainer and
+    engines."""
+
+    model_name: Annotated[
+        str | None, Flag(unsupported="it selects the weight names of the megatron backend, which does not exist yet")
+    ] = None
+    """Name under which the model's weight conversion is registered. Defaults to the architecture in ``config.json``."""
+
+    load: str | None = None
+    """Run directory to resume from. Left out, a run resumes what is in ``--save``, or starts from
+    ``--hf-checkpoint``."""
+
+    save: str | None = None
+    """Run directory: metrics, samples, checkpoints."""
+
+    save_interval: PositiveInt | None = None
+    """Rollouts between two checkpoints. Needs ``--save``."""
+
+    async_save: Annotated[bool, Flag(unsupported="checkpoints are written while training waits")] = False
+    """Write checkpoints in the background."""
+
+    save_hf: str | None = None
+    """Directory to export the model to in Hugging Face format with every checkpoint; ``{rollout_id}`` is filled in."""
+
+    no_save_optim: bool = False
+    """Leave the optimizer's state out of checkpoints. They are smaller, and training cannot be resumed from them
+    exactly."""
+
+    ref_load: str | None = None
+    """Checkpoint of the reference model. Defaults to ``--hf-checkpoint``."""
+
+    ref_ckpt_step: Annotated[
+        NonNegativeInt | None,
+        Flag(unsupported="the reference model is read from a Hugging Face directory, which has no steps"),
+    ] = None
+    """Step of the reference checkpoint."""
+
+    critic_load: Annotated[str | None, Flag(inherits="load", unsupported=_NO_CRITIC)] = None
+    """Checkpoint of the critic. Defaults to ``--load``."""
+
+    critic_save: Annotated[str | None, Flag(unsupported=_NO_CRITIC)] = None
+    """Where the critic is saved."""
+
+    start_rollout_id: NonNegativeInt | None = None
+    """First rollout of this run. Left out: the one after the checkpoint's, or 0."""

@@ -1,0 +1,68 @@
+"""Machines, processes and who shares an accelerator with whom."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from miles.core.config.group import DERIVED, Flag, Group
+
+
+class Cluster(Group):
+    title = "Cluster and Resource Management"
+
+    executor: Literal["auto", "local", "ray"] = "auto"
+    """Where the roles of a run live. ``local``: processes of this machine, one rank each, no Ray. ``ray``: a Ray
+    cluster. ``auto``: local when every role has one rank and no cluster address is given."""
+
+    ray_address: str | None = None
+    """Address of a running Ray cluster (``host:port`` or ``auto``). Without it ``--executor ray`` starts one on this
+    machine."""
+
+    actor_num_nodes: PositiveInt = 1
+    """Number of nodes for training the actor."""
+
+    actor_num_gpus_per_node: PositiveInt = 8
+    """Accelerators per node for training the actor; one rank each. On a machine without accelerators: trainer
+    processes, and 1 unless given."""
+
+    critic_num_nodes: Annotated[PositiveInt | None, Flag(inherits="actor_num_nodes")] = None
+    """Number of nodes for training the critic. Defaults to ``--actor-num-nodes``."""
+
+    critic_num_gpus_per_node: Annotated[PositiveInt | None, Flag(inherits="actor_num_gpus_per_node")] = None
+    """Accelerators per node for training the critic. Defaults to ``--actor-num-gpus-per-node``."""
+
+    rollout_num_gpus: NonNegativeInt | None = None
+    """Accelerators for rollout, all engines together. With ``--colocate`` these are the trainer's. On a machine
+    without accelerators they count engines' shares only."""
+
+    rollout_num_gpus_per_engine: PositiveInt = 1
+    """Accelerators of one engine: its tensor-parallel size, over all its nodes."""
+
+    num_gpus_per_node: PositiveInt = 8
+    """Accelerators of one machine."""
+
+    colocate: bool = False
+    """Train and generate on the same accelerators. Sets ``--offload-train`` and ``--offload-rollout`` unless they
+    are given."""
+
+    offload: bool = False
+    """Same as ``--offload-train`` and ``--offload-rollout``."""
+
+    offload_train: bool = DERIVED
+    """Move the actor to host memory while responses are generated. Defaults to ``--colocate``."""
+
+    offload_rollout: bool = DERIVED
+    """Release the engines' memory while the actor trains. Defaults to ``--colocate``."""
+
+    prefill_num_servers: Annotated[
+        PositiveInt | None, Flag(unsupported="engines are not split into prefill and decode servers yet")
+    ] = None
+    """Number of dedicated prefill servers (disaggregated prefill and decode)."""
+
+    distributed_backend: Literal["nccl", "gloo"] = "nccl"
+    """Communication library of the trainer's ranks. ``gloo`` on the CPU unless given."""
+
+    distributed_timeout_minutes: PositiveInt = 10
+    """Minutes after which a collective operation that does not end is an error."""

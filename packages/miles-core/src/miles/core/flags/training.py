@@ -1,0 +1,97 @@
+"""The trainer: backend, device, memory, precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from miles.core.config.group import Flag, Group
+
+ChunkSize = Annotated[int, Field(ge=-1)]
+
+
+class Training(Group):
+    title = "Training Backend"
+
+    train_backend: Annotated[str, Flag(plugin="miles.train_backends")] = "megatron"
+    """The backend that trains: ``fsdp``, ``megatron``, or the name of an installed plugin."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the trainer computes. ``auto``: ``cuda`` when this machine has an accelerator, else ``cpu``."""
+
+    train_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the trainer's forward and backward pass. ``auto``: ``bf16`` on an accelerator, ``fp32`` on the
+    CPU. The optimizer's weights are always fp32."""
+
+    train_num_threads: NonNegativeInt = 0
+    """CPU threads of one trainer process; 0: an equal share of the machine's cores."""
+
+    qkv_format: Annotated[
+        Literal["thd", "bshd"], Flag(unsupported="sequences are always packed without padding (thd)")
+    ] = "thd"
+    """Layout of attention inputs: ``thd`` packs sequences without padding, ``bshd`` pads them to one length."""
+
+    true_on_policy_mode: Annotated[bool, Flag(unsupported="trainer and engine do not share their kernels yet")] = False
+    """Make the trainer's log-probabilities equal the engine's bit for bit, with the same kernels on both sides."""
+
+    train_env_vars: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of the trainer's processes, as a JSON object."""
+
+    train_memory_margin_bytes: Annotated[
+        NonNegativeInt, Flag(unsupported="the trainer does not reserve accelerator memory yet")
+    ] = 1024**3
+    """Accelerator memory kept free beside the trainer's, in bytes."""
+
+    enable_weights_backuper: Annotated[
+        bool,
+        Flag(
+            spelling="--disable-weights-backuper",
+            negates=True,
+            unsupported="the trainer keeps no copy of its weights in host memory, so there is nothing to disable",
+        ),
+    ] = True
+    """Do without the copy of the weights in host memory."""
+
+    custom_model_provider_path: Annotated[
+        str | None, Flag(path=True, unsupported="it belongs to the megatron backend, which does not exist yet")
+    ] = None
+    """Dotted path of a function that builds the model: ``(pre_process, post_process[, vp_stage])``."""
+
+    recompute_loss_function: bool = False
+    """Compute the loss again in the backward pass instead of keeping what it needs."""
+
+    log_probs_chunk_size: ChunkSize = -1
+    """Tokens per chunk when log-probabilities are computed, which bounds the memory of logits. ``-1``: chosen by the
+    backend."""
+
+    keep_old_actor: Annotated[bool, Flag(unsupported="the trainer keeps no second actor yet")] = False
+    """Keep the weights that generated the rollout, and compute the old log-probabilities with them."""
+
+    update_weight_buffer_size: PositiveInt = 512 * 1024**2
+    """Bytes of weights sent to the engines at a time."""
+
+    update_weight_transport: Annotated[str, Flag(plugin="miles.weight_transports")] = "auto"
+    """How weights reach the engines: ``shm`` (shared memory of one machine), ``disk`` (a directory that all of them
+    see), or a plugin. ``auto``: ``shm`` when every engine is on this machine, else ``disk``."""
+
+    update_weights_interval: Annotated[
+        PositiveInt, Flag(unsupported="it spaces the weight updates of asynchronous training, which does not exist yet")
+    ] = 1
+    """Rollouts between two weight updates of the engines, in asynchronous training."""
+
+    fp16: Annotated[
+        bool, Flag(unsupported="half precision without bfloat16 needs loss scaling, which no backend has")
+    ] = False
+    """Train in fp16."""
+
+    context_parallel_size: Annotated[PositiveInt, Flag(unsupported="no backend splits a sequence over ranks yet")] = 1
+    """Ranks that share one sequence."""
+
+    deterministic_mode: bool = False
+    """Refuse operations whose result may differ from run to run."""
+
+    allow_model_args_mismatch: Annotated[
+        bool, Flag(unsupported="architecture flags belong to the megatron backend, which does not exist yet")
+    ] = False
+    """Accept architecture flags that contradict the checkpoint's ``config.json``."""

@@ -1,0 +1,66 @@
+"""Installed plugins: entry points of Miles' groups, listed without importing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from miles.core import environ
+
+OWN_DISTRIBUTIONS = (
+    "miles-core",
+    "miles-router",
+    "miles-rollout",
+    "miles-rewards",
+    "miles-fsdp",
+    "miles-megatron",
+)
+
+# Which of our distributions provides a name, so that a missing one can be told by its name alone.
+WELL_KNOWN: Mapping[str, Mapping[str, str]] = {
+    "miles.train_backends": {"fsdp": "miles-fsdp", "megatron": "miles-megatron"},
+    "miles.roles": {"rollout": "miles-rollout"},
+    "miles.engines": {"embedded": "miles-rollout[embedded]", "sglang": "miles-rollout"},
+    "miles.rollouts": {"sglang": "miles-rollout", "sft": "miles-rollout"},
+    "miles.generators": {"single_turn": "miles-rollout"},
+    "miles.data_sources": {"buffered": "miles-rollout"},
+    "miles.filters": {"reward_nonzero_std": "miles-rollout", "pop_first": "miles-rollout"},
+    "miles.rewards": dict.fromkeys(
+        ("math", "dapo", "deepscaler", "f1", "gpqa", "ifbench", "random", "remote_rm"), "miles-rewards"
+    )
+    | {"reasoning_gym": "miles-rewards[reasoning-gym]"},
+    "miles.routers": {"miles": "miles-router"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One registered name."""
+
+    group: str
+    name: str
+    target: str
+    """``module:attribute``."""
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} ({self.target})"
+
+
+def installed(group: str | None = None) -> list[Plugin]:
+    """Plugins of ``group``, or of every group whose name starts with ``miles.``, sorted by group and name.
+
+    With ``MILES_DISABLE_PLUGINS=1`` only those of Miles' own distributions.
+    """
+    found = entry_points() if group is None else entry_points(group=group)
+    plugins = {_plugin(entry) for entry in found if entry.group.startswith("miles.")}
+    if environ.plugins_disabled():
+        plugins = {plugin for plugin in plugins if plugin.distribution in OWN_DISTRIBUTIONS}
+    return sorted(plugins, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution))
+
+
+def _plugin(entry: EntryPoint) -> Plugin:
+    name, version = ("an unknown distribution", "") if entry.dist is None else (entry.dist.name, entry.dist.version)
+    return Plugin(entry.group, entry.name, entry.value, name, version)

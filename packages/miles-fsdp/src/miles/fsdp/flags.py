@@ -1,0 +1,33 @@
+"""Flags of the FSDP backend.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from miles.core.config.group import Flag, Group
+
+
+class Fsdp(Group):
+    title = "FSDP Specific Arguments"
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+    fsdp_cpu_offload: Annotated[bool, Flag(unsupported="weights and optimizer stay on the accelerator")] = False
+    """Keep weights, gradients and optimizer in host memory."""
+
+    fsdp_state_dict_cpu_offload: Annotated[
+        bool, Flag(unsupported="weights are gathered one after another, so there is no full copy to move")
+    ] = False
+    """Move the full weights to host memory while they are collected."""
+
+    fsdp_cpu_backend: Annotated[
+        Literal["gloo"] | None, Flag(unsupported="weights and optimizer stay on the accelerator")
+    ] = "gloo"
+    """Communication library for tensors in host memory."""
+
+    attn_implementation: Literal["flash_attention_2", "sdpa", "eager"] = "flash_attention_2"
+    """Attention kernels. ``sdpa`` where flash-attention cannot run, unless given."""
+
+
+GROUPS: tuple[type[Group], ...] = (Fsdp,)

@@ -1,0 +1,268 @@
+"""Flags of generation, engines and evaluation.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from miles.core.config.group import DERIVED, Flag, Group
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=-1)]
+_NO_MULTI_TURN = "multi-turn generation does not exist yet"
+_NO_BUFFER_SERVICE = "there is no external rollout buffer service"
+
+
+class Rollout(Group):
+    title = "Rollout Management"
+
+    rollout_function_path: Annotated[str, Flag(plugin="miles.rollouts")] = (
+        "miles.rollout.sglang_rollout.generate_rollout"
+    )
+    """Function that makes a rollout, by name or dotted path: ``(args, rollout_id, data_source, evaluation=False)``."""
+
+    rollout_temperature: NonNegativeFloat = 1.0
+    """Sampling temperature."""
+
+    rollout_top_p: Probability = 1.0
+    """Nucleus sampling: the smallest set of tokens with at least this probability."""
+
+    rollout_top_k: TopK = -1
+    """Sample among the k most probable tokens; ``-1``: among all."""
+
+    rollout_max_context_len: PositiveInt | None = None
+    """Most tokens of prompt and response together."""
+
+    rollout_max_prompt_len: PositiveInt | None = None
+    """Most tokens of a prompt; longer prompts are left out when the data is read. Defaults to
+    ``--rollout-max-context-len - 1``."""
+
+    rollout_max_response_len: PositiveInt | None = None
+    """Most tokens of a response."""
+
+    rollout_skip_special_tokens: bool = False
+    """Leave special tokens out of the response's text."""
+
+    rollout_stop: list[str] | None = None
+    """Texts that end a response."""
+
+    rollout_stop_token_ids: list[int] | None = None
+    """Token ids that end a response."""
+
+    rollout_shuffle: bool = False
+    """Shuffle the prompts, anew in every epoch."""
+
+    rollout_seed: int = 42
+    """Seed of shuffling and sampling."""
+
+    rollout_external: Annotated[bool, Flag(unsupported="engines are always started by the run")] = False
+    """Use engines that already run instead of starting them."""
+
+    rollout_external_engine_addrs: Annotated[
+        list[str] | None, Flag(unsupported="engines are always started by the run")
+    ] = None
+    """Addresses (``host:port``) of the engines that already run."""
+
+    custom_generate_function_path: Annotated[str | None, Flag(plugin="miles.generators")] = None
+    """Function that generates one sample, by name or dotted path, in place of the single-turn one."""
+
+    custom_rollout_log_function_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function ``(rollout_id, args, samples, rollout_extra_metrics, rollout_time)``; a true result
+    replaces the standard metrics of a rollout."""
+
+    custom_eval_rollout_log_function_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function ``(rollout_id, args, data, extra_metrics)``; a true result replaces the standard
+    metrics of an evaluation."""
+
+    rollout_data_postprocess_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function called with ``(args, samples)`` when a rollout is ready to be trained on."""
+
+
+class Sampling(Group):
+    title = "Sampling and Filtering"
+
+    over_sampling_batch_size: PositiveInt = DERIVED
+    """Prompts submitted at a time. Defaults to ``--rollout-batch-size``; more than that keeps the engines busy while
+    a filter drops groups."""
+
+    dynamic_sampling_filter_path: Annotated[str | None, Flag(plugin="miles.filters")] = None
+    """Filter of finished groups, by name or dotted path: ``(args, group) -> DynamicFilterOutput``."""
+
+    partial_rollout: bool = False
+    """Keep what was generated when a rollout is complete, and go on with it in the next one."""
+
+    mask_offpolicy_in_partial_rollout: bool = False
+    """Train only on the tokens that the present policy generated."""
+
+    buffer_filter_path: Annotated[str | None, Flag(plugin="miles.filters")] = None
+    """Picks groups from the buffer, by name or dotted path: ``(args, rollout_id, buffer, num_samples) -> groups``.
+    Defaults to the oldest."""
+
+    rollout_sample_filter_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function ``(args, groups)`` that sets ``remove_sample`` on samples that must not train."""
+
+    rollout_all_samples_process_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function ``(args, all_groups, data_source)`` that sees every group of a rollout, dropped ones
+    included."""
+
+
+class Evaluation(Group):
+    title = "Evaluation Arguments"
+
+    eval_interval: PositiveInt | None = None
+    """Rollouts between two evaluations."""
+
+    eval_prompt_data: list[str] | None = None
+    """Pairs of a name and a prompt file: ``aime aime.jsonl gsm8k gsm8k.parquet``."""
+
+    eval_config: str | None = None
+    """YAML or JSON file that describes the evaluation data sets and their settings. Wins over
+    ``--eval-prompt-data``."""
+
+    skip_eval_before_train: bool = False
+    """Do not evaluate before the first rollout."""
+
+    n_samples_per_eval_prompt: PositiveInt = 1
+    """Responses per evaluation prompt."""
+
+    eval_temperature: Annotated[NonNegativeFloat, Flag(inherits="rollout_temperature")] = DERIVED
+    """Temperature of evaluation. Defaults to ``--rollout-temperature``."""
+
+    eval_top_p: Annotated[Probability, Flag(inherits="rollout_top_p")] = DERIVED
+    """Top-p of evaluation. Defaults to ``--rollout-top-p``."""
+
+    eval_top_k: Annotated[TopK, Flag(inherits="rollout_top_k")] = DERIVED
+    """Top-k of evaluation. Defaults to ``--rollout-top-k``."""
+
+    eval_max_response_len: Annotated[PositiveInt | None, Flag(inherits="rollout_max_response_len")] = None
+    """Most tokens of a response in evaluation. Defaults to ``--rollout-max-response-len``."""
+
+    eval_max_prompt_len: Annotated[PositiveInt | None, Flag(inherits="rollout_max_prompt_len")] = None
+    """Most tokens of an evaluation prompt. Defaults to ``--rollout-max-prompt-len``."""
+
+    eval_min_new_tokens: NonNegativeInt | None = None
+    """Least tokens of a response in evaluation."""
+
+    eval_max_context_len: Annotated[PositiveInt | None, Flag(inherits="rollout_max_context_len")] = None
+    """Most tokens of prompt and response in evaluation. Defaults to ``--rollout-max-context-len``."""
+
+    eval_function_path: Annotated[str, Flag(inherits="rollout_function_path", plugin="miles.rollouts")] = DERIVED
+    """Function that evaluates, by name or dotted path. Defaults to ``--rollout-function-path``."""
+
+    eval_input_key: Annotated[str, Flag(inherits="input_key")] = DERIVED
+    """Column of the prompt in evaluation data. Defaults to ``--input-key``."""
+
+    eval_label_key: Annotated[str | None, Flag(inherits="label_key")] = None
+    """Column of the ground truth in evaluation data. Defaults to ``--label-key``."""
+
+    eval_tool_key: Annotated[str, Flag(inherits="tool_key")] = DERIVED
+    """Column of tool definitions in evaluation data. Defaults to ``--tool-key``."""
+
+
+class Engines(Group):
+    title = "SGLang Backend Arguments"
+
+    rollout_engine: Annotated[str, Flag(plugin="miles.engines")] = "auto"
+    """Engine that generates: ``embedded``, ``sglang``, or the name of an installed plugin. ``auto``: ``sglang`` when
+    it is installed and the machine has an accelerator, else ``embedded``."""
+
+    rollout_num_engines: PositiveInt = DERIVED
+    """Number of engines. Defaults to ``rollout_num_gpus // rollout_num_gpus_per_engine``, and to 1 on a machine
+    without accelerators."""
+
+    engine_num_threads: NonNegativeInt = 0
+    """CPU threads of one engine; 0: an equal share of the machine's cores."""
+
+    sglang_mem_fraction_static: Annotated[
+        Probability, Flag(unsupported="the embedded engine sizes its cache by --sglang-max-running-requests")
+    ] = 0.9
+    """Share of an accelerator's memory that SGLang takes for weights and cache."""
+
+    sglang_server_concurrency: PositiveInt = 512
+    """Most requests in flight per engine."""
+
+    sglang_router_ip: str | None = None
+    """Address of a router that already runs. Left out, the run starts its own."""
+
+    sglang_router_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Port of the router."""
+
+    sglang_router_request_timeout_secs: PositiveInt = 14400
+    """Seconds after which a request to the router fails."""
+
+    sglang_options: Annotated[dict[str, Any], Flag(captures="--sglang-")] = Field(default_factory=dict)
+    """Every other ``--sglang-*`` flag, passed to the engine without the prefix."""
+
+
+class FaultTolerance(Group):
+    title = "Fault Tolerance"
+
+    use_fault_tolerance: Annotated[bool, Flag(unsupported="a dead engine ends the run instead of being replaced")] = (
+        False
+    )
+    """Watch the engines while they generate, and replace one that does not answer."""
+
+    rollout_health_check_interval: PositiveFloat = 30.0
+    """Seconds between two health checks of an engine."""
+
+    rollout_health_check_timeout: PositiveFloat = 30.0
+    """Seconds an engine has to answer a health check."""
+
+    rollout_health_check_first_wait: NonNegativeFloat = 0.0
+    """Seconds before the first health check."""
+
+
+class MultiTurn(Group):
+    title = "Multi-Turn and Agentic Arguments"
+
+    generate_max_turns: Annotated[PositiveInt, Flag(unsupported=_NO_MULTI_TURN)] = 16
+    """Most turns of a conversation."""
+
+    generate_tool_specs_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MULTI_TURN)] = None
+    """Dotted path of the list of tool definitions."""
+
+    generate_tool_call_parser: Annotated[str | None, Flag(unsupported=_NO_MULTI_TURN)] = None
+    """Parser that finds tool calls in a response."""
+
+    generate_execute_tool_function_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MULTI_TURN)] = None
+    """Dotted path of the coroutine function that executes a tool: ``(name, params) -> str``."""
+
+    generate_multi_samples: Annotated[bool, Flag(unsupported=_NO_MULTI_TURN)] = False
+    """Make a sample of every turn instead of one of the conversation."""
+
+
+class RolloutBuffer(Group):
+    title = "Rollout Buffer Management"
+
+    rollout_buffer_url: Annotated[str | None, Flag(unsupported=_NO_BUFFER_SERVICE)] = None
+    """Address of a rollout buffer service."""
+
+    fetch_trajectory_retry_times: Annotated[int, Flag(unsupported=_NO_BUFFER_SERVICE)] = -1
+    """How often to ask the buffer service again; ``-1``: for ever."""
+
+    min_batch_collection_ratio: Annotated[float, Flag(unsupported=_NO_BUFFER_SERVICE)] = 1.0
+    """Share of a batch that the buffer service must have collected."""
+
+    rollout_task_type: Annotated[str, Flag(unsupported=_NO_BUFFER_SERVICE)] = "math"
+    """Kind of task that the buffer service serves."""
+
+    rollout_trim_samples: Annotated[bool, Flag(spelling="--disable-rollout-trim-samples", negates=True)] = True
+    """Keep the samples of a rollout that do not fill a whole optimizer step."""
+
+    use_dynamic_global_batch_size: bool = False
+    """Take one optimizer step on however many samples a rollout has."""
+
+    loss_mask_type: Literal["qwen", "qwen3", "distill_qwen"] = "qwen"
+    """Chat format by which the tokens of an assistant are found in a conversation (SFT)."""
+
+
+GROUPS: tuple[type[Group], ...] = (
+    Rollout,
+    Sampling,
+    Evaluation,
+    Engines,
+    FaultTolerance,
+    MultiTurn,
+    RolloutBuffer,
+)
