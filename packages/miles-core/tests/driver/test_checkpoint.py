@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from miles.core.driver import checkpoint
 from miles.core.driver.checkpoint import DriverState
 from miles.core.errors import CheckpointError

@@ -3,6 +3,7 @@ import zlib
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from miles.core.weights.bucket import ALIGNMENT, buckets
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
@@ -11,9 +12,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64]
 @st.composite
 def named_tensors(draw):
     shapes = draw(st.lists(st.lists(st.integers(0, 7), max_size=3), max_size=12))
-    return [
-        (f"t{i}", torch.randint(0, 100, shape).to(draw(st.sampled_from(DTYPES)))) for i, shape in enumerate(shapes)
-    ]
+    return [(f"t{i}", torch.randint(0, 100, shape).to(draw(st.sampled_from(DTYPES)))) for i, shape in enumerate(shapes)]
 
 
 @given(named_tensors(), st.integers(1, 2000))

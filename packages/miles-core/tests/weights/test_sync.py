@@ -2,11 +2,13 @@ import os
 
 import pytest
 import torch
+
 from miles.core.errors import EngineError, WeightSyncError
 from miles.core.weights.disk import DiskTransport
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.shm import SHARED_MEMORY, SharedMemoryTransport, remove_leftovers
 from miles.core.weights.sync import push_weights
+
 
 @pytest.fixture(params=[SharedMemoryTransport, DiskTransport])
 def transport(request, tmp_path):
@@ -67,7 +69,7 @@ def test_engine_that_holds_something_else_stops_the_update_and_names_the_tensor(
 
 def test_engine_that_refuses_stops_the_update_with_its_words(engines, shm):
     engines[0].refuses.add("/begin_weight_update")
-    with pytest.raises(EngineError, match="begin_weight_update answered 400: .*refused"):
+    with pytest.raises(EngineError, match=r"begin_weight_update answered 400: .*refused"):
         push(engines, shm)
 
 

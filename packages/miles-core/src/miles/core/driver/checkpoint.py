@@ -125,7 +125,9 @@ def _offer(directory: Path, broken: int) -> str:
     older = sorted(int(match[1]) for path in directory.iterdir() if (match := re.fullmatch(r"iter_(\d{7})", path.name)))
     for rollout_id in reversed(older):
         if rollout_id < broken and verify(directory / _name(rollout_id)) is None:
-            return f" {_name(rollout_id)} is whole: to go back to it, write {rollout_id} into {directory / TRACKER_FILE}"
+            return (
+                f" {_name(rollout_id)} is whole: to go back to it, write {rollout_id} into {directory / TRACKER_FILE}"
+            )
     return " No older checkpoint there is whole: remove the directory to start again"
 
 

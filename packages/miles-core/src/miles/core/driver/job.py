@@ -180,7 +180,7 @@ class Job:
         for close in [*closers, self._trackers.close]:
             try:
                 close()
-            except Exception as error:  # noqa: BLE001 - the rest must still be closed; raised below
+            except Exception as error:
                 errors.append(error)
         if errors:
             raise errors[0]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from miles.core.driver.threads import train_threads
 from miles.core.driver.worker import ActorWorker
 from miles.core.flags.cluster import Cluster
-from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.registry import Registry

@@ -95,7 +95,9 @@ class RayActors:
         calls = []
         for index, (worker, node) in enumerate(zip(self._workers, nodes, strict=True)):
             rank = Rank(index, self._ranks, nodes[:index].count(node), master)
-            calls.append(worker.build.remote(rank, train_threads(self._training.train_num_threads, ranks_on_node[node])))
+            calls.append(
+                worker.build.remote(rank, train_threads(self._training.train_num_threads, ranks_on_node[node]))
+            )
         _first_failure(calls)
 
     def train(self, batch: RolloutBatch) -> TrainReport:

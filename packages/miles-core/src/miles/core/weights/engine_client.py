@@ -41,11 +41,15 @@ class EngineClient:
             response = connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise EngineError(f"engine {self.url}: {method} {path} got no answer ({type(error).__name__}: {error})") from error
+            raise EngineError(
+                f"engine {self.url}: {method} {path} got no answer ({type(error).__name__}: {error})"
+            ) from error
         finally:
             connection.close()
         if response.status != 200:
-            raise EngineError(f"engine {self.url}: {method} {path} answered {response.status}: {text[:500].decode(errors='replace')}")
+            raise EngineError(
+                f"engine {self.url}: {method} {path} answered {response.status}: {text[:500].decode(errors='replace')}"
+            )
         answer = _parse(text)
         if answer.get("success") is False:
             raise EngineError(f"engine {self.url}: {method} {path} failed: {answer.get('message') or answer}")

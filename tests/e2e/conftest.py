@@ -1,0 +1,67 @@
+"""A task small enough to run whole jobs in seconds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[2] / "tools" / "recipes"
+sys.path.insert(0, str(RECIPES))
+
+from addition import Data, Task, write_data  # noqa: E402
+from tiny_lm import Shape, save_checkpoint  # noqa: E402
+
+DEADLINE_S = 240
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A checkpoint with random weights, and prompts for it."""
+
+    checkpoint: Path
+    data: Data
+
+    def flags(self, save: Path, *extra: str) -> list[str]:
+        """A GRPO run of four short rollouts, two optimizer steps each, with an evaluation and a save at every one."""
+        return [
+            *("--train-backend", "fsdp", "--actor-num-gpus-per-node", "1", "--device", "cpu"),
+            *("--hf-checkpoint", str(self.checkpoint), "--save", str(save), "--save-interval", "1"),
+            *("--prompt-data", str(self.data.train), "--input-key", "prompt", "--label-key", "label"),
+            *("--apply-chat-template", "--rollout-shuffle", "--rm-type", "deterministic_random"),
+            *("--num-rollout", "4", "--rollout-batch-size", "4", "--n-samples-per-prompt", "4"),
+            *("--num-steps-per-rollout", "2", "--rollout-max-response-len", "12"),
+            *("--use-dynamic-batch-size", "--max-tokens-per-gpu", "256", "--lr", "1e-2"),
+            *("--eval-interval", "2", "--eval-prompt-data", "sums", f"{self.data.evaluation}@[0:8]"),
+            *("--train-num-threads", "1", "--engine-num-threads", "1"),
+            *extra,
+        ]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    folder = tmp_path_factory.mktemp("toy")
+    data = write_data(folder / "data", Task(num_digits=2, num_demonstrations=64, num_train=64, num_eval=16), seed=0)
+    shape = Shape(hidden=32, layers=1, heads=2, kv_heads=1, mlp=64)
+    save_checkpoint(folder / "model", ["Calculate 814 + 707."] * 20, vocab_size=300, shape=shape, seed=0)
+    return Toy(folder / "model", data)
+
+
+@pytest.fixture
+def miles() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the ``miles`` command to its end."""
+
+    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "miles.core.cli", *arguments], capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        if check and done.returncode != 0:
+            said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+            pytest.fail(f"miles {arguments[0]} ended with {done.returncode}\n{said}")
+        return done
+
+    return run
