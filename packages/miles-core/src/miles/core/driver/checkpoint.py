@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is written beside its place, listed file by file with checksums in ``manifest.json``, renamed into place, and
-only then named in ``latest_checkpointed_iteration.txt``.  A kill at any instant leaves the previous one in force.
+A checkpoint is written beside its place, listed file by file with checksums in ``manifest.json``, renamed into place,
+and only then named in ``latest_checkpointed_iteration.txt``.  A kill at any instant leaves the previous one in force.
 
     DIR/latest_checkpointed_iteration.txt     "7"
     DIR/iter_0000007/actor/ rollout/ driver.json manifest.json

@@ -192,7 +192,8 @@ def _num_rollout(data: Data, per_epoch: int | None) -> int:
     if data.num_epoch is None or not per_epoch:
         raise ConfigError(
             f"--num-epoch {data.num_epoch}: the prompt data holds less than one rollout of "
-            f"--rollout-batch-size {data.rollout_batch_size} prompts, or there is none. Lower the batch size or give --num-rollout"
+            f"--rollout-batch-size {data.rollout_batch_size} prompts, or there is none. Lower the batch size or give "
+            "--num-rollout"
         )
     return data.num_epoch * per_epoch
 

@@ -8,8 +8,8 @@ from miles.core.driver.job import Job
 def run(job: Job) -> None:
     """Train from where the run stands to its last rollout.
 
-    The weight version is the number of rollouts trained on, so a resumed run goes through the same versions, evaluations
-    and saves as one that was never interrupted.
+    The weight version is the number of rollouts trained on, so a resumed run goes through the same versions,
+    evaluations and saves as one that was never interrupted.
     """
     for rollout_id in job.remaining_rollouts():
         job.update_weights(version=rollout_id)

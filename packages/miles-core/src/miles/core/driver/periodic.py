@@ -18,7 +18,7 @@ class Schedule:
     saves: bool = False
 
     def evaluates(self, done: int) -> bool:
-        """Whether to evaluate the policy that ``done`` rollouts have trained: before, every interval, and at the end."""
+        """Whether to evaluate what ``done`` rollouts have trained: before them, every interval, and at the end."""
         if self.eval_interval is None:
             return False
         if done == 0:

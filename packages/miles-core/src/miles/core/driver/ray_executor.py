@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +121,8 @@ class RayActors:
     def close(self) -> None:
         """End every rank, politely first.  Safe to call twice."""
         for worker in self._workers:
-            try:
+            with suppress(ray.exceptions.RayError, TimeoutError):  # it is about to be killed
                 ray.get(worker.close.remote(), timeout=30)
-            except (ray.exceptions.RayError, TimeoutError):
-                pass  # it is about to be killed
             ray.kill(worker)
         self._workers = []
 
@@ -172,10 +171,8 @@ class RayRollout:
         """Stop the role's processes, then its actor.  Safe to call twice."""
         if self._role is None:
             return
-        try:
+        with suppress(ray.exceptions.RayError, TimeoutError):  # it is about to be killed
             ray.get(self._role.call.remote("stop", ()), timeout=60)
-        except (ray.exceptions.RayError, TimeoutError):
-            pass  # it is about to be killed
         ray.kill(self._role)
         self._role = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,7 @@ class ActorWorker:
         self._run_dir = run_dir
         self._actor: Actor | None = None
         self._rank = Rank()
-        self._fleet: EngineFleet | None = None
-        self._transport: WeightTransport | None = None
+        self._link: _Link | None = None
 
     def address(self) -> str:
         """``host:port`` with a free port, for the rendezvous when this is rank 0."""
@@ -62,13 +62,11 @@ class ActorWorker:
             for _ in self.actor.named_weights():
                 pass
             return SyncReport()
-        if self._fleet is None or self._fleet.urls != urls:
-            self._connect(urls)
-        assert self._fleet is not None and self._transport is not None
+        link = self._connected(urls)
         return push_weights(
             self.actor.named_weights(),
-            self._fleet,
-            self._transport,
+            link.fleet,
+            link.transport,
             version=version,
             bucket_bytes=self._training.update_weight_buffer_size,
         )
@@ -89,15 +87,26 @@ class ActorWorker:
             self._actor.close()
             self._actor = None
 
-    def _connect(self, urls: list[str]) -> None:
-        self._disconnect()
-        self._fleet = EngineFleet(urls)
-        self._transport = create_transport(self._training.update_weight_transport, urls, self._run_dir)
+    def _connected(self, urls: list[str]) -> _Link:
+        if self._link is None or self._link.fleet.urls != urls:
+            self._disconnect()
+            transport = create_transport(self._training.update_weight_transport, urls, self._run_dir)
+            self._link = _Link(EngineFleet(urls), transport)
+        return self._link
 
     def _disconnect(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
-        if self._fleet is not None:
-            self._fleet.close()
-            self._fleet = None
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """Engines, and the way to them."""
+
+    fleet: EngineFleet
+    transport: WeightTransport
+
+    def close(self) -> None:
+        self.transport.close()
+        self.fleet.close()

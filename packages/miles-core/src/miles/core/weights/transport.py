@@ -33,7 +33,7 @@ class WeightTransport(Protocol):
 
 
 def create_transport(name: str, urls: list[str], run_dir: Path) -> WeightTransport:
-    """The transport called ``name``; ``auto`` takes shared memory when every engine is on this machine, else the disk."""
+    """The transport ``name``; ``auto`` takes shared memory when every engine is on this machine, else the disk."""
     if name == "auto":
         local = all(urlsplit(url).hostname in LOOPBACK for url in urls)
         name = "shm" if local else "disk"
