@@ -1,0 +1,399 @@
+"""The fast path: a request goes from the client's connection to the worker's without a task, a future or ASGI.
+
+A uvicorn protocol.  Uvicorn's parser and its pipeline of cycles stay in charge of the client's connection; a proxied
+request takes the place of a request-response cycle in that pipeline.  Everything else goes to ASGI as usual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from miles.router.control import needs_asgi
+from miles.router.exchange import Exchange, Refusal
+from miles.router.framing import Header, ResponseHead
+
+if TYPE_CHECKING:
+    from miles.router.server import RouterServer
+
+logger = logging.getLogger("miles.router")
+
+_WRITE_HIGH_WATER = 1024 * 1024  # bytes kept for a slow client before its worker is not read any more
+_LINGER_S = 5.0  # how long the rest of a refused request is read, so that the client gets to see the refusal
+_NOTED = frozenset((b"content-length", b"transfer-encoding", b"expect"))
+
+
+class _Signal:
+    """In place of the event of uvicorn's cycles, for which nobody waits here."""
+
+    def set(self) -> None:
+        pass
+
+
+class HotExchange(Exchange):
+    """A proxied request of a RouterProtocol, and a cycle in uvicorn's pipeline."""
+
+    __slots__ = (
+        "active", "disconnected", "expects_continue", "keep_alive", "late_refusal", "protocol", "rechunked",
+        "response_complete",
+    )  # fmt: skip
+
+    message_event = _Signal()
+
+    def __init__(
+        self,
+        protocol: RouterProtocol,
+        method: bytes,
+        target: bytes,
+        headers: list[Header],
+        declared_length: int | None,
+        keep_alive: bool,
+    ) -> None:
+        super().__init__(protocol.dispatcher, method, target, headers, declared_length, protocol.loop.time())
+        self.protocol = protocol
+        self.keep_alive = keep_alive
+        self.expects_continue = protocol.expect_100_continue
+        self.active = False  # whether the answers to all earlier requests are complete
+        self.rechunked = False
+        self.late_refusal: Refusal | None = None
+        self.disconnected = False
+        self.response_complete = False
+
+    @property
+    def more_body(self) -> bool:
+        """Whether the client has not sent all yet."""
+        return not self.received
+
+    def activate(self) -> None:
+        """All earlier requests of the connection are answered."""
+        self.active = True
+        self.protocol.running = self
+        if self.late_refusal is not None:
+            self.deliver_refusal(self.late_refusal)
+        elif self.received or self.streaming:
+            self.begin()
+        elif self.expects_continue:
+            self.protocol.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def begin(self) -> None:
+        if self.active:
+            if self.streaming:
+                self.pause_client()
+            super().begin()
+
+    def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
+        if head.plain and self.keep_alive:
+            self.protocol.transport.write(data)
+        else:
+            extra = [] if self.keep_alive else [b"connection: close"]
+            self.rechunked = head.length is None and not head.chunked
+            if self.rechunked:
+                extra.append(b"transfer-encoding: chunked")
+            self.protocol.transport.write(head.forwarded(*extra))
+            self._write_body(data[body_at:], complete)
+        if complete:
+            self._finish()
+        elif self.protocol.flow.write_paused:
+            self.choke()
+
+    def deliver(self, data: bytes, complete: bool) -> None:
+        self._write_body(data, complete)
+        if complete:
+            self._finish()
+        elif self.protocol.flow.write_paused:
+            self.choke()
+
+    def deliver_refusal(self, refusal: Refusal) -> None:
+        if not self.active:
+            self.late_refusal = refusal
+            return
+        if not self.received:
+            self.keep_alive = False
+        self.protocol.transport.write(refusal_bytes(refusal, self.keep_alive, self.bodiless))
+        self._finish()
+
+    def deliver_cut(self) -> None:
+        self.response_complete = True
+        self.protocol.running = None
+        self.protocol.transport.abort()
+
+    def pause_client(self) -> None:
+        self.protocol.flow.pause_reading()
+
+    def resume_client(self) -> None:
+        if not self.ended:
+            self.protocol.flow.resume_reading()
+
+    def choke(self) -> None:
+        """The client is slower than the worker: stop reading the worker."""
+        if self.connection is not None:
+            self.connection.pause()
+
+    def unchoke(self) -> None:
+        """The client takes more."""
+        if self.connection is not None:
+            self.connection.resume()
+
+    def _write_body(self, data: bytes, complete: bool) -> None:
+        transport = self.protocol.transport
+        if not self.rechunked:
+            if data:
+                transport.write(data)
+            return
+        if data:
+            transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+        if complete:
+            transport.write(b"0\r\n\r\n")
+
+    def _finish(self) -> None:
+        self.response_complete = True
+        protocol = self.protocol
+        protocol.running = None
+        if not self.received:
+            protocol.linger()
+        elif not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+
+class RouterProtocol(HttpToolsProtocol):
+    """A client's connection.  ``owner`` is set on a subclass made for each server."""
+
+    owner: RouterServer
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        settings = self.owner.settings
+        self.dispatcher = self.owner.dispatcher
+        self.running: HotExchange | None = None
+        self._hot = settings.hot_path == "auto"
+        self._max_header_bytes = settings.max_header_bytes
+        self._in_head = False
+        self._head_bytes = 0  # at least those of the head, counted by pieces as they arrive
+        self._declared_length: int | None = None
+        self._coded = False  # a transfer coding other than chunked
+        self._deaf = False  # nothing more is parsed
+        self._lingering = False
+        self._waits: tuple[str, int] | None = None
+        self._waits_since = 0.0
+        transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+
+    # What arrives.
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            logger.exception("a request could not be handled")
+            self._reject(Refusal(500, "internal error of the router"))
+        except httptools.HttpParserUpgrade:
+            self._reject(Refusal(501, "upgrades and tunnels are not supported"))
+        except httptools.HttpParserError as error:
+            self._reject(Refusal(400, f"malformed request: {error}"))
+        else:
+            if self._in_head and self._head_bytes > self._max_header_bytes:
+                self._reject(Refusal(431, f"request head above {self._max_header_bytes} bytes"))
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._declared_length = None
+        self._coded = False
+        self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:  # a trailer
+            return
+        name = name.lower()
+        self.headers.append((name, value))
+        if name in _NOTED:
+            self._note(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._head_bytes > self._max_header_bytes and self._head_size() > self._max_header_bytes:
+            self._reject(Refusal(431, f"request head above {self._max_header_bytes} bytes"))
+            return
+        parser = self.parser
+        version = parser.get_http_version()
+        if self._coded:
+            self._reject(Refusal(501, "only the transfer coding 'chunked' is supported"))
+        elif version not in ("1.1", "1.0"):
+            self._reject(Refusal(505, f"HTTP version {version} is not supported"))
+        elif self._hot and version == "1.1" and not parser.should_upgrade() and not needs_asgi(self.url):
+            self._enqueue(parser.get_method(), parser.should_keep_alive())
+        else:
+            self._hand_to_asgi()
+
+    def on_body(self, body: bytes) -> None:
+        cycle: Any = self.cycle
+        if cycle.__class__ is HotExchange:
+            cycle.feed(body)
+        elif not self._deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        if self._deaf:
+            return
+        cycle: Any = self.cycle
+        if cycle.__class__ is HotExchange:
+            cycle.feed_end()
+        else:
+            super().on_message_complete()
+        if self._lingering:
+            self.transport.close()
+
+    # What uvicorn's pipeline asks for.
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if cycle.__class__ is HotExchange:
+            cycle.activate()
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing() or self._lingering:
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    # The connection.
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.running is not None:
+            self.running.choke()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.running is not None:
+            self.running.unchoke()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deaf = True
+        super().connection_lost(exc)
+        cycles: list[Any] = [self.running, self.cycle, *(cycle for cycle, _ in self.pipeline)]
+        self.running = None
+        for cycle in cycles:
+            if isinstance(cycle, HotExchange):
+                cycle.client_gone()
+
+    def linger(self) -> None:
+        """The answer came before the request's end: read the rest for a while, or the client may not see the answer."""
+        self._lingering = True
+        self.flow.resume_reading()
+
+    def sweep(self, now: float) -> None:
+        """Close the connection when the client has kept us waiting too long; called about once a second."""
+        waits = self._waits_for()
+        if waits != self._waits:
+            self._waits = waits
+            self._waits_since = now
+        elif waits is not None and now - self._waits_since > self._patience_s(waits[0]):
+            self._give_up(waits[0])
+
+    # Inside.
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            self._declared_length = int(value)
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        else:
+            self._coded |= value.strip().lower() != b"chunked"
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _enqueue(self, method: bytes, keep_alive: bool) -> None:
+        before: Any = self.cycle
+        exchange = HotExchange(self, method, self.url, self.headers, self._declared_length, keep_alive)
+        self.cycle = cast(RequestResponseCycle, exchange)
+        if before is None or before.response_complete:
+            exchange.activate()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _hand_to_asgi(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers[:] = headers
+        super().on_headers_complete()
+
+    def _reject(self, refusal: Refusal) -> None:
+        """Answer bytes that are not understood, and close."""
+        self._deaf = True
+        self._in_head = False
+        cycle: Any = self.cycle
+        if isinstance(cycle, HotExchange) and not cycle.received:
+            cycle.keep_alive = False
+            cycle.refuse(refusal)
+            return
+        self.dispatcher.metrics.rejected(refusal.status)
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False  # the answer to an earlier request is under way: end after it
+        elif not self.transport.is_closing():
+            self.transport.write(refusal_bytes(refusal, keep_alive=False))
+            self.transport.close()
+
+    def _waits_for(self) -> tuple[str, int] | None:
+        """What the client should do next, with a number that changes when it does something."""
+        if self._lingering:
+            return ("linger", 0)
+        if self.flow.write_paused:
+            return ("take", self.transport.get_write_buffer_size())
+        if self._in_head:
+            return ("head", id(self.headers))
+        cycle: Any = self.cycle
+        if cycle is None or cycle.response_complete:
+            return ("idle", self.server_state.total_requests if cycle is None else id(cycle))
+        if cycle.more_body and not self.flow.read_paused:
+            return ("body", self._head_bytes)
+        return None
+
+    def _patience_s(self, waits: str) -> float:
+        settings = self.owner.settings
+        return {
+            "linger": _LINGER_S,
+            "head": settings.header_timeout_s,
+            "idle": settings.idle_timeout_s,
+        }.get(waits, settings.stall_timeout_s)
+
+    def _give_up(self, waits: str) -> None:
+        if waits == "take":
+            self.transport.abort()
+        elif waits in ("idle", "linger"):
+            self.transport.close()
+        elif self.running is not None:
+            self.running.refuse(Refusal(408, "the request's body did not arrive in time"))
+        else:
+            self._reject(Refusal(408, "the request did not arrive in time"))
+
+
+def refusal_bytes(refusal: Refusal, keep_alive: bool, bodiless: bool = False) -> bytes:
+    """``refusal`` as a response on the wire."""
+    body = refusal.body()
+    lines = [
+        f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    if refusal.retry_after_s is not None:
+        lines.append(f"retry-after: {refusal.retry_after_s}")
+    if not keep_alive:
+        lines.append("connection: close")
+    return "\r\n".join([*lines, "\r\n"]).encode("ascii") + (b"" if bodiless else body)
