@@ -27,7 +27,7 @@ class Fsdp(Group):
     """Communication library for tensors in host memory."""
 
     attn_implementation: Literal["flash_attention_2", "sdpa", "eager"] = "flash_attention_2"
-    """Attention kernels. ``sdpa`` where flash-attention cannot run, unless given."""
+    """Attention kernels. ``sdpa`` where flash attention cannot run (on the CPU, in fp32), unless given."""
 
 
 GROUPS: tuple[type[Group], ...] = (Fsdp,)

@@ -82,12 +82,16 @@ class Rollout(Group):
 class Sampling(Group):
     title = "Sampling and Filtering"
 
-    over_sampling_batch_size: PositiveInt = DERIVED
+    over_sampling_batch_size: Annotated[PositiveInt, Flag(inherits="rollout_batch_size")] = DERIVED
     """Prompts submitted at a time. Defaults to ``--rollout-batch-size``; more than that keeps the engines busy while
     a filter drops groups."""
 
     dynamic_sampling_filter_path: Annotated[str | None, Flag(plugin="miles.filters")] = None
     """Filter of finished groups, by name or dotted path: ``(args, group) -> DynamicFilterOutput``."""
+
+    dynamic_sampling_max_rounds: PositiveInt = 16
+    """Times ``--rollout-batch-size``: the prompts that may be tried for one rollout. When the filter drops too many
+    of them, the run ends with a report of the reasons."""
 
     partial_rollout: bool = False
     """Keep what was generated when a rollout is complete, and go on with it in the next one."""
@@ -167,9 +171,9 @@ class Engines(Group):
     """Engine that generates: ``embedded``, ``sglang``, or the name of an installed plugin. ``auto``: ``sglang`` when
     it is installed and the machine has an accelerator, else ``embedded``."""
 
-    rollout_num_engines: PositiveInt = DERIVED
-    """Number of engines. Defaults to ``rollout_num_gpus // rollout_num_gpus_per_engine``, and to 1 on a machine
-    without accelerators."""
+    rollout_num_engines: NonNegativeInt = DERIVED
+    """Number of engines. Defaults to ``rollout_num_gpus // rollout_num_gpus_per_engine``, to 1 on a machine without
+    accelerators, and to 0 when a run generates nothing."""
 
     engine_num_threads: NonNegativeInt = 0
     """CPU threads of one engine; 0: an equal share of the machine's cores."""

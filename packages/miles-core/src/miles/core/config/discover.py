@@ -1,14 +1,19 @@
-"""Which flags exist: the groups of every installed package, found by the entry point ``miles.config``."""
+"""Which flags exist, and the rules that go with them: found in every installed package by entry point.
+
+``miles.config`` names a tuple of groups, ``miles.derivations`` a tuple of functions that fill in a ``Draft``, and
+``miles.checks`` a tuple of functions that yield what is wrong with a ``Config``.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from miles.core import plugins
+from miles.core.config.draft import Draft
 from miles.core.config.flag import FlagSpec
 from miles.core.config.group import Group
 from miles.core.errors import PluginError
@@ -16,27 +21,22 @@ from miles.core.registry import load_object
 
 if TYPE_CHECKING:
     from miles.core.config.config import Config
-    from miles.core.config.draft import Draft
 
-Derivation = Callable[["Draft"], None]
-Check = Callable[["Config"], Iterator[str]]
-
-ENTRY_POINT_GROUP = "miles.config"
+Derivation = Callable[[Draft], None]
+Check = Callable[["Config"], Iterable[str]]
 
 
 @dataclass(frozen=True)
 class FlagTable:
-    """All flags, and the rules that belong to them."""
+    """All flags."""
 
     groups: tuple[type[Group], ...]
     flags: dict[str, FlagSpec]
     """By field name, in order of declaration."""
-    derivations: tuple[Derivation, ...]
-    checks: tuple[Check, ...]
 
     @cached_property
     def by_spelling(self) -> dict[str, FlagSpec]:
-        return {spec.spelling: spec for spec in self.flags.values()}
+        return {spec.spelling: spec for spec in self.flags.values() if spec.flag.captures is None}
 
     @cached_property
     def capturing(self) -> dict[str, FlagSpec]:
@@ -60,43 +60,45 @@ class FlagTable:
 
 @cache
 def flag_table() -> FlagTable:
-    """The table of everything installed.  Core's groups come first, then packages by name."""
-    found = plugins.installed(ENTRY_POINT_GROUP)
-    found.sort(
-        key=lambda plugin: (plugin.distribution != "miles-core", plugin.distribution not in plugins.OWN_DISTRIBUTIONS)
-    )
-    contributions = [(plugin.distribution, *_contribution(plugin.target)) for plugin in found]
-    return build_table(contributions)
+    """The table of everything installed.  Core's groups come first, then our other packages', then plugins'."""
+    return build_table(_contributions("miles.config"))
 
 
-def build_table(
-    contributions: list[tuple[str, tuple[type[Group], ...], tuple[Derivation, ...], tuple[Check, ...]]],
-) -> FlagTable:
-    """Join the contributions of distributions.  Raises PluginError when two groups claim one flag."""
+@cache
+def derivations() -> tuple[Derivation, ...]:
+    """Rules that fill in what follows from what was given, in order."""
+    return tuple(rule for _, rules in _contributions("miles.derivations") for rule in rules)
+
+
+@cache
+def checks() -> tuple[Check, ...]:
+    """Rules across flags."""
+    return tuple(rule for _, rules in _contributions("miles.checks") for rule in rules)
+
+
+def build_table(contributions: Sequence[tuple[str, tuple[type[Group], ...]]]) -> FlagTable:
+    """Join the groups of distributions.  Raises PluginError when two groups claim one flag."""
     flags: dict[str, FlagSpec] = {}
-    owner_of_spelling: dict[str, FlagSpec] = {}
-    for distribution, groups, _, _ in contributions:
+    owners: dict[str, FlagSpec] = {}
+    for distribution, groups in contributions:
         for group in groups:
             for name, info in group.model_fields.items():
                 spec = FlagSpec(name, group, distribution, info)
-                clash = flags.get(name) or owner_of_spelling.get(spec.spelling)
+                clash = owners.get(name) or owners.get(spec.spelling)
                 if clash is not None:
                     raise PluginError(
                         f"{spec.spelling} is declared twice: by {clash.group.__name__} of {clash.distribution} "
                         f"and by {group.__name__} of {distribution}. Uninstall one of them"
                     )
-                flags[name] = owner_of_spelling[spec.spelling] = spec
-    return FlagTable(
-        groups=tuple(group for _, groups, _, _ in contributions for group in groups),
-        flags=flags,
-        derivations=tuple(rule for _, _, rules, _ in contributions for rule in rules),
-        checks=tuple(rule for _, _, _, rules in contributions for rule in rules),
-    )
+                flags[name] = owners[name] = owners[spec.spelling] = spec
+    return FlagTable(groups=tuple(group for _, groups in contributions for group in groups), flags=flags)
 
 
-def _contribution(target: str) -> tuple[tuple[type[Group], ...], tuple[Derivation, ...], tuple[Check, ...]]:
-    """``GROUPS`` of a module, and ``DERIVATIONS`` and ``CHECKS`` beside it where there are any."""
-    module_name = target.partition(":")[0]
-    groups: tuple[type[Group], ...] = load_object(target)
-    module: Any = __import__(module_name, fromlist=["GROUPS"])
-    return groups, tuple(getattr(module, "DERIVATIONS", ())), tuple(getattr(module, "CHECKS", ()))
+def _contributions(group: str) -> list[tuple[str, tuple[Any, ...]]]:
+    found = sorted(plugins.installed(group), key=lambda plugin: _rank(plugin.distribution))
+    return [(plugin.distribution, load_object(plugin.target)) for plugin in found]
+
+
+def _rank(distribution: str) -> int:
+    own = plugins.OWN_DISTRIBUTIONS
+    return own.index(distribution) if distribution in own else len(own)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -23,12 +24,16 @@ class Flag:
     """Field whose value this one takes when nobody set it."""
     plugin: str | None = None
     """Entry-point group whose names are the choices; a dotted path is accepted too."""
+    plugin_prefix: str = ""
+    """May stand before a plugin's name without being part of it."""
     path: bool = False
     """A dotted path to an object of the user's."""
     captures: str | None = None
     """Prefix: the field collects every flag that starts with it and that no group declares."""
     unsupported: str | None = None
     """Why setting the flag to anything but its default is refused."""
+    unsupported_values: Mapping[str, str] = field(default_factory=dict)
+    """Why some of the choices are refused."""
     source: bool = False
     """The flag names a source of values; it cannot stand in a configuration file."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from miles.core.config.discover import FlagTable, flag_table
+from miles.core.config.discover import FlagTable, checks, derivations, flag_table
 from miles.core.config.draft import Draft, Origin
 from miles.core.config.files import FileProblem, read_mapping, read_settings
 from miles.core.config.parser import parse
@@ -26,7 +26,6 @@ def draft_of(flags: Sequence[str], extra_values: Mapping[str, Any]) -> tuple[Dra
     for field, values in parsed.captured.items():
         _assign_captured(draft, field, values, Origin.FLAG)
     custom = _custom_values(draft, extra_values)
-    _require(draft)
     _refuse_unsupported(draft)
     resolve(draft)
     return draft, custom
@@ -55,15 +54,16 @@ def assign(draft: Draft, values: Mapping[str, Any], origin: Origin, where: str =
 
 def resolve(draft: Draft) -> None:
     """Fill in what follows from what was given: derived values first, then inherited ones."""
-    for derivation in flag_table().derivations:
-        derivation(draft)
+    for derive in derivations():
+        derive(draft)
+    _require(draft)
     draft.inherit()
 
 
 def check(config: Config, draft: Draft) -> list[str]:
     """Problems found by the rules of all packages.  Those about a flag whose value was refused already are left out."""
     refused = [draft.flags[name].spelling for name in draft.refused]
-    problems = [problem for rule in flag_table().checks for problem in rule(config)]
+    problems = [problem for rule in checks() for problem in rule(config)]
     return [problem for problem in dict.fromkeys(problems) if not any(_names(problem, flag) for flag in refused)]
 
 
@@ -110,7 +110,7 @@ _PLACEHOLDER = 1
 
 def _require(draft: Draft) -> None:
     for name, spec in draft.flags.items():
-        if spec.required and not draft.typed(name):
+        if spec.required and draft.values[name] is None:
             if name not in draft.refused:
                 draft.refuse(name, f"{spec.spelling} is required: {spec.help}")
             draft.values[name] = _PLACEHOLDER
@@ -121,6 +121,8 @@ def _refuse_unsupported(draft: Draft) -> None:
         reason = spec.flag.unsupported
         if reason is not None and draft.typed(name) and draft.values[name] != spec.default:
             draft.refuse(name, f"{draft.spell(name)}: not supported: {reason}. Leave it out")
+        elif spec.flag.unsupported_values and (reason := spec.flag.unsupported_values.get(draft.values[name])):
+            draft.refuse(name, f"{draft.spell(name)}: not supported: {reason}. Choose another value")
 
 
 def _names(problem: str, flag: str) -> bool:

@@ -16,8 +16,9 @@ _NO_ROUTING_REPLAY = "recorded expert routing is not replayed yet"
 class Algorithm(Group):
     title = "Algorithm and RL Arguments"
 
-    advantage_estimator: Literal[
-        "grpo", "gspo", "ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "on_policy_distillation"
+    advantage_estimator: Annotated[
+        Literal["grpo", "gspo", "ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "on_policy_distillation"],
+        Flag(unsupported_values={"ppo": _NO_CRITIC}),
     ] = "grpo"
     """How rewards become advantages of tokens."""
 

@@ -43,7 +43,7 @@ class Checkpoint(Group):
     """Leave the optimizer's state out of checkpoints. They are smaller, and training cannot be resumed from them
     exactly."""
 
-    ref_load: str | None = None
+    ref_load: Annotated[str | None, Flag(inherits="hf_checkpoint")] = None
     """Checkpoint of the reference model. Defaults to ``--hf-checkpoint``."""
 
     ref_ckpt_step: Annotated[

@@ -67,7 +67,7 @@ class Data(Group):
     max_tokens_per_gpu: PositiveInt | None = None
     """Most tokens of one micro-batch on one rank; only a single longer sample may exceed it."""
 
-    log_probs_max_tokens_per_gpu: PositiveInt | None = None
+    log_probs_max_tokens_per_gpu: Annotated[PositiveInt | None, Flag(inherits="max_tokens_per_gpu")] = None
     """Most tokens of one micro-batch when only log-probabilities are computed. Defaults to ``--max-tokens-per-gpu``."""
 
     balance_data: bool = False

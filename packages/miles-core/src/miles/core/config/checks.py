@@ -1,0 +1,245 @@
+"""Rules across the core's own flags.  Each yields one sentence per mistake: the flag, its value, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miles.core import hardware
+from miles.core.config.discover import flag_table
+from miles.core.config.needs import check_needs
+from miles.core.errors import PluginError
+from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.cluster import Cluster
+from miles.core.flags.data import Data
+from miles.core.flags.debug import Debug
+from miles.core.flags.optimizer import Optimizer
+from miles.core.flags.reward import Reward
+from miles.core.flags.training import Training
+from miles.core.registry import Registry, is_dotted
+
+if TYPE_CHECKING:
+    from miles.core.config.config import Config
+
+
+def check_plugins(config: Config) -> Iterator[str]:
+    """Every plugin that is named is installed, and the package of every dotted path exists.  Imports none of them."""
+    for name, spec in flag_table().flags.items():
+        value = getattr(config, name)
+        if value is None or not (spec.flag.plugin or spec.flag.path) or config.origin[name] == "default":
+            continue
+        for choice in value if isinstance(value, list) else [value]:
+            if problem := _plugin_problem(choice, spec.flag.plugin, spec.flag.plugin_prefix):
+                yield f"{spec.spelling} {choice}: {problem}"
+
+
+def check_backend(config: Config) -> Iterator[str]:
+    """The training backend is installed and has nothing against the configuration."""
+    name = config[Training].train_backend
+    chosen = "--train-backend " + name + ("" if config.origin["train_backend"] == "flag" else " (the default)")
+    try:
+        backend = Registry("miles.train_backends").get(name)()
+    except PluginError as error:
+        yield f"{chosen}: {error}"
+        return
+    yield from backend.check(config)
+
+
+def check_cluster(config: Config) -> Iterator[str]:
+    """There are as many accelerators and processes as the roles take, and an executor that can carry them."""
+    cluster = config[Cluster]
+    ranks = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    if cluster.actor_num_gpus_per_node > cluster.num_gpus_per_node and config[Training].device == "cuda":
+        yield (
+            f"--actor-num-gpus-per-node {cluster.actor_num_gpus_per_node} is more than --num-gpus-per-node "
+            f"{cluster.num_gpus_per_node}, which is what a machine has"
+        )
+    if cluster.colocate and cluster.rollout_num_gpus != ranks:
+        yield (
+            f"--rollout-num-gpus {cluster.rollout_num_gpus} contradicts --colocate, which generates on the {ranks} "
+            "accelerators of the trainer. Leave --rollout-num-gpus out"
+        )
+    if cluster.executor == "local" and ranks > 1:
+        yield (
+            f"--executor local runs one trainer rank, but --actor-num-nodes {cluster.actor_num_nodes} x "
+            f"--actor-num-gpus-per-node {cluster.actor_num_gpus_per_node} = {ranks}. Use --executor ray, or one of each"
+        )
+    if cluster.executor == "local" and cluster.ray_address is not None:
+        yield f"--ray-address {cluster.ray_address} contradicts --executor local. Leave one of them out"
+    needs_ray = cluster.executor == "ray" or (cluster.executor == "auto" and (ranks > 1 or cluster.ray_address))
+    if needs_ray and not hardware.is_installed("ray"):
+        yield f"a trainer of {ranks} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
+
+
+def check_device(config: Config) -> Iterator[str]:
+    """The device exists, on this machine at least when no other is in play."""
+    cluster, device = config[Cluster], config[Training].device
+    if device == "cpu" and cluster.distributed_backend == "nccl":
+        yield "--distributed-backend nccl needs accelerators. Use gloo with --device cpu"
+    if device != "cuda" or cluster.ray_address is not None:
+        return
+    present = hardware.num_accelerators()
+    trainer = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    generating = 0 if cluster.colocate else cluster.rollout_num_gpus or 0
+    if present == 0:
+        why = (
+            "the installed torch is a CPU build" if hardware.torch_is_cpu_build() else "this machine has no accelerator"
+        )
+        yield f"--device cuda: {why}. Use --device cpu"
+    elif cluster.actor_num_nodes == 1 and trainer + generating > present:
+        yield (
+            f"{trainer} accelerators for training and {generating} more for rollout are wanted, and {present} can be "
+            "used. Lower --actor-num-gpus-per-node or --rollout-num-gpus, or share them with --colocate"
+        )
+
+
+def check_loss(config: Config) -> Iterator[str]:
+    """Estimator, loss and penalties go together."""
+    algorithm = config[Algorithm]
+    if (algorithm.loss_type == "custom_loss") != (algorithm.custom_loss_function_path is not None):
+        yield "--loss-type custom_loss and --custom-loss-function-path go together: give both or none"
+    if algorithm.kl_coef != 0 and algorithm.kl_loss_coef != 0:
+        yield (
+            f"--kl-coef {algorithm.kl_coef} and --kl-loss-coef {algorithm.kl_loss_coef} would both penalize the "
+            "divergence from the reference model, once in the reward and once in the loss. Set one of them to 0"
+        )
+    whitened = ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
+    if algorithm.advantage_estimator in whitened and not algorithm.normalize_advantages:
+        yield f"--advantage-estimator {algorithm.advantage_estimator} needs --normalize-advantages"
+
+
+def check_corrections(config: Config) -> Iterator[str]:
+    """Corrections between trainer and engine do not exclude each other."""
+    algorithm = config[Algorithm]
+    if algorithm.use_rollout_logprobs and algorithm.use_tis:
+        yield (
+            "--use-rollout-logprobs and --use-tis exclude each other: with the engine's log-probabilities as the old "
+            "ones there is no difference left to correct. Leave one of them out"
+        )
+    if algorithm.get_mismatch_metrics and algorithm.custom_tis_function_path is None:
+        yield "--get-mismatch-metrics needs --custom-tis-function-path, whose statistics it computes"
+
+
+def check_schedule(config: Config) -> Iterator[str]:
+    """Warm-up is given once."""
+    optimizer = config[Optimizer]
+    if optimizer.lr_warmup_iters and optimizer.lr_warmup_fraction is not None:
+        yield (
+            f"--lr-warmup-iters {optimizer.lr_warmup_iters} and --lr-warmup-fraction {optimizer.lr_warmup_fraction} "
+            "both set the warm-up. Leave one of them out"
+        )
+    if optimizer.lr_decay_style == "WSD" and optimizer.lr_wsd_decay_iters is None:
+        yield "--lr-decay-style WSD needs --lr-wsd-decay-iters: the number of steps that anneal at the end"
+
+
+def check_length_of_run(config: Config) -> Iterator[str]:
+    """The run has an end."""
+    data = config[Data]
+    if data.num_rollout is None and data.num_epoch is None:
+        yield (
+            "--num-rollout is required: how many rollouts to train on. --num-epoch counts passes over the prompts "
+            "instead"
+        )
+    elif data.num_rollout is None and not data.rollout_global_dataset:
+        yield (
+            f"--num-epoch {data.num_epoch} cannot be counted with --disable-rollout-global-dataset, which reads no "
+            "prompt data. Give --num-rollout"
+        )
+    start = config[Checkpoint].start_rollout_id
+    if start is not None and data.num_rollout is not None and start >= data.num_rollout:
+        yield f"--start-rollout-id {start} is not before --num-rollout {data.num_rollout}: nothing would be done"
+
+
+def check_micro_batches(config: Config) -> Iterator[str]:
+    """Micro-batches are bounded in one way."""
+    data = config[Data]
+    if data.use_dynamic_batch_size and data.max_tokens_per_gpu is None:
+        yield "--use-dynamic-batch-size needs --max-tokens-per-gpu: the most tokens of one micro-batch"
+
+
+def check_halves(config: Config) -> Iterator[str]:
+    """A run has at least one half, and a trainer without engines has samples."""
+    debug = config[Debug]
+    if debug.debug_rollout_only and debug.debug_train_only:
+        both = "--debug-train-only" if debug.load_debug_rollout_data is None else "--load-debug-rollout-data"
+        yield f"--debug-rollout-only and {both} exclude each other: nothing would be left of the run"
+    elif debug.debug_train_only and debug.load_debug_rollout_data is None and config[Algorithm].loss_type != "sft_loss":
+        yield "--debug-train-only needs --load-debug-rollout-data: the samples to train on"
+
+
+def check_rewards(config: Config) -> Iterator[str]:
+    """A remote reward has an address."""
+    reward = config[Reward]
+    if reward.rm_type is not None and reward.rm_type.endswith("remote_rm") and reward.rm_url is None:
+        yield f"--rm-type {reward.rm_type} needs --rm-url: the address of the reward service"
+
+
+def check_model_files(config: Config) -> Iterator[str]:
+    """The checkpoints that a run starts from are there."""
+    checkpoint = config[Checkpoint]
+    if checkpoint.hf_checkpoint is None:
+        yield "--hf-checkpoint is required: the directory of the model in Hugging Face format"
+    else:
+        yield from _check_hf_directory("--hf-checkpoint", checkpoint.hf_checkpoint)
+    if checkpoint.ref_load is not None and config.origin["ref_load"] != "inherited":
+        yield from _check_hf_directory("--ref-load", checkpoint.ref_load)
+    if checkpoint.load is not None and checkpoint.load != checkpoint.save and not Path(checkpoint.load).is_dir():
+        yield (
+            f"--load {checkpoint.load}: there is no such directory. Name a run directory that holds a checkpoint, or "
+            "leave --load out to start from --hf-checkpoint"
+        )
+
+
+def check_prompt_data(config: Config) -> Iterator[str]:
+    """There are prompts."""
+    data = config[Data]
+    own_source = config.origin["data_source_path"] != "default"
+    if not data.rollout_global_dataset or config[Debug].load_debug_rollout_data is not None:
+        return
+    if data.prompt_data is None:
+        if not own_source:
+            yield "--prompt-data is required: a JSONL or Parquet file of prompts"
+        return
+    for part in data.prompt_data.split(","):
+        path = part.strip().rpartition("@[")[0] if part.strip().endswith("]") else part.strip()
+        if not own_source and not Path(path).is_file():
+            yield f"--prompt-data {part.strip()}: there is no such file"
+
+
+def _check_hf_directory(flag: str, path: str) -> Iterator[str]:
+    if not Path(path).is_dir():
+        yield f"{flag} {path}: there is no such directory; expected a checkpoint in Hugging Face format"
+    elif not (Path(path) / "config.json").is_file():
+        yield f"{flag} {path}: the directory holds no config.json; expected a checkpoint in Hugging Face format"
+
+
+def _plugin_problem(choice: str, group: str | None, prefix: str) -> str | None:
+    if group is not None:
+        try:
+            Registry(group).find(choice.removeprefix(prefix))
+        except PluginError as error:
+            return str(error)
+    if not is_dotted(choice):
+        return None if group is not None else "expected a dotted path to an object, like package.module.name"
+    package = choice.partition(":")[0].partition(".")[0]
+    return None if hardware.is_installed(package) else f"there is no package {package!r} on the Python path"
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    check_plugins,
+    check_backend,
+    check_cluster,
+    check_device,
+    check_loss,
+    check_corrections,
+    check_schedule,
+    check_length_of_run,
+    check_micro_batches,
+    check_halves,
+    check_rewards,
+    check_model_files,
+    check_prompt_data,
+    check_needs,
+)

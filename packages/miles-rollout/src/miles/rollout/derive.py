@@ -1,0 +1,57 @@
+"""What follows from the flags of the rollout side.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from miles.core import hardware
+from miles.core.config.draft import Draft, Origin
+from miles.core.registry import Registry
+
+ENGINES = Registry("miles.engines")
+SFT_ROLLOUT = "miles.rollout.sft_rollout.generate_rollout"
+
+
+def derive_functions(draft: Draft) -> None:
+    """Supervised fine-tuning takes its responses from the data; evaluation still generates."""
+    if draft["loss_type"] == "sft_loss":
+        generating = draft["rollout_function_path"]
+        draft.derive("rollout_function_path", SFT_ROLLOUT, "--loss-type sft_loss: the responses are in the data")
+        draft.derive("eval_function_path", generating, "evaluation generates, whatever makes the training samples")
+
+
+def derive_lengths(draft: Draft) -> None:
+    """A prompt leaves room for one token of response."""
+    context = draft["rollout_max_context_len"]
+    if context is not None:
+        draft.derive("rollout_max_prompt_len", context - 1, "--rollout-max-context-len - 1")
+
+
+def derive_engines(draft: Draft) -> None:
+    """Which engine, and how many."""
+    if draft["rollout_engine"] == "auto":
+        sglang = draft["device"] == "cuda" and hardware.is_installed("sglang") and "sglang" in ENGINES
+        why = "SGLang is installed and the run uses an accelerator" if sglang else "SGLang or an accelerator is missing"
+        draft.set("rollout_engine", "sglang" if sglang else "embedded", Origin.DERIVED, why)
+    if not generates(draft):
+        draft.derive("rollout_num_engines", 0, "the run generates nothing")
+    elif draft["rollout_num_gpus"]:
+        engines = draft["rollout_num_gpus"] // draft["rollout_num_gpus_per_engine"]
+        draft.derive("rollout_num_engines", engines, "--rollout-num-gpus // --rollout-num-gpus-per-engine")
+    elif draft["device"] == "cpu":
+        draft.derive("rollout_num_engines", 1, "--device cpu: one engine unless more are asked for")
+    elif draft.typed("rollout_num_engines"):
+        gpus = draft["rollout_num_engines"] * draft["rollout_num_gpus_per_engine"]
+        draft.derive("rollout_num_gpus", gpus, "--rollout-num-engines x --rollout-num-gpus-per-engine")
+    else:
+        draft.derive("rollout_num_engines", 0, "neither --rollout-num-gpus nor --colocate was given")
+
+
+def generates(draft: Draft) -> bool:
+    """Whether a run needs engines: not when it trains on samples it has, and is not evaluated."""
+    if draft["debug_train_only"]:
+        return False
+    return draft["rollout_function_path"] != SFT_ROLLOUT or draft["eval_interval"] is not None
+
+
+DERIVATIONS: tuple[Callable[[Draft], None], ...] = (derive_functions, derive_lengths, derive_engines)

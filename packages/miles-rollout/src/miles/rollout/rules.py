@@ -1,0 +1,94 @@
+"""What contradicts what among the flags of the rollout side.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from miles.rollout.derive import ENGINES, SFT_ROLLOUT
+from miles.rollout.eval_datasets import check_eval_datasets
+from miles.rollout.flags import Engines, Evaluation, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+def check_lengths(config: Config) -> Iterator[str]:
+    """Prompt, response and context fit into each other, and a response has an end."""
+    rollout, evaluation = config[Rollout], config[Evaluation]
+    for context, prompt, prefix in (
+        (rollout.rollout_max_context_len, rollout.rollout_max_prompt_len, "--rollout"),
+        (evaluation.eval_max_context_len, evaluation.eval_max_prompt_len, "--eval"),
+    ):
+        if context is not None and prompt is not None and prompt > context - 1:
+            yield (
+                f"{prefix}-max-prompt-len {prompt}: a prompt that fills {prefix}-max-context-len {context} leaves no "
+                f"room for a response; expected at most {context - 1}"
+            )
+    unbounded = rollout.rollout_max_response_len is None and rollout.rollout_max_context_len is None
+    if unbounded and config[Engines].rollout_num_engines and rollout.rollout_function_path != SFT_ROLLOUT:
+        yield "--rollout-max-response-len is required: without it or --rollout-max-context-len a response may never end"
+
+
+def check_sampling(config: Config) -> Iterator[str]:
+    """Enough prompts are submitted to fill a rollout."""
+    sampling, batch_size = config[Sampling], config.rollout_batch_size
+    if sampling.over_sampling_batch_size < batch_size:
+        yield (
+            f"--over-sampling-batch-size {sampling.over_sampling_batch_size} is less than --rollout-batch-size "
+            f"{batch_size}; expected at least as many, or leave it out"
+        )
+    if sampling.mask_offpolicy_in_partial_rollout and not sampling.partial_rollout:
+        yield (
+            "--mask-offpolicy-in-partial-rollout has no effect without --partial-rollout. Add it, or leave the first "
+            "out"
+        )
+
+
+def check_evaluation(config: Config) -> Iterator[str]:
+    """Data sets and interval of evaluation go together."""
+    evaluation = config[Evaluation]
+    yield from check_eval_datasets(config)
+    for name, value in (("--eval-prompt-data", evaluation.eval_prompt_data), ("--eval-config", evaluation.eval_config)):
+        if value is not None and evaluation.eval_interval is None:
+            yield f"{name} has no effect without --eval-interval. Say after how many rollouts to evaluate"
+
+
+def check_engines(config: Config) -> Iterator[str]:
+    """The engine exists, there is at least one, and accelerators add up."""
+    engines, gpus, per_engine = config[Engines], config.rollout_num_gpus, config.rollout_num_gpus_per_engine
+    if config.device == "cuda" and gpus is None and engines.rollout_num_engines == 0 and not config.debug_train_only:
+        if config.rollout_function_path != SFT_ROLLOUT or config.eval_interval is not None:
+            yield (
+                "--rollout-num-gpus is missing: say how many accelerators generate, or share the trainer's with "
+                "--colocate"
+            )
+    elif gpus and gpus % per_engine:
+        yield (
+            f"--rollout-num-gpus {gpus} is no multiple of --rollout-num-gpus-per-engine {per_engine}; the rest would "
+            "idle"
+        )
+    elif gpus and engines.rollout_num_engines not in (0, gpus // per_engine):
+        yield (
+            f"--rollout-num-engines {engines.rollout_num_engines} contradicts --rollout-num-gpus {gpus} / "
+            f"--rollout-num-gpus-per-engine {per_engine} = {gpus // per_engine}. Leave one of them out"
+        )
+    if engines.rollout_num_engines and engines.rollout_engine in ENGINES:
+        yield from ENGINES.get(engines.rollout_engine)().check(engines.sglang_options)
+
+
+def check_router_address(config: Config) -> Iterator[str]:
+    """A router that already runs has an address and a port."""
+    engines = config[Engines]
+    if (engines.sglang_router_ip is None) != (engines.sglang_router_port is None):
+        given, missing = ("ip", "port") if engines.sglang_router_ip is not None else ("port", "ip")
+        yield f"--sglang-router-{given} needs --sglang-router-{missing}: together they name a router that already runs"
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    check_lengths,
+    check_sampling,
+    check_evaluation,
+    check_engines,
+    check_router_address,
+)
