@@ -1,0 +1,67 @@
+"""A stage of a recipe: one ``miles train`` command."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Value = bool | int | float | str | Path | tuple[str | Path, ...]
+
+CPU_TRAINER: dict[str, Value] = {
+    "train-backend": "fsdp",
+    "attn-implementation": "sdpa",
+    "actor-num-gpus-per-node": 1,
+    "device": "cpu",
+    "use-dynamic-batch-size": True,
+    "max-tokens-per-gpu": 8192,
+}
+"""One rank on the CPU, samples packed into micro-batches of so many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What to run.  The run directory is ``--save``, so that the same command continues what was interrupted."""
+
+    directory: Path
+    num_rollout: int
+    flags: Mapping[str, Value]
+    """Flags without their dashes; True stands for a flag without a value."""
+
+    def command(self) -> list[str]:
+        """The command line, as a person would type it."""
+        words = ["miles", "train", "--save", str(self.directory), "--num-rollout", str(self.num_rollout)]
+        for name, value in self.flags.items():
+            words.append(f"--{name}")
+            if isinstance(value, tuple):
+                words += map(str, value)
+            elif value is not True:
+                words.append(str(value))
+        return words
+
+    def finished(self) -> bool:
+        """Whether a checkpoint of the last rollout is there."""
+        latest = self.directory / "latest_checkpointed_iteration.txt"
+        return latest.is_file() and int(latest.read_text()) >= self.num_rollout - 1
+
+    def run(self) -> None:
+        """Start or continue the run, unless it is finished; leave the program with its exit status if it fails."""
+        if self.finished():
+            print(f"Already done: {self.directory}")
+            return
+        command = self.command()
+        print(f"$ {shlex.join(command)}\n", flush=True)
+        done = subprocess.run([str(miles_command()), *command[1:]], check=False)
+        if done.returncode != 0:
+            sys.exit(f"\n{self.directory}: the run ended with status {done.returncode}. The same command continues it.")
+
+
+def miles_command() -> Path:
+    """The ``miles`` command of this environment."""
+    path = Path(sys.executable).with_name("miles")
+    if not path.is_file():
+        sys.exit(f"{path} is missing: install miles-core into the environment of {sys.executable}")
+    return path
