@@ -34,6 +34,10 @@ class EngineError(MilesError):
     """An engine or the router answered with an error, died, or did not answer in time."""
 
 
+class RolloutError(MilesError):
+    """A rollout cannot be completed: too many groups fail or are dropped.  Says how many and why."""
+
+
 class RewardError(MilesError):
     """Grading fails again and again, or failed once where the run is to end then.  Says what failed and how."""
 

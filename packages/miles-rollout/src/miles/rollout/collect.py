@@ -1,0 +1,236 @@
+"""Collecting the groups of one rollout: waves of over-sampling, dynamic filtering, an end to the surplus.
+
+Without partial rollout a batch is the first groups, *in the order they were drawn*, that the filter keeps; later ones
+are given back untouched.  So a batch depends on seeds only, not on which response was ready first, and short responses
+are not preferred.  With partial rollout a batch is the groups that were ready first, and unfinished ones are continued
+later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from copy import copy
+from dataclasses import dataclass, field
+
+from miles.core.errors import RolloutError
+from miles.core.types.rollout import DynamicFilterOutput
+from miles.core.types.sample import Group, Sample, Status
+from miles.rollout.group_task import failure
+
+ABORT_DEADLINE_S = 60.0
+"""Time for aborted groups to end; what still runs then is cancelled."""
+_ABORT_AGAIN_S = 1.0
+"""A request that was on its way while the engine aborted must be aborted again."""
+_REASON_CHARS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a collector does with groups."""
+
+    draw: Callable[[int], Awaitable[list[Group]]]
+    """Get so many groups from the data source."""
+    run: Callable[[Group], Awaitable[Group]]
+    """Generate and score a group."""
+    judge: Callable[[Group], Awaitable[DynamicFilterOutput]]
+    """The dynamic sampling filter."""
+    abort: Callable[[], Awaitable[None]]
+    """Make every running group end soon.  Called again while some do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many groups to collect (``target``), to draw at a time (``wave``), and to try at most (``max_groups``)."""
+
+    target: int
+    wave: int
+    max_groups: int
+
+
+@dataclass(slots=True)
+class Collected:
+    """The outcome of a collection."""
+
+    groups: list[Group] = field(default_factory=list)
+    """Kept groups."""
+    dropped: list[Group] = field(default_factory=list)
+    """Groups that the filter dropped or that failed."""
+    surplus: list[Group] = field(default_factory=list)
+    """Groups for a later rollout."""
+    drops: Counter[str] = field(default_factory=Counter)
+    """Groups dropped by the filter, by its reason."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Groups that failed, by error."""
+
+
+class _Slot:
+    """A drawn group on its way to a verdict."""
+
+    __slots__ = ("error", "group", "pristine", "task", "verdict")
+
+    def __init__(self, group: Group, pristine: Group) -> None:
+        self.group, self.pristine = group, pristine
+        self.verdict: DynamicFilterOutput | None = None
+        self.error: str | None = None
+        self.task: asyncio.Task[None]
+
+
+class Collector:
+    """One collection.  ``partial``: groups count in the order they get ready, and unfinished ones keep their tokens."""
+
+    def __init__(self, steps: Steps, limits: Limits, *, partial: bool = False, may_drop: bool = True) -> None:
+        self._steps, self._limits, self._partial = steps, limits, partial
+        self._may_leave_surplus = may_drop or limits.wave > limits.target
+        self._slots: list[_Slot] = []
+        self._ready: asyncio.Queue[_Slot] = asyncio.Queue()
+        self._num_dropped = 0
+        self._cursor = 0
+        """Slots before it have counted (in drawing order)."""
+        self._result = Collected()
+
+    async def collect(self) -> Collected:
+        """Exactly ``target`` kept groups; RolloutError when too many groups fail or are dropped."""
+        try:
+            while len(self._result.groups) < self._limits.target:
+                await self._draw_waves()
+                await self._take_ready()
+            await self._end_surplus()
+        finally:
+            await self._cancel()
+        return self._result
+
+    async def _draw_waves(self) -> None:
+        limits = self._limits
+        while len(self._slots) - self._num_dropped < limits.target:
+            room = limits.max_groups - len(self._slots)
+            if room <= 0:
+                return
+            groups = await self._steps.draw(min(limits.wave, room))
+            if not groups:
+                raise RolloutError(f"the data source has no more prompts: {self._report()}")
+            for group in groups:
+                self._submit(group)
+
+    def _submit(self, group: Group) -> None:
+        keeps_pristine = self._may_leave_surplus and not self._partial
+        slot = _Slot(group, [snapshot(sample) for sample in group] if keeps_pristine else group)
+        slot.task = asyncio.create_task(self._finish(slot))
+        slot.task.add_done_callback(lambda _: self._ready.put_nowait(slot))
+        self._slots.append(slot)
+
+    async def _finish(self, slot: _Slot) -> None:
+        slot.group = await self._steps.run(slot.group)
+        slot.error = failure(slot.group)
+        slot.verdict = DynamicFilterOutput(False) if slot.error is not None else await self._steps.judge(slot.group)
+
+    async def _take_ready(self) -> None:
+        if len(self._slots) == self._cursor:
+            raise RolloutError(self._report())
+        slot = await self._ready.get()
+        while True:
+            slot.task.result()
+            self._num_dropped += not slot.verdict
+            if self._partial:
+                self._cursor += 1
+                self._count(slot)
+            if self._ready.empty():
+                break
+            slot = self._ready.get_nowait()
+        if not self._partial:
+            self._count_in_order()
+
+    def _count_in_order(self) -> None:
+        while self._cursor < len(self._slots) and len(self._result.groups) < self._limits.target:
+            slot = self._slots[self._cursor]
+            if slot.verdict is None:
+                return
+            self._cursor += 1
+            self._count(slot)
+
+    def _count(self, slot: _Slot) -> None:
+        result, verdict = self._result, slot.verdict
+        assert verdict is not None
+        if slot.error is not None:
+            result.failures[slot.error] += 1
+            if result.failures.total() > self._limits.target:
+                raise RolloutError(self._report())
+        if verdict.keep:
+            complete = len(result.groups) == self._limits.target
+            (result.surplus if complete else result.groups).append(slot.group)
+            return
+        result.dropped.append(slot.group)
+        if slot.error is None:
+            result.drops[verdict.reason or "no_reason"] += 1
+
+    async def _end_surplus(self) -> None:
+        """Stop what still runs and gather what is left for a later rollout."""
+        running = {slot.task for slot in self._slots if not slot.task.done()}
+        if running:
+            deadline = asyncio.get_running_loop().time() + ABORT_DEADLINE_S
+            while running and asyncio.get_running_loop().time() < deadline:
+                await self._steps.abort()
+                _, running = await asyncio.wait(running, timeout=_ABORT_AGAIN_S)
+        if not self._partial:
+            self._result.surplus = [slot.pristine for slot in self._slots[self._cursor :]]
+            return
+        while not self._ready.empty():
+            slot = self._ready.get_nowait()
+            slot.task.result()
+            self._count_unfinished(slot)
+        for slot in self._slots:
+            if slot.task in running:
+                for sample in slot.group:
+                    sample.reset_for_retry()
+                self._result.surplus.append(slot.group)
+
+    def _count_unfinished(self, slot: _Slot) -> None:
+        if slot.error is None and any(sample.status is Status.ABORTED for sample in slot.group):
+            self._result.surplus.append(slot.group)
+        else:
+            self._count(slot)
+
+    async def _cancel(self) -> None:
+        tasks = [slot.task for slot in self._slots]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _report(self) -> str:
+        """Why the rollout cannot be completed."""
+        result, limits = self._result, self._limits
+        lines = [
+            f"the rollout needs {limits.target} groups, but only {len(result.groups)} of the {self._cursor} that were "
+            "tried can be trained on."
+        ]
+        lines += [f"  {count} dropped by the dynamic filter: {reason}" for reason, count in result.drops.most_common()]
+        lines += [f"  {count} failed: {error[:_REASON_CHARS]}" for error, count in result.failures.most_common(3)]
+        if result.drops.total():
+            lines.append(
+                f"At most {limits.max_groups} groups are tried (--dynamic-sampling-max-rounds). Look at the rewards: "
+                "prompts that are always or never solved teach nothing, so take easier or harder ones."
+            )
+        return "\n".join(lines)
+
+
+_CONTAINERS = (
+    "tokens",
+    "loss_mask",
+    "rollout_log_probs",
+    "teacher_log_probs",
+    "weight_versions",
+    "token_weight_versions",
+    "metadata",
+    "train_metadata",
+    "spec_info",
+    "prefix_cache_info",
+)
+
+
+def snapshot(sample: Sample) -> Sample:
+    """A copy that changes of the original, in place or not, do not reach."""
+    taken = copy(sample)
+    for name in _CONTAINERS:
+        setattr(taken, name, copy(getattr(sample, name)))
+    return taken

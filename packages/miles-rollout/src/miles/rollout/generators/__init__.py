@@ -1,0 +1,1 @@
+"""Generate functions: how one sample's response is made (``miles.generators``)."""

@@ -1,0 +1,52 @@
+"""What an engine answers to ``/generate``, added to a sample.  Its token ids are kept; nothing is re-tokenized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miles.core.errors import EngineError
+from miles.core.types.sample import Sample
+
+
+def append_response(sample: Sample, answer: dict[str, Any]) -> None:
+    """Append the engine's tokens, log-probabilities and text, and set the status."""
+    meta = answer["meta_info"]
+    scored = meta.get("output_token_logprobs")
+    if scored is None:
+        raise EngineError("the engine answered /generate without output_token_logprobs though return_logprob was set")
+    token_ids = [entry[1] for entry in scored]
+    version = meta.get("weight_version")
+    _append_versions(sample, version, len(token_ids))
+    # Lists that exist already belong to an earlier part of this response; a new list never changes a sample's copies.
+    sample.tokens = sample.tokens + token_ids
+    sample.rollout_log_probs = (sample.rollout_log_probs or []) + [entry[0] for entry in scored]
+    if sample.loss_mask is not None:
+        sample.loss_mask = sample.loss_mask + [1] * len(token_ids)
+    sample.response_length += len(token_ids)
+    sample.response += answer.get("text") or ""
+    _count(sample, meta)
+    sample.finish((meta.get("finish_reason") or {}).get("type"))
+
+
+def _append_versions(sample: Sample, version: Any, num_tokens: int) -> None:
+    """Remember which weights made these tokens, as far as the engine counts its versions."""
+    if version is None:
+        return
+    sample.weight_versions.append(str(version))
+    earlier = sample.token_weight_versions or []
+    if str(version).isdigit() and len(earlier) == sample.response_length:
+        sample.token_weight_versions = earlier + [int(version)] * num_tokens
+    else:
+        sample.token_weight_versions = None
+
+
+def _count(sample: Sample, meta: dict[str, Any]) -> None:
+    cache = sample.prefix_cache_info
+    cache.cached_tokens += meta.get("cached_tokens") or 0
+    cache.prompt_tokens += meta.get("prompt_tokens") or 0
+    if meta.get("spec_verify_ct"):
+        spec = sample.spec_info
+        spec.accepted_tokens += meta.get("spec_accept_token_num") or 0
+        spec.draft_tokens += meta.get("spec_draft_token_num") or 0
+        spec.verify_steps += meta["spec_verify_ct"]
+        spec.completion_tokens += meta.get("completion_tokens") or 0

@@ -1,0 +1,52 @@
+"""Samples in files: one JSON object per line, exact and readable, each with the text of its response tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from miles.core.errors import DataError
+from miles.core.types.sample import Sample
+from miles.rollout import sample_json
+from miles.rollout.text import ChatTokenizer
+
+_PIECES = "pieces"
+
+
+def write_samples(path: Path, samples: Iterable[Sample], tokenizer: ChatTokenizer | None = None) -> None:
+    """Replace ``path``.  With a tokenizer every line has ``pieces``: the text of each response token."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        for sample in samples:
+            file.write(sample_json.dumps(_line(sample, tokenizer)) + b"\n")
+    partial.replace(path)
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """What ``write_samples`` wrote; DataError names file and line of what cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of samples")
+    samples = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            data = orjson.loads(line)
+            data.pop(_PIECES, None)
+            samples.append(sample_json.loads_sample(data))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}:{number}: not a sample: {error}") from error
+    return samples
+
+
+def _line(sample: Sample, tokenizer: ChatTokenizer | None) -> dict[str, Any]:
+    """Fields that say something; what is left out reads back as its default."""
+    data = {name: value for name, value in sample.to_dict().items() if value is not None}
+    for name in ("spec_info", "prefix_cache_info"):
+        if not any(data[name].values()):
+            del data[name]
+    if tokenizer is not None:
+        data[_PIECES] = tokenizer.pieces(sample.response_tokens)
+    return data

@@ -1,0 +1,169 @@
+"""The processes of the rollout side: engines, and the router in front of them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from miles.core.errors import ConfigError, EngineError
+from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.cluster import Cluster
+from miles.core.process import ChildProcess
+from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpec
+from miles.core.registry import Registry
+from miles.core.run_directory import RunDirectory
+from miles.rollout.flags import Engines, Rollout
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+ENGINES = Registry("miles.engines")
+
+LOOPBACK = "127.0.0.1"
+ENGINE_DEADLINE_S = 1800.0
+"""Large models load for a long time; a dead engine is noticed at once."""
+ROUTER_DEADLINE_S = 60.0
+_REGISTRATION_DEADLINE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+
+class Servers:
+    """Starts and stops engines and router, and knows whether they live."""
+
+    def __init__(self, config: Config, run_dir: Path) -> None:
+        self._config = config
+        self._logs = RunDirectory(run_dir)
+        self._engines: list[EngineProcess] = []
+        self._router: ChildProcess | None = None
+        self._router_address: Address | None = None
+
+    @property
+    def router(self) -> Address:
+        """Of the router that was started, or of ``--sglang-router-ip``."""
+        assert self._router_address is not None, "launch() comes first"
+        return self._router_address
+
+    @property
+    def engine_urls(self) -> list[str]:
+        return [engine.url for engine in self._engines]
+
+    def launch(self) -> None:
+        """Start everything and return at once."""
+        engines = self._config[Engines]
+        launcher: EngineLauncher = ENGINES.get(engines.rollout_engine)()
+        problems = launcher.check(engines.sglang_options)
+        if problems:
+            raise ConfigError(*problems)
+        ports = free_ports(engines.rollout_num_engines + 1)
+        self._router_address = self._start_router(engines, ports.pop())
+        for index, port in enumerate(ports):
+            self._engines.append(launcher.launch(engine_spec(self._config, index, port, self._logs)))
+
+    def wait_ready(self) -> None:
+        """Return when every engine answers and is known to the router; EngineError otherwise."""
+        with ThreadPoolExecutor(len(self._engines)) as pool:
+            for _ in pool.map(lambda engine: engine.wait_ready(ENGINE_DEADLINE_S), self._engines):
+                pass
+        if self._router is not None:
+            self._router.wait_ready(f"{self.router.url}/list_workers", ROUTER_DEADLINE_S)
+        for engine in self._engines:
+            _register(self.router, engine.url)
+
+    def check_alive(self) -> None:
+        """EngineError when a process of ours has ended."""
+        for engine in self._engines:
+            if not engine.alive():
+                raise EngineError(f"the engine at {engine.url} has ended; its log is in {self._logs.logs}")
+        if self._router is not None and not self._router.alive():
+            raise EngineError(f"the router has ended with status {self._router.returncode}.{self._router.log_tail()}")
+
+    def stop(self) -> None:
+        """End every process.  Safe to call twice."""
+        processes: list[EngineProcess | ChildProcess] = [*self._engines]
+        if self._router is not None:
+            processes.append(self._router)
+        self._engines, self._router = [], None
+        if processes:
+            with ThreadPoolExecutor(len(processes)) as pool:
+                for _ in pool.map(lambda process: process.stop(), processes):
+                    pass
+
+    def _start_router(self, engines: Engines, port: int) -> Address:
+        if engines.sglang_router_ip is not None:
+            if engines.sglang_router_port is None:
+                raise ConfigError(
+                    f"--sglang-router-ip {engines.sglang_router_ip}: give its --sglang-router-port as well"
+                )
+            return Address(engines.sglang_router_ip, engines.sglang_router_port)
+        address = Address(LOOPBACK, engines.sglang_router_port or port)
+        command = [sys.executable, "-m", "miles.router", "--host", address.host, "--port", str(address.port)]
+        command += ["--request-timeout-s", str(engines.sglang_router_request_timeout_secs)]
+        self._router = ChildProcess(command, log_path=self._logs.log_file("router"), name="router")
+        return address
+
+
+def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:
+    """What engine ``index`` is started with."""
+    engines, cluster, rollout = config[Engines], config[Cluster], config[Rollout]
+    options: dict[str, Any] = dict(engines.sglang_options)
+    checkpoint = config[Checkpoint].hf_checkpoint
+    if checkpoint is None:
+        raise ConfigError("--hf-checkpoint is not set: the engines load model and tokenizer from it")
+    return EngineSpec(
+        model_path=checkpoint,
+        host=LOOPBACK,
+        port=port,
+        index=index,
+        seed=config[Algorithm].seed + index,
+        num_gpus=cluster.rollout_num_gpus_per_engine if cluster.rollout_num_gpus else 0,
+        num_threads=engines.engine_num_threads or max(1, (os.cpu_count() or 1) // engines.rollout_num_engines),
+        dtype=str(options.get("dtype", "auto")),
+        context_length=rollout.rollout_max_context_len,
+        log_path=logs.log_file(f"engine-{index}"),
+        options=options,
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _register(router: Address, worker_url: str) -> None:
+    connection = http.client.HTTPConnection(urlsplit(router.url).netloc, timeout=_REGISTRATION_DEADLINE_S)
+    try:
+        connection.request("POST", f"/add_worker?url={quote(worker_url, safe='')}")
+        response = connection.getresponse()
+        text = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineError(f"the router at {router.url} did not take engine {worker_url}: {error}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise EngineError(f"the router at {router.url} refused engine {worker_url}: {response.status} {text[:300]!r}")
