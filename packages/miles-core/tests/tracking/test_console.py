@@ -46,7 +46,7 @@ def test_a_rollout_is_one_line():
     board.add(ROLLOUT, kind="rollout", rollout_id=22)
     assert rollout_line(board) == (
         "rollout 23/80  reward 0.625  length 23.1  loss 0.0123  12,310 tokens/s  "
-        "step 0.95 s (generate 0.52 s, other 0.43 s)"
+        "step 0.95 s (generate 0.52, other 0.43)"
     )
 
 
@@ -105,7 +105,7 @@ def test_a_terminal_gets_the_live_view():
         "rollout 23/80",
         "0.625",
         "12,310",
-        "generate 0.52 s",
+        "generate 0.52",
         "180/256 samples",
         "0.05 at first",
     ):

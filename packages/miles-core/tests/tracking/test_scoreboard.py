@@ -65,6 +65,6 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.62, "0.62"), (12310.4, "12,310"), (0.0123456, "0.01235")])
+@pytest.mark.parametrize(("value", "text"), [(0.62, "0.62"), (12310.4, "12,310"), (0.0123456, "0.0123")])
 def test_numbers(value, text):
     assert number(value) == text

@@ -74,7 +74,7 @@ class LiveView:
         if names.TOKENS_PER_S in latest:
             yield "speed", number(latest[names.TOKENS_PER_S]), "tokens/s"
         if names.STEP_TIME in latest:
-            parts = " · ".join(f"{phase} {duration(seconds)}" for phase, seconds in names.phases(latest).items())
+            parts = " · ".join(f"{phase} {number(seconds)}" for phase, seconds in names.phases(latest).items())
             yield "step", duration(latest[names.STEP_TIME]), Text(parts, style="dim")
         for name, scores in self._board.evaluations.items():
             yield "eval", number(scores[-1]), Text(f"{name}, {number(scores[0])} at first", style="dim")

@@ -58,7 +58,7 @@ class PlainView:
 
 
 def rollout_line(board: Scoreboard) -> str:
-    """``rollout 23/80  reward 0.62  length 23.1  loss 0.0123  12,310 tokens/s  step 0.95 s (generate 0.52 s, ...)``."""
+    """``rollout 23/80  reward 0.62  length 23.1  loss 0.0123  12,310 tokens/s  step 0.95 s (generate 0.52, ...)``."""
     total = f"/{board.num_rollout}" if board.num_rollout is not None else ""
     return "  ".join([f"rollout {board.done}{total}", *_figures(board.latest)])
 
@@ -79,5 +79,5 @@ def _figures(latest: dict[str, float]) -> Iterator[str]:
     if names.TOKENS_PER_S in latest:
         yield f"{number(latest[names.TOKENS_PER_S])} tokens/s"
     if names.STEP_TIME in latest:
-        parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in names.phases(latest).items())
+        parts = ", ".join(f"{phase} {number(seconds)}" for phase, seconds in names.phases(latest).items())
         yield f"step {duration(latest[names.STEP_TIME])} ({parts})"

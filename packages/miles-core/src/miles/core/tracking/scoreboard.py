@@ -26,7 +26,7 @@ class Scoreboard:
     latest: dict[str, float] = field(default_factory=dict)
     """The last value of every metric."""
     history: dict[str, list[float]] = field(default_factory=dict)
-    """Values of the metrics of rollouts, one per rollout."""
+    """Values of the metrics of rollouts and optimizer steps, in order."""
     evaluations: dict[str, list[float]] = field(default_factory=dict)
     """Mean reward by data set, one per evaluation."""
     waiting_for: str | None = None
@@ -40,6 +40,7 @@ class Scoreboard:
                 self.evaluations.setdefault(name, []).append(score)
         if kind == "rollout":
             self.done = rollout_id + 1
+        if kind != "eval":
             for name, value in metrics.items():
                 self.history.setdefault(name, []).append(value)
 
@@ -83,8 +84,8 @@ def sparkline(values: list[float], width: int) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, thousands separated."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """Three significant digits, thousands separated."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
