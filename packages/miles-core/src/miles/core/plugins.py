@@ -50,12 +50,13 @@ class Plugin:
 
 
 def installed(group: str | None = None) -> list[Plugin]:
-    """Plugins of ``group``, or of every group whose name starts with ``miles.``, sorted by group and name.
+    """Plugins of ``group``, or of every group of Miles, sorted by group and name.
 
     With ``MILES_DISABLE_PLUGINS=1`` only those of Miles' own distributions.
     """
-    found = entry_points() if group is None else entry_points(group=group)
-    plugins = {_plugin(entry) for entry in found if entry.group.startswith("miles.")}
+    every = entry_points()
+    groups = [name for name in every.groups if name.startswith("miles.")] if group is None else [group]
+    plugins = {_plugin(entry) for name in groups for entry in every.select(group=name)}
     if environ.plugins_disabled():
         plugins = {plugin for plugin in plugins if plugin.distribution in OWN_DISTRIBUTIONS}
     return sorted(plugins, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution))

@@ -52,12 +52,22 @@ class Config:
         ``extra_values`` are values for users' hooks, as ``--custom-config-path`` would give them.  Raises ConfigError
         with every problem there is.  Without ``check`` the rules across flags and the existence of files are left out.
         """
-        draft, custom = pipeline.draft_of(flags, extra_values or {})
-        config = cls._of_draft(draft, custom)
-        problems = draft.problems + (pipeline.check(config, draft) if check else [])
+        config, problems = cls.examine(flags, extra_values=extra_values, check=check)
         if problems:
             raise ConfigError(*problems)
         return config
+
+    @classmethod
+    def examine(
+        cls, flags: Sequence[str], *, extra_values: Mapping[str, Any] | None = None, check: bool = True
+    ) -> tuple[Config, list[str]]:
+        """Configuration of a command line as far as it can be understood, and everything that is wrong with it.
+
+        With problems it shows what the rest resolves to; only a configuration without any may be run.
+        """
+        draft, custom = pipeline.draft_of(flags, extra_values or {})
+        config = cls._of_draft(draft, custom)
+        return config, draft.problems + (pipeline.check(config, draft) if check else [])
 
     @classmethod
     def of(cls, **values: Any) -> Config:
@@ -84,9 +94,10 @@ class Config:
 
     def __getitem__(self, group: type[G]) -> G:
         try:
-            found: G = self._groups[group]
+            found = self._groups[group]
         except KeyError:
             raise KeyError(f"{group.__name__} is not a group of this configuration") from None
+        assert isinstance(found, group)
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -129,6 +140,12 @@ class Config:
     def values(self) -> dict[str, Any]:
         """Every value by name, those for users' hooks included."""
         return dict(self._values)
+
+    def record(self) -> dict[str, Any]:
+        """Every value by name, to be shown or written to a file: secrets are replaced by stars."""
+        flags = flag_table().flags
+        secret = {name for name, spec in flags.items() if spec.flag.secret and self._values.get(name) is not None}
+        return {name: "***" if name in secret else value for name, value in self._values.items()}
 
     def custom(self) -> dict[str, Any]:
         """Values for users' hooks alone."""

@@ -110,6 +110,10 @@ class FlagSpec:
         except ValidationError as error:
             raise ValueError(_explain(error, self)) from None
 
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema of a value in a file."""
+        return self._adapter.json_schema()
+
     @property
     def expectation(self) -> str:
         """What a value must be, in words."""
@@ -146,7 +150,7 @@ def _explain(error: ValidationError, spec: FlagSpec) -> str:
     for detail in error.errors(include_url=False):
         if detail["type"] in _BOUNDS:
             bound, words = _BOUNDS[detail["type"]]
-            return f"expected {words} {detail['ctx'][bound]}"
+            return f"expected {words} {detail['ctx'][bound]:g}"
         if detail["type"] == "finite_number":
             return "expected a finite number"
     return f"expected {spec.expectation}"

@@ -34,6 +34,8 @@ class Flag:
     """Why setting the flag to anything but its default is refused."""
     unsupported_values: Mapping[str, str] = field(default_factory=dict)
     """Why some of the choices are refused."""
+    secret: bool = False
+    """The value is never shown or written to a file."""
     source: bool = False
     """The flag names a source of values; it cannot stand in a configuration file."""
 

@@ -26,7 +26,7 @@ def train(config: Config) -> RunDirectory:
     was started is stopped.
     """
     run_dir = RunDirectory.choose(config[Checkpoint].save, config.train_backend).create()
-    run_dir.write_config(config.values(), config.origin)
+    run_dir.write_config(config.record(), config.origin)
     with _terminating(), Job(config, run_dir) as job:
         if config[Debug].debug_rollout_only:
             loop.run_rollout_only(job)

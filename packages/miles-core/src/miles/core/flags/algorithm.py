@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from miles.core.config.group import DERIVED, Flag, Group
 
@@ -94,6 +94,38 @@ class Algorithm(Group):
 
     custom_tis_function_path: Annotated[str | None, Flag(plugin="miles.corrections")] = None
     """Correction used instead of the truncated weight: name of an installed one, or a dotted path."""
+
+    tis_mode: Literal["truncate", "clip", "mask"] = "truncate"
+    """Correction ``mis``: what happens to a weight out of bounds. ``truncate`` cuts it to the upper bound, ``clip`` to both,
+    ``mask`` takes its tokens out of the loss."""
+
+    tis_level: Literal["token", "sequence", "geometric"] = "token"
+    """Correction ``mis``: what a weight belongs to. ``geometric``: a sequence, by the mean of its tokens' log-ratios."""
+
+    tis_lower_bound: PositiveFloat | None = None
+    """Correction ``mis``: lower bound of a weight. Defaults to 1 / ``--tis-upper-bound``."""
+
+    tis_upper_bound: PositiveFloat = 2.0
+    """Correction ``mis``: upper bound of a weight."""
+
+    tis_batch_normalize: bool = False
+    """Correction ``mis``: divide the weights by their mean over the optimizer step."""
+
+    use_rs: bool = False
+    """Rejection sampling: tokens whose ratio of trainer to engine is out of bounds leave the loss. Chooses the correction
+    ``mis``."""
+
+    rs_level: Literal["token", "sequence", "geometric"] = "token"
+    """What the ratio of a rejection belongs to."""
+
+    rs_lower_bound: PositiveFloat | None = None
+    """Ratio below which a rejection happens. Defaults to ``--tis-lower-bound``."""
+
+    rs_upper_bound: PositiveFloat | None = None
+    """Ratio above which a rejection happens. Defaults to ``--tis-upper-bound``."""
+
+    rs_veto_threshold: PositiveFloat | None = None
+    """A sequence leaves the loss when the ratio of one of its tokens is below this."""
 
     custom_pg_loss_reducer_function_path: Annotated[str | None, Flag(path=True)] = None
     """Dotted path of a function that makes the reducer of the policy loss: ``(total_lengths, response_lengths,

@@ -59,7 +59,7 @@ class Debug(Group):
     """What records memory."""
 
     profile_target: Annotated[list[ProfileTarget], Flag(unsupported=_NO_PROFILER)] = Field(
-        default_factory=lambda: ["train_overall"]
+        default_factory=lambda: list[ProfileTarget](["train_overall"])
     )
     """Parts of training to profile."""
 

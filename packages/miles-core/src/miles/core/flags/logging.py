@@ -30,7 +30,7 @@ class Logging(Group):
     wandb_host: str | None = None
     """Address of the Weights & Biases server."""
 
-    wandb_key: str | None = None
+    wandb_key: Annotated[str | None, Flag(secret=True)] = None
     """Weights & Biases API key."""
 
     wandb_run_id: str | None = None

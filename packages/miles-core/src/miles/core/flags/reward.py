@@ -11,7 +11,7 @@ class Reward(Group):
     title = "Reward Model Arguments"
 
     rm_type: Annotated[str | None, Flag(plugin="miles.rewards", plugin_prefix="boxed_")] = None
-    """Reward function by name (``math``, ``dapo``, ``f1``, ``random`` ... and those of installed plugins). ``boxed_``
+    """Reward function by name: ``math``, ``dapo``, ``f1``, ``random``, or that of an installed plugin. ``boxed_``
     before a name grades what the last box of the answer holds. ``metadata["rm_type"]`` of a prompt wins over it."""
 
     rm_url: str | None = None

@@ -1,0 +1,243 @@
+"""The ``miles`` command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from pathlib import Path
+
+from miles.core import plugins
+from miles.core.config import Config, show
+from miles.core.config.discover import FlagTable, flag_table
+from miles.core.config.flag import FlagSpec
+from miles.core.config.help import all_flags, explain, plain, usage
+from miles.core.config.parser import explain_unknown
+from miles.core.config.reference import json_schema, markdown
+from miles.core.errors import ConfigError, DataError, PluginError
+
+_HELP = """usage: miles COMMAND [FLAG ...]
+
+Reinforcement learning for language models: prompts, engines, rewards, training, weights back to the engines.
+
+commands:
+  train          train a model
+  train-async    train on one rollout while the next is generated
+  config         show what a command line resolves to, explain flags, write the reference
+  plugins        list what is installed: backends, engines, rewards, filters, trackers ...
+  version        show the versions of Miles and of what it runs on
+
+A first run, on any machine:
+  miles train --train-backend fsdp --hf-checkpoint MODEL --prompt-data prompts.jsonl --label-key answer \\
+      --rm-type math --num-rollout 100 --rollout-batch-size 8 --n-samples-per-prompt 8 \\
+      --rollout-max-response-len 512 --save runs/first
+
+The flags that most runs set:
+{common}
+
+`miles train --help` lists every flag; `miles config --explain FLAG` tells all about one.
+Flags may stand in a file: miles train --config run.yaml
+"""
+
+_COMMON = (
+    "hf_checkpoint",
+    "prompt_data",
+    "rm_type",
+    "train_backend",
+    "num_rollout",
+    "rollout_batch_size",
+    "n_samples_per_prompt",
+    "rollout_max_response_len",
+    "advantage_estimator",
+    "lr",
+    "eval_prompt_data",
+    "eval_interval",
+    "save",
+    "save_interval",
+)
+
+_COLUMN = 32
+
+_CONFIG_HELP = """usage: miles config [FLAG ...]
+
+Shows what the flags of `miles train` resolve to, where every value is from, and everything that is wrong with them.
+
+  --all               show defaults as well
+  --json              write JSON
+  --explain FLAG      what a flag is, who owns it, what it resolves to with the other flags given, and why
+  --unsupported       flags that are refused when set, and why
+  --reference [FILE]  write the Markdown reference of all flags
+  --schema            write a JSON Schema for files of --config
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status.  2: the command line or the configuration is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    name, rest = arguments[0].removeprefix("--"), arguments[1:]
+    command = _COMMANDS.get(name)
+    if command is None:
+        return _fail("miles", [f"{arguments[0]!r} is not a command. Commands: {', '.join(_COMMANDS)}"])
+    try:
+        return command(rest)
+    except ConfigError as error:
+        return _fail(f"miles {name}", error.problems)
+    except (PluginError, DataError) as error:
+        return _fail(f"miles {name}", [str(error)])
+    except BrokenPipeError:  # the reader of our output has gone, as in `miles train --help | head`
+        sys.stderr.close()
+        return 0
+
+
+def train(flags: list[str]) -> int:
+    """``miles train``."""
+    if _wants_help(flags):
+        print("usage: miles train [FLAG ...]\n\n" + all_flags(flag_table()))
+        return 0
+    config = Config.from_flags(flags)
+    from miles.core.driver.run import train as run  # the driver reaches torch, which --help must not
+
+    run(config)
+    return 0
+
+
+def train_async(flags: list[str]) -> int:
+    """``miles train-async``."""
+    if _wants_help(flags):
+        print("miles train-async takes the flags of `miles train`. It does not exist yet.")
+        return 0
+    raise ConfigError("asynchronous training does not exist yet. Type `miles train` with the same flags")
+
+
+def config(flags: list[str]) -> int:
+    """``miles config``."""
+    if _wants_help(flags):
+        print(_CONFIG_HELP)
+        return 0
+    options, rest = _config_parser().parse_known_args(flags)
+    table = flag_table()
+    if options.unsupported:
+        return _print_unsupported(table)
+    if options.schema:
+        print(json.dumps(json_schema(table), indent=2))
+    elif options.reference is not None:
+        _write(options.reference, markdown(table))
+    elif options.explain is not None:
+        return _explain(options.explain, rest, table)
+    else:
+        return _show(rest, show_all=options.all, as_json=options.json)
+    return 0
+
+
+def list_plugins(flags: list[str]) -> int:
+    """``miles plugins``."""
+    del flags
+    for group, found in groupby(plugins.installed(), key=lambda plugin: plugin.group):
+        print(group)
+        entries = list(found)
+        names = [plugin.name for plugin in entries]
+        for plugin in entries:
+            clash = "   <- registered twice, uninstall one" if names.count(plugin.name) > 1 else ""
+            print(f"  {plugin.name:<22} {plugin.distribution + ' ' + plugin.version:<24} {plugin.target}{clash}")
+    return 0
+
+
+def show_versions(flags: list[str]) -> int:
+    """``miles version``."""
+    del flags
+    others = ("torch", "transformers", "ray", "sglang", "flash-attn")
+    for distribution in (*plugins.OWN_DISTRIBUTIONS, *others):
+        try:
+            print(f"{distribution:<15} {version(distribution)}")
+        except PackageNotFoundError:
+            print(f"{distribution:<15} not installed")
+    print(f"{'Python':<15} {platform.python_version()} on {platform.platform()}")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "train-async": train_async,
+    "config": config,
+    "plugins": list_plugins,
+    "version": show_versions,
+}
+
+
+def _config_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="miles config", add_help=False, allow_abbrev=False)
+    for switch in ("--all", "--json", "--unsupported", "--schema"):
+        parser.add_argument(switch, action="store_true")
+    parser.add_argument("--explain")
+    parser.add_argument("--reference", nargs="?", const="-")
+    return parser
+
+
+def _overview() -> str:
+    table = flag_table()
+    lines = [f"  {_column(spec)}{_first_sentence(spec.help)}" for name, spec in table.flags.items() if name in _COMMON]
+    return _HELP.format(common="\n".join(lines)).rstrip()
+
+
+def _column(spec: FlagSpec) -> str:
+    """The flag with a stand-in for its value where that is short, padded."""
+    text = usage(spec) if len(usage(spec)) < _COLUMN else spec.spelling
+    return f"{text:<{_COLUMN}}"
+
+
+def _first_sentence(text: str) -> str:
+    return plain(text).split(". ")[0].split(": ")[0].rstrip(".")
+
+
+def _show(flags: list[str], *, show_all: bool, as_json: bool) -> int:
+    config, problems = Config.examine(flags)
+    print((show.as_json if as_json else show.as_text)(config, show_all=show_all))
+    return _fail("miles config", problems) if problems else 0
+
+
+def _explain(name: str, flags: list[str], table: FlagTable) -> int:
+    spec = table.find(name)
+    if spec is None:
+        raise ConfigError(explain_unknown("--" + name.lstrip("-"), table))
+    config, problems = Config.examine(flags, check=False)
+    print(explain(spec))
+    print(f"  {'now:':<11}{show.state_of(config, spec)}")
+    about = [problem for problem in problems if flags and spec.spelling in problem.split()]
+    return _fail("miles config", about) if about else 0
+
+
+def _print_unsupported(table: FlagTable) -> int:
+    refused = show.unsupported()
+    print("\n".join(refused))
+    print(f"{len(refused)} of {len(table.by_spelling)} flags", file=sys.stderr)
+    return 0
+
+
+def _write(target: str, text: str) -> None:
+    if target == "-":
+        print(text, end="")
+        return
+    path = Path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _wants_help(flags: list[str]) -> bool:
+    return any(flag in ("-h", "--help") for flag in flags)
+
+
+def _fail(command: str, problems: Sequence[str]) -> int:
+    if len(problems) == 1:
+        print(f"{command}: {problems[0]}", file=sys.stderr)
+        return 2
+    print(f"{command}: {len(problems)} problems", file=sys.stderr)
+    for problem in problems:
+        print(f"  - {problem}", file=sys.stderr)
+    return 2
