@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 def check_plugins(config: Config) -> Iterator[str]:
     """Every plugin that is named is installed, and the package of every dotted path exists.  Imports none of them."""
     for name, spec in flag_table().flags.items():
-        value = getattr(config, name)
-        if value is None or not (spec.flag.plugin or spec.flag.path) or config.origin[name] == "default":
+        value, flag = getattr(config, name), spec.flag
+        if value is None or flag.composed or not (flag.plugin or flag.path) or config.origin[name] == "default":
             continue
         for choice in value if isinstance(value, list) else [value]:
-            if problem := _plugin_problem(choice, spec.flag.plugin, spec.flag.plugin_prefix):
+            if problem := _plugin_problem(choice, flag.plugin):
                 yield f"{spec.spelling} {choice}: {problem}"
 
 
@@ -170,10 +170,15 @@ def check_halves(config: Config) -> Iterator[str]:
 
 
 def check_rewards(config: Config) -> Iterator[str]:
-    """A remote reward has an address."""
+    """Rewards that are asked for can be given by an installed package."""
     reward = config[Reward]
-    if reward.rm_type is not None and reward.rm_type.endswith("remote_rm") and reward.rm_url is None:
-        yield f"--rm-type {reward.rm_type} needs --rm-url: the address of the reward service"
+    asked = {"--rm-type": reward.rm_type, "--custom-rm-path": reward.custom_rm_path}
+    for spelling, value in asked.items():
+        if value is not None and not Registry("miles.reward_dispatchers").names():
+            yield (
+                f"{spelling} {value}: rewards are given by miles-rewards, which is not installed: pip install "
+                "miles-rewards"
+            )
 
 
 def check_model_files(config: Config) -> Iterator[str]:
@@ -215,10 +220,10 @@ def _check_hf_directory(flag: str, path: str) -> Iterator[str]:
         yield f"{flag} {path}: the directory holds no config.json; expected a checkpoint in Hugging Face format"
 
 
-def _plugin_problem(choice: str, group: str | None, prefix: str) -> str | None:
+def _plugin_problem(choice: str, group: str | None) -> str | None:
     if group is not None:
         try:
-            Registry(group).find(choice.removeprefix(prefix))
+            Registry(group).find(choice)
         except PluginError as error:
             return str(error)
     if not is_dotted(choice):

@@ -24,8 +24,8 @@ class Flag:
     """Field whose value this one takes when nobody set it."""
     plugin: str | None = None
     """Entry-point group whose names are the choices; a dotted path is accepted too."""
-    plugin_prefix: str = ""
-    """May stand before a plugin's name without being part of it."""
+    composed: bool = False
+    """The value may combine several plugin names; the package that reads it checks them."""
     path: bool = False
     """A dotted path to an object of the user's."""
     captures: str | None = None

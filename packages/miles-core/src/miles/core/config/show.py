@@ -9,7 +9,7 @@ from miles.core.config.discover import flag_table
 from miles.core.config.flag import FlagSpec
 from miles.core.config.help import unsupported_text
 
-_WIDEST_VALUE = 44
+_WIDEST_VALUE = 32
 
 
 def as_text(config: Config, *, show_all: bool) -> str:

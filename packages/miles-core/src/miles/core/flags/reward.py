@@ -10,9 +10,10 @@ from miles.core.config.group import Flag, Group
 class Reward(Group):
     title = "Reward Model Arguments"
 
-    rm_type: Annotated[str | None, Flag(plugin="miles.rewards", plugin_prefix="boxed_")] = None
+    rm_type: Annotated[str | None, Flag(plugin="miles.rewards", composed=True)] = None
     """Reward function by name: ``math``, ``dapo``, ``f1``, ``random``, or that of an installed plugin. ``boxed_``
-    before a name grades what the last box of the answer holds. ``metadata["rm_type"]`` of a prompt wins over it."""
+    before a name grades what the last box of the answer holds; ``math:1,format:0.1`` is a weighted sum.
+    ``metadata["rm_type"]`` of a prompt wins over it."""
 
     rm_url: str | None = None
     """Address of the reward service of ``--rm-type remote_rm``."""
