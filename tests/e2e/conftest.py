@@ -17,6 +17,7 @@ from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
 
 DEADLINE_S = 240
+MILES = str(Path(sys.executable).with_name("miles"))
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return Toy(folder / "model", data)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def miles() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the ``miles`` command to its end."""
 
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "miles.core.cli", *arguments], capture_output=True, text=True, timeout=DEADLINE_S
+            [MILES, *arguments], capture_output=True, text=True, timeout=DEADLINE_S
         )
         if check and done.returncode != 0:
             said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"

@@ -49,7 +49,7 @@ def samples(run: Path) -> list[tuple]:
 
 def command(toy, run: Path) -> list[str]:
     flags = toy.flags(run, "--save-hf", str(run / "hf" / "{rollout_id}"))
-    return [sys.executable, "-m", "miles.core.cli", "train", *flags]
+    return [str(Path(sys.executable).with_name("miles")), "train", *flags]
 
 
 def kill_when(arguments: list[str], moment: Callable[[], bool]) -> None:
@@ -84,7 +84,7 @@ def test_killed_run_continues_bit_for_bit(toy, miles, tmp_path, uninterrupted, p
     kill_when(command(toy, run), lambda: (run / sign).exists())
     done = int((run / "latest_checkpointed_iteration.txt").read_text())
     assert done == 1, f"killed {phase}, the second checkpoint is the last"
-    miles(*command(toy, run)[3:])
+    miles(*command(toy, run)[1:])
     assert metrics(run) == metrics(uninterrupted)
     assert samples(run) == samples(uninterrupted)
     expected, found = exported_weights(uninterrupted), exported_weights(run)
@@ -94,5 +94,5 @@ def test_killed_run_continues_bit_for_bit(toy, miles, tmp_path, uninterrupted, p
 
 def test_finished_run_started_again_only_evaluates_again(toy, miles, uninterrupted):
     before = metrics(uninterrupted), samples(uninterrupted)
-    miles(*command(toy, uninterrupted)[3:])
+    miles(*command(toy, uninterrupted)[1:])
     assert (metrics(uninterrupted), samples(uninterrupted)) == before
