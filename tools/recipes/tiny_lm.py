@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging
 
 END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINKING = ("<think>", "</think>")
@@ -90,6 +91,7 @@ def save_checkpoint(directory: Path, texts: Iterable[str], *, vocab_size: int, s
     """Write a Hugging Face checkpoint with a fresh tokenizer and model; returns the number of parameters."""
     tokenizer = train_tokenizer(texts, vocab_size)
     model = create_model(tokenizer, shape, seed)
+    logging.disable_progress_bar()  # there is one shard to write
     tokenizer.save_pretrained(directory)
     model.save_pretrained(directory)
     return sum(parameter.numel() for parameter in model.parameters())
