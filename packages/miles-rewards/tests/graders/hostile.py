@@ -91,8 +91,8 @@ def huge_answer(value):
 
 
 def shout(value):
-    print("untrusted" * 1000)
-    print("untrusted" * 1000, file=sys.stderr)
+    sys.stdout.write("untrusted" * 1000 + "\n")
+    sys.stderr.write("untrusted" * 1000 + "\n")
     return value
 
 

@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from miles.core.types.sample import Sample
-
 if TYPE_CHECKING:
     from miles.core.config import Config
+    from miles.core.types.sample import Sample
 
 Score = float | dict[str, Any]
 
@@ -41,6 +40,8 @@ class RewardOutcome:
     """Whether no verdict was reached."""
     masked: bool = False
     """Whether the sample is to be left out of the loss (``--rm-failure-action mask``)."""
+    parts: dict[str, float] | None = None
+    """Rewards of the single types, when ``--rm-type`` is a weighted sum."""
 
     def apply(self, sample: Sample) -> None:
         """Write the reward and its category into ``sample``."""
@@ -48,6 +49,8 @@ class RewardOutcome:
         sample.metadata = {**sample.metadata, "reward_category": self.category}
         if self.failed:
             sample.metadata["reward_error"] = self.detail
+        if self.parts is not None:
+            sample.metadata["reward_parts"] = self.parts
         if self.masked:
             sample.remove_sample = True
 

@@ -2,8 +2,8 @@
 
 Every call has a deadline that starts when a worker starts the call, not when it was queued.  A worker that hangs or
 dies is killed and replaced, and only the call in its hands is lost; the rest of its batch goes back to the queue (a
-neighbour graded moments before the death may be graded again).  Calls may come from any thread and any event loop; a
-thread of the pool's own talks to the workers and watches the clock, so deadlines hold even while an event loop is stuck.
+neighbour graded moments before the death may be graded again).  Calls may come from any thread and any event loop.  A
+thread of the pool's own talks to the workers and watches the clock: deadlines hold even while an event loop is stuck.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from miles.rewards.pool.job import Job, Limits, Result
 from miles.rewards.pool.keeper import Keeper
-from miles.rewards.pool.ticket import ListSink, LoopSink, Sink, Ticket
+from miles.rewards.pool.ticket import ListSink, LoopSink, Ticket
 
 
 class Pool:
@@ -64,11 +64,16 @@ class Pool:
 
     async def run(self, job: Job, *arguments: Any, timeout_s: float | None = None) -> Result:
         """Call ``job`` with ``arguments`` in a worker.  Cancelling gives its place in the queue back."""
-        loop = asyncio.get_running_loop()
         try:
-            ticket = self._ticket(job, arguments, timeout_s, self._sink(loop))
+            packed = pickle.dumps(arguments, protocol=5)
         except Exception as error:
             return _unsendable(error)
+        return await self.run_packed(job, packed, timeout_s=timeout_s)
+
+    async def run_packed(self, job: Job, arguments: bytes, *, timeout_s: float | None = None) -> Result:
+        """``run`` with a pickled tuple of arguments."""
+        loop = asyncio.get_running_loop()
+        ticket = Ticket(job, arguments, self._deadline(job, timeout_s), self._sink(loop))
         future: asyncio.Future[Result] = loop.create_future()
         ticket.future = future
         self._started().submit((ticket,))
@@ -85,14 +90,11 @@ class Pool:
         tickets = []
         for index, arguments in enumerate(calls):
             try:
-                ticket = self._ticket(job, arguments, timeout_s, sink)
+                packed = pickle.dumps(arguments, protocol=5)
             except Exception as error:
-                ticket = Ticket(job, b"", 0.0, sink)
-                ticket.index = index
-                sink.put(ticket, _unsendable(error))
-                continue
-            ticket.index = index
-            tickets.append(ticket)
+                sink.put(Ticket(job, b"", 0.0, sink, index), _unsendable(error))
+            else:
+                tickets.append(Ticket(job, packed, self._deadline(job, timeout_s), sink, index))
         sink.flush()
         if tickets:
             self._started().submit(tickets)
@@ -143,9 +145,8 @@ class Pool:
                 keeper = self._keeper
         return keeper
 
-    def _ticket(self, job: Job, arguments: tuple[Any, ...], timeout_s: float | None, sink: Sink) -> Ticket:
-        deadline = timeout_s or job.timeout_s or self.timeout_s
-        return Ticket(job, pickle.dumps(arguments, protocol=5), deadline, sink)
+    def _deadline(self, job: Job, timeout_s: float | None) -> float:
+        return timeout_s or job.timeout_s or self.timeout_s
 
     def _sink(self, loop: asyncio.AbstractEventLoop) -> LoopSink:
         sink = self._sinks.get(loop)

@@ -25,12 +25,12 @@ class Ticket:
 
     __slots__ = ("arguments", "cancelled", "future", "index", "job", "retried", "sink", "timeout_s")
 
-    def __init__(self, job: Job, arguments: bytes, timeout_s: float, sink: Sink) -> None:
+    def __init__(self, job: Job, arguments: bytes, timeout_s: float, sink: Sink, index: int = 0) -> None:
         self.job = job
         self.arguments = arguments
         self.timeout_s = timeout_s
         self.sink = sink
-        self.index = 0
+        self.index = index
         self.future: asyncio.Future[Result] | None = None
         self.cancelled = False
         self.retried = False

@@ -1,0 +1,158 @@
+"""The rewards of a run: which type scores which sample, and what a failure means."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from miles.core.errors import ConfigError, RewardError
+from miles.core.flags.reward import Reward
+from miles.core.flags.system import System
+from miles.core.protocols.reward import RewardOutcome
+from miles.core.types.sample import Sample
+from miles.rewards.catalogue import Catalogue
+from miles.rewards.checks import problems
+from miles.rewards.context import Context, Settings
+from miles.rewards.custom import CustomScorer
+from miles.rewards.flags import RewardExecution
+from miles.rewards.ledger import Ledger
+from miles.rewards.scorer import Scorer
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+_LOG = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Scores samples as the reward flags say.  See ``miles.core.protocols.reward.RewardDispatcher``."""
+
+    def __init__(self, config: Config) -> None:
+        if found := self.check(config):
+            raise ConfigError(*found)
+        self._flags = config[Reward]
+        self._execution = config[RewardExecution]
+        self._context = Context(settings_of(config))
+        self._catalogue = Catalogue(self._context)
+        self._scorers: dict[str, Scorer] = {}
+        self._custom: CustomScorer | None = None
+        if self._flags.custom_rm_path:
+            self._custom = self._catalogue.custom(self._flags.custom_rm_path)
+        elif self._flags.rm_type:
+            self._scorer_of(self._flags.rm_type)
+        self._ledgers = {False: Ledger("rollout/reward"), True: Ledger("eval/reward")}
+        self._failures_in_a_row = 0
+        self._num_replaced = 0
+
+    @staticmethod
+    def check(config: Config) -> list[str]:
+        return list(problems(config))
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self._context.start)
+
+    async def score(self, sample: Sample, *, evaluation: bool = False) -> RewardOutcome:
+        if self._custom is not None and self._flags.group_rm:
+            return (await self.score_group([sample], evaluation=evaluation))[0]
+        outcome = await (self._custom or self._scorer_for(sample)).score(sample)
+        return self._settle(outcome, sample, evaluation)
+
+    async def score_group(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[RewardOutcome]:
+        if self._custom is not None and self._flags.group_rm:
+            outcomes = await self._custom.score_group(samples)
+            return [self._settle(outcome, sample, evaluation) for outcome, sample in zip(outcomes, samples)]
+        return await asyncio.gather(*(self.score(sample, evaluation=evaluation) for sample in samples))
+
+    def metrics(self) -> dict[str, float]:
+        metrics = self._ledgers[False].report() | self._ledgers[True].report()
+        if metrics:
+            replaced = self._context.num_replaced
+            metrics["rollout/reward/workers_replaced"] = float(replaced - self._num_replaced)
+            self._num_replaced = replaced
+        return metrics
+
+    async def close(self) -> None:
+        for scorer in self._scorers.values():
+            await scorer.close()
+        await asyncio.to_thread(self._context.close)
+
+    def _scorer_for(self, sample: Sample) -> Scorer:
+        own = sample.metadata.get("rm_type")
+        rm_type = own.strip() if isinstance(own, str) and own.strip() else self._flags.rm_type
+        if rm_type is None:
+            raise ConfigError(
+                f"sample {sample.index} has no reward type: set --rm-type or --custom-rm-path, or give its prompt "
+                'metadata["rm_type"]'
+            )
+        return self._scorer_of(rm_type)
+
+    def _scorer_of(self, rm_type: str) -> Scorer:
+        scorer = self._scorers.get(rm_type)
+        if scorer is None:
+            scorer = self._scorers[rm_type] = self._catalogue.scorer(rm_type)
+        return scorer
+
+    def _settle(self, outcome: RewardOutcome, sample: Sample, evaluation: bool) -> RewardOutcome:
+        """Count the outcome, and give a failure the meaning the flags say."""
+        key = self._flags.eval_reward_key if evaluation else self._flags.reward_key
+        outcome = self._valued(outcome, key)
+        if isinstance(outcome.score, dict) and (key is None or key not in outcome.score):
+            flag = "--eval-reward-key" if evaluation else "--reward-key"
+            raise ConfigError(
+                f"{flag} is {key!r}, but rewards are mappings with the entries "
+                f"{', '.join(map(repr, outcome.score)) or 'none'}. Set it to one of them"
+            )
+        self._ledgers[evaluation].add(outcome)
+        self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.failed else 0
+        if outcome.failed:
+            self._react(outcome, sample)
+            return replace(outcome, masked=self._execution.rm_failure_action == "mask" and not evaluation)
+        return outcome
+
+    def _valued(self, outcome: RewardOutcome, key: str | None) -> RewardOutcome:
+        value = self._execution.rm_failure_values.get(outcome.category)
+        if isinstance(outcome.score, dict):
+            return outcome if value is None or key is None else replace(outcome, score={**outcome.score, key: value})
+        if value is not None:
+            outcome = replace(outcome, score=value)
+        # A user's function that returns mappings failed: its reward has the entry that is trained on.
+        if outcome.failed and key is not None and self._custom is not None:
+            return replace(outcome, score={key: outcome.score})
+        return outcome
+
+    def _react(self, outcome: RewardOutcome, sample: Sample) -> None:
+        if self._failures_in_a_row == 1:
+            _LOG.warning("sample %s could not be graded (%s): %s", sample.index, outcome.category, outcome.detail)
+        if self._execution.rm_failure_action == "raise":
+            raise RewardError(
+                f"sample {sample.index} could not be graded ({outcome.category}): {outcome.detail}. "
+                "--rm-failure-action raise ends the run here"
+            )
+        limit = self._execution.rm_max_consecutive_failures
+        if limit and self._failures_in_a_row >= limit:
+            raise RewardError(
+                f"{self._failures_in_a_row} gradings in a row failed, the last one, of sample {sample.index}, with "
+                f"{outcome.category}: {outcome.detail}. The limit is --rm-max-consecutive-failures {limit}"
+            )
+
+
+def settings_of(config: Config) -> Settings:
+    """What the reward types of a run want to know."""
+    execution, reward = config[RewardExecution], config[Reward]
+    return Settings(
+        num_workers=execution.rm_num_workers or None,
+        timeout_s=execution.rm_timeout,
+        concurrency=execution.rm_concurrency,
+        strict_upstream=execution.rm_strict_upstream,
+        url=reward.rm_url,
+        http_proxy=config[System].http_proxy,
+        # Flags of miles-rollout, which is there in every run but not where this package is used alone.
+        seed=config.rollout_seed if "rollout_seed" in config else 0,
+        max_response_len=config.rollout_max_response_len if "rollout_max_response_len" in config else None,
+        overlong_buffer_len=execution.rm_overlong_buffer_len,
+        reward_key=reward.reward_key,
+        args=config,
+    )

@@ -1,0 +1,68 @@
+"""Weighted sums of reward types: ``math:1,format:0.1``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from miles.core.protocols.reward import RewardOutcome, Score
+from miles.rewards.scorer import Scorer
+
+if TYPE_CHECKING:
+    from miles.core.types.sample import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One term of the sum."""
+
+    name: str
+    weight: float
+
+
+def parse_mix(text: str) -> list[Part]:
+    """The terms of ``--rm-type``; one without a weight counts once.  A dotted path ``module:attribute`` is a name."""
+    return [_part(term.strip()) for term in text.split(",")]
+
+
+def _part(term: str) -> Part:
+    name, _, weight = term.rpartition(":")
+    try:
+        return Part(name.strip(), float(weight)) if name else Part(term, 1.0)
+    except ValueError:
+        return Part(term, 1.0)
+
+
+class MixScorer:
+    """Scores with several types at once and adds the rewards."""
+
+    def __init__(self, parts: Sequence[tuple[Part, Scorer]], reward_key: str | None) -> None:
+        """``reward_key`` is the entry of rewards that are mappings; ``score`` where they have none of that name."""
+        self._parts = parts
+        self._reward_key = reward_key
+
+    async def score(self, sample: Sample) -> RewardOutcome:
+        outcomes = await asyncio.gather(*(scorer.score(sample) for _, scorer in self._parts))
+        values = {part.name: self._value(outcome.score) for (part, _), outcome in zip(self._parts, outcomes)}
+        failure = next((outcome for outcome in outcomes if outcome.failed), None)
+        main = failure or outcomes[0]
+        return RewardOutcome(
+            score=sum(part.weight * values[part.name] for part, _ in self._parts),
+            category=main.category,
+            detail=main.detail,
+            seconds=max(outcome.seconds for outcome in outcomes),
+            failed=main.failed,
+            parts=values,
+        )
+
+    async def close(self) -> None:
+        for _, scorer in self._parts:
+            await scorer.close()
+
+    def _value(self, score: Score) -> float:
+        if not isinstance(score, dict):
+            return score
+        key = self._reward_key if self._reward_key in score else "score"
+        return float(score[key])

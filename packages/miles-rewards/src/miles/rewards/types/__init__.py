@@ -1,0 +1,1 @@
+"""The reward types of this package, one per file.  A file imports what is heavy only when it grades."""

@@ -1,0 +1,64 @@
+"""What graders return, and how it becomes an outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from miles.core.protocols.reward import RewardOutcome, Score
+
+FAILURES = frozenset({"timeout", "crash", "error", "bad_label", "bad_score", "too_long", "remote_error"})
+"""Categories in which no verdict was reached.  All others are verdicts, ``no_answer`` and ``unparsable`` included:
+there the model's answer is at fault, and the reward of a wrong answer is due."""
+
+
+class Verdict(NamedTuple):
+    """A reward and the kind of verdict it stands for."""
+
+    score: Score
+    category: str
+
+
+def right_or_wrong(right: bool) -> Verdict:
+    """1 or 0."""
+    return Verdict(1.0, "correct") if right else Verdict(0.0, "wrong")
+
+
+def read_verdict(returned: Any) -> Verdict:
+    """The verdict in what a grader or a user's function returned: a number, a mapping, or a (score, category) pair.
+
+    Raises ValueError for anything that cannot be a reward, not-a-number included.
+    """
+    if isinstance(returned, (list, tuple)) and len(returned) == 2 and isinstance(returned[1], str):
+        return Verdict(_score(returned[0]), returned[1])
+    return Verdict(_score(returned), "scored")
+
+
+def _score(value: Any) -> Score:
+    if isinstance(value, Mapping):
+        numbers = {key: entry for key, entry in value.items() if isinstance(entry, float)}
+        if bad := [key for key, entry in numbers.items() if not math.isfinite(entry)]:
+            raise ValueError(f"the reward's entry {bad[0]!r} is {numbers[bad[0]]}")
+        return dict(value)
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"the reward is a {type(value).__name__}; it must be a number or a mapping")
+    if not math.isfinite(value):
+        raise ValueError(f"the reward is {value}")
+    return float(value)
+
+
+def outcome_of(returned: Any, seconds: float, failure_score: Score) -> RewardOutcome:
+    """The outcome of a call that returned."""
+    try:
+        score, category = read_verdict(returned)
+    except ValueError as error:
+        return failed("bad_score", str(error), failure_score, seconds)
+    if category in FAILURES:
+        return failed(category, category.replace("_", " "), score, seconds)
+    return RewardOutcome(score, category, seconds=seconds)
+
+
+def failed(category: str, detail: str, failure_score: Score, seconds: float = 0.0) -> RewardOutcome:
+    """The outcome of a call that came to no verdict."""
+    return RewardOutcome(failure_score, category, detail, seconds, failed=True)
