@@ -1,0 +1,1 @@
+"""What every training backend needs around its forward pass."""

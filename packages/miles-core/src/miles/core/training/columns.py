@@ -1,0 +1,95 @@
+"""The per-token columns of one rollout, on every rank, laid end to end.
+
+S = samples of the rollout, A = their response tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from miles.core.math.ragged import Ragged
+from miles.core.math.reduce import sample_mean_weights
+from miles.core.training.loss_batch import LossBatch
+from miles.core.training.micro_batch import MicroBatch
+from miles.core.types.batch import Floats, RolloutBatch
+
+
+@dataclass(slots=True)
+class Columns:
+    """What is known of each response token.  Filled in as training on the rollout goes on; None = not known."""
+
+    layout: Ragged
+    mask_A: torch.Tensor
+    reward_S: torch.Tensor
+    rollout_logp_A: torch.Tensor | None = None
+    teacher_logp_A: torch.Tensor | None = None
+    ref_logp_A: torch.Tensor | None = None
+    old_logp_A: torch.Tensor | None = None
+    entropy_A: torch.Tensor | None = None
+    advantage_A: torch.Tensor | None = None
+    return_A: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: RolloutBatch, device: torch.device) -> Columns:
+        """The columns that come with the rollout."""
+        return cls(
+            layout=Ragged(batch.response_lengths, device),
+            mask_A=_flat(batch.loss_masks, device),
+            reward_S=torch.tensor(batch.rewards, dtype=torch.float32, device=device),
+            rollout_logp_A=None if batch.rollout_log_probs is None else _flat(batch.rollout_log_probs, device),
+            teacher_logp_A=None if batch.teacher_log_probs is None else _flat(batch.teacher_log_probs, device),
+        )
+
+    def loss_batch(self, micro_batch: MicroBatch) -> LossBatch:
+        """The columns of one micro-batch's tokens."""
+
+        def part(column_A: torch.Tensor | None) -> torch.Tensor | None:
+            return None if column_A is None else column_A.index_select(0, micro_batch.columns_T)
+
+        return LossBatch(
+            layout=micro_batch.layout,
+            mask_T=self.mask_A.index_select(0, micro_batch.columns_T),
+            advantage_T=part(self.advantage_A),
+            return_T=part(self.return_A),
+            old_logp_T=part(self.old_logp_A),
+            ref_logp_T=part(self.ref_logp_A),
+            rollout_logp_T=part(self.rollout_logp_A),
+            total_lengths=micro_batch.segments.lengths,
+        )
+
+    def means(self) -> dict[str, float]:
+        """Mean over samples of the masked mean over tokens, of every column there is, as it is logged."""
+        columns = {
+            "rollout/log_probs": self.old_logp_A,
+            "rollout/ref_log_probs": self.ref_logp_A,
+            "rollout/rollout_log_probs": self.rollout_logp_A,
+            "rollout/teacher_log_probs": self.teacher_logp_A,
+            "rollout/entropy": self.entropy_A,
+            "rollout/advantages": self.advantage_A,
+            "rollout/returns": self.return_A,
+        }
+        known = {name: column for name, column in columns.items() if column is not None}
+        if not known:
+            return {}
+        weights_A = sample_mean_weights(self.mask_A, self.layout.sum(self.mask_A), self.layout)
+        sums = torch.stack(list(known.values())).double() @ weights_A.double()
+        return {name: value / self.layout.num_samples for name, value in zip(known, sums.tolist(), strict=True)}
+
+
+def batch_means(batch: RolloutBatch) -> dict[str, float]:
+    """Mean over samples of every number that a sample has, as it is logged."""
+    numbers = {
+        "rollout/rewards": batch.rewards,
+        "rollout/raw_reward": batch.raw_rewards,
+        "rollout/truncated": batch.truncated,
+        "rollout/response_lengths": batch.response_lengths,
+        "rollout/total_lengths": batch.total_lengths,
+    }
+    return {name: float(np.mean(values)) for name, values in numbers.items()}
+
+
+def _flat(column: tuple[Floats, ...], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(column).astype(np.float32, copy=False)).to(device)

@@ -1,0 +1,57 @@
+"""The ranks that share one rollout."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class Ranks(Protocol):
+    """What a training procedure needs of its data-parallel group."""
+
+    @property
+    def index(self) -> int:
+        """This rank."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """``values`` summed over ranks, the same on every rank.  In place."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable ``value``, in rank order."""
+
+
+class SingleRank:
+    """No group at all."""
+
+    index = 0
+    count = 1
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+class ProcessGroupRanks:
+    """A torch.distributed process group."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.index = dist.get_rank(group)
+        self.count = dist.get_world_size(group)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(values, group=self._group)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self._group)
+        return values

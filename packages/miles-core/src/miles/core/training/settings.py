@@ -1,0 +1,78 @@
+"""Flags that every backend reads the same way."""
+
+from __future__ import annotations
+
+from miles.core.flags.data import Data
+from miles.core.flags.optimizer import Optimizer
+from miles.core.training.packing import Packing
+from miles.core.training.schedule import LearningRate
+
+
+def packing(data: Data) -> Packing:
+    """How micro-batches are formed."""
+    return Packing(
+        max_tokens=data.max_tokens_per_gpu if data.use_dynamic_batch_size else None,
+        micro_batch_size=data.micro_batch_size,
+        balance=data.balance_data,
+    )
+
+
+def learning_rate(optimizer: Optimizer, data: Data) -> LearningRate:
+    """The actor's schedule.  Its decay ends with the run unless ``--lr-decay-iters`` says otherwise."""
+    decay_steps = optimizer.lr_decay_iters or _steps_of_run(data)
+    warmup_steps = optimizer.lr_warmup_iters
+    if optimizer.lr_warmup_fraction is not None and decay_steps is not None:
+        warmup_steps = round(optimizer.lr_warmup_fraction * decay_steps)
+    return LearningRate(
+        peak=optimizer.lr,
+        style=optimizer.lr_decay_style,
+        minimum=optimizer.min_lr,
+        warmup_steps=warmup_steps,
+        warmup_init=optimizer.lr_warmup_init,
+        decay_steps=decay_steps,
+        anneal_steps=optimizer.lr_wsd_decay_iters or 0,
+        anneal_style=optimizer.lr_wsd_decay_style or "exponential",
+    )
+
+
+def schedule_problems(optimizer: Optimizer, data: Data) -> list[str]:
+    """What stops the schedule from being computed."""
+    problems = []
+    style = optimizer.lr_decay_style
+    length_known = optimizer.lr_decay_iters is not None or data.num_rollout is not None
+    if not length_known and style not in ("constant", "inverse-square-root"):
+        problems.append(
+            f"--lr-decay-style {style} needs to know where the decay ends: "
+            "give --lr-decay-iters (optimizer steps) or --num-rollout"
+        )
+    if not length_known and optimizer.lr_warmup_fraction is not None:
+        problems.append(
+            f"--lr-warmup-fraction {optimizer.lr_warmup_fraction} is a share of the decay: "
+            "give --lr-decay-iters or --num-rollout, or set the warm-up in steps with --lr-warmup-iters"
+        )
+    if optimizer.lr_warmup_fraction is not None and optimizer.lr_warmup_iters:
+        problems.append(
+            f"--lr-warmup-fraction {optimizer.lr_warmup_fraction} and --lr-warmup-iters {optimizer.lr_warmup_iters} "
+            "both set the warm-up; give one of them"
+        )
+    if style == "WSD" and optimizer.lr_wsd_decay_iters is None:
+        problems.append("--lr-decay-style WSD needs --lr-wsd-decay-iters, the steps over which it anneals at the end")
+    if length_known and not problems:
+        problems += _length_problems(learning_rate(optimizer, data))
+    return problems
+
+
+def _steps_of_run(data: Data) -> int | None:
+    return data.num_rollout * data.num_steps_per_rollout if data.num_rollout is not None else None
+
+
+def _length_problems(schedule: LearningRate) -> list[str]:
+    if schedule.style in ("constant", "inverse-square-root") or schedule.decay_steps is None:
+        return []
+    before = schedule.warmup_steps + schedule.anneal_steps
+    if before <= schedule.decay_steps:
+        return []
+    return [
+        f"warm-up and annealing take {before} optimizer steps, but the decay ends after {schedule.decay_steps} "
+        "(--lr-decay-iters, or --num-rollout times --num-steps-per-rollout); shorten them or train longer"
+    ]

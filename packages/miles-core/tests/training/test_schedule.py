@@ -1,0 +1,48 @@
+import pytest
+
+from miles.core.training.schedule import LearningRate
+
+
+def test_warm_up_is_linear_from_its_initial_value_to_the_peak():
+    rate = LearningRate(peak=1.0, warmup_steps=4, warmup_init=0.2)
+    assert [rate.at(n) for n in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_constant_never_decays():
+    assert LearningRate(peak=3e-4).at(10**6) == 3e-4
+
+
+def test_linear_reaches_the_minimum_at_the_end_and_stays_there():
+    rate = LearningRate(peak=1.0, style="linear", minimum=0.1, warmup_steps=2, decay_steps=12)
+    assert rate.at(2) == 1.0
+    assert rate.at(7) == pytest.approx(0.55)
+    assert rate.at(12) == rate.at(100) == pytest.approx(0.1)
+
+
+def test_cosine_is_half_way_at_half_time():
+    rate = LearningRate(peak=1.0, style="cosine", minimum=0.2, decay_steps=10)
+    assert rate.at(5) == pytest.approx(0.6)
+    assert rate.at(10) == pytest.approx(0.2)
+
+
+def test_inverse_square_root_halves_when_steps_quadruple():
+    rate = LearningRate(peak=1.0, style="inverse-square-root", warmup_steps=4, minimum=0.3)
+    assert rate.at(4) == 1.0
+    assert rate.at(16) == pytest.approx(0.5)
+    assert rate.at(10**6) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("style", "half_way"),
+    [("linear", 0.5), ("cosine", 0.5), ("exponential", 2 * 0.5**0.5 - 1), ("minus_sqrt", 1 - 0.5**0.5)],
+)
+def test_wsd_holds_the_peak_then_anneals_over_its_last_steps(style, half_way):
+    rate = LearningRate(peak=1.0, style="WSD", decay_steps=20, anneal_steps=4, anneal_style=style)
+    assert rate.at(16) == 1.0
+    assert rate.at(18) == pytest.approx(half_way)
+    assert rate.at(20) == 0.0
+
+
+def test_a_decay_without_an_end_is_an_error():
+    with pytest.raises(ValueError, match="linear schedule needs the number of steps"):
+        LearningRate(peak=1.0, style="linear").at(1)

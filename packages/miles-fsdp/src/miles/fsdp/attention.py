@@ -1,0 +1,190 @@
+"""Causal attention over packed segments, registered with transformers under a name of ours.
+
+Linear layers see one row of tokens; only attention looks at segment borders.  No mask over the whole pack is ever made:
+the SDPA kernel runs once per bucket of similar lengths, the variable-length kernel once per pack.
+Dropout is ignored: a policy's log-probabilities are a function of its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from miles.core.errors import TrainingError
+from miles.core.training.segments import Bucket, Segments
+
+SDPA = "miles_packed_batched"
+EAGER = "miles_packed_eager"
+VARLEN = "miles_packed_varlen"
+
+
+_KERNELS = {"sdpa": SDPA, "eager": EAGER, "flash_attention_2": VARLEN}
+
+
+def kernel_name(attn_implementation: str) -> str:
+    """Name under which transformers finds the packed form of an ``--attn-implementation``."""
+    return _KERNELS[attn_implementation]
+
+
+class _ToCells(torch.autograd.Function):  # type: ignore[misc]
+    """Tokens to padded cells.  Padding repeats token 0; what flows back from it is dropped."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+        ctx.bucket = bucket
+        return tokens.index_select(0, bucket.token_of_cell)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad.index_select(0, ctx.bucket.cell_of_token), None
+
+
+class _ToTokens(torch.autograd.Function):  # type: ignore[misc]
+    """Padded cells back to tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+        ctx.bucket = bucket
+        return cells.index_select(0, bucket.cell_of_token)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        bucket = ctx.bucket
+        cells = grad.new_zeros((bucket.rows * bucket.width, *grad.shape[1:]))
+        return cells.index_copy_(0, bucket.cell_of_token, grad), None
+
+
+def _batched(tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """[pack, heads, dim] -> [rows, heads, width, dim]."""
+    tokens = tokens[bucket.start : bucket.stop]
+    cells = tokens if bucket.token_of_cell is None else _ToCells.apply(tokens, bucket)
+    return cells.view(bucket.rows, bucket.width, *tokens.shape[1:]).transpose(1, 2)
+
+
+def _flat(batched: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """[rows, heads, width, dim] -> [tokens of the bucket, heads, dim]."""
+    cells = batched.transpose(1, 2).reshape(bucket.rows * bucket.width, batched.shape[1], batched.shape[3])
+    return cells if bucket.cell_of_token is None else _ToTokens.apply(cells, bucket)
+
+
+def _window_mask(width: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """[width, width] of the causal band when a sliding window cuts into it; None when plain causality says it all."""
+    if window is None or window >= width:
+        return None
+    distance = torch.arange(width, device=device)[:, None] - torch.arange(width, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+def _sdpa_bucket(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, window: int | None
+) -> torch.Tensor:
+    mask = _window_mask(q.shape[2], window, q.device)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _eager_bucket(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, window: int | None
+) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    width = q.shape[2]
+    allowed = _window_mask(width, window or width, q.device)
+    if allowed is None:
+        allowed = torch.ones(width, width, dtype=torch.bool, device=q.device).tril()
+    scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(v.dtype) @ v
+
+
+_BucketKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, int | None], torch.Tensor]
+_BUCKET_KERNELS: dict[str, _BucketKernel] = {SDPA: _sdpa_bucket, EAGER: _eager_bucket}
+
+
+def _by_buckets(
+    attend: _BucketKernel,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    segments: Segments,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    parts = []
+    for bucket in segments.buckets:
+        out = attend(_batched(q, bucket), _batched(k, bucket), _batched(v, bucket), scale, window)
+        parts.append(_flat(out, bucket))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _by_varlen_kernel(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, scale: float | None, window: int | None
+) -> torch.Tensor:
+    left = -1 if window is None else window - 1
+    return varlen_attn(
+        q,
+        k,
+        v,
+        segments.offsets,
+        segments.offsets,
+        segments.max_length,
+        segments.max_length,
+        scale=scale,
+        window_size=(left, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+# What some models ask of their attention and no packed kernel here computes.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+def _interface(kernel: str) -> Callable[..., tuple[torch.Tensor, None]]:
+    """A function of transformers' attention interface that runs ``kernel``; q, k, v are [1, heads, pack, dim]."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        segments: Segments | None = None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        segments = _checked(module, segments, kwargs)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if kernel == VARLEN:
+            out = _by_varlen_kernel(q, k, v, segments, scaling, sliding_window)
+        else:
+            out = _by_buckets(_BUCKET_KERNELS[kernel], q, k, v, segments, scaling, sliding_window)
+        return out[None], None
+
+    return attend
+
+
+def _checked(module: torch.nn.Module, segments: Segments | None, kwargs: dict[str, Any]) -> Segments:
+    if segments is None:
+        raise TrainingError(
+            f"{type(module).__name__} does not hand the arguments of attention on, so that packed samples cannot be "
+            "told apart; the fsdp backend cannot train this model"
+        )
+    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if asked or kwargs.get("is_causal") is False:
+        raise TrainingError(
+            f"{type(module).__name__} asks for attention with {', '.join(asked) or 'no causal order'}, "
+            "which packed attention does not compute; the fsdp backend cannot train this model"
+        )
+    return segments
+
+
+for _kernel in (SDPA, EAGER, VARLEN):
+    AttentionInterface.register(_kernel, _interface(_kernel))

@@ -1,0 +1,30 @@
+"""The entry point of ``--train-backend fsdp``.  Imports nothing heavy before a model is wanted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from miles.core.flags.data import Data
+from miles.core.flags.optimizer import Optimizer
+from miles.core.protocols.backend import Actor, Rank, Role
+from miles.core.training.settings import schedule_problems
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+class FsdpBackend:
+    """FSDP2 over any causal language model that transformers loads."""
+
+    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
+        from miles.fsdp.actor import FsdpActor  # torch and transformers
+
+        if role != "actor":
+            raise NotImplementedError(f"the fsdp backend trains no {role}")
+        return FsdpActor(config, rank)
+
+    def check(self, config: Config) -> list[str]:
+        return schedule_problems(config[Optimizer], config[Data])
+
+    def defaults(self) -> dict[str, Any]:
+        return {"lr_decay_style": "constant"}

@@ -1,0 +1,105 @@
+"""Where a rank computes, and the modules it builds there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from miles.core.flags.cluster import Cluster
+from miles.core.flags.training import Training
+from miles.core.protocols.backend import Rank
+from miles.fsdp.attention import kernel_name
+from miles.fsdp.flags import Fsdp
+from miles.fsdp.loading import decoder_layers, empty_model, load_model
+from miles.fsdp.policy import PolicyModule
+from miles.fsdp.sharding import join_group, receive_weights, shard
+from miles.fsdp.verification import verify_packing
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A rank's device and precision.
+
+    Without a mesh the model is used as it is: one rank, in the precision of its weights.
+    """
+
+    rank: Rank
+    device: torch.device
+    compute_dtype: torch.dtype
+    mesh: DeviceMesh | None
+
+    @classmethod
+    def join(cls, config: Config, rank: Rank) -> Site:
+        """Take the device and, when weights are sharded or converted, enter the process group."""
+        training, cluster = config[Training], config[Cluster]
+        device = torch.device(training.device, rank.local_rank if training.device == "cuda" else None)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dtype = _DTYPES[training.train_dtype]
+        alone = rank.world_size == 1 and dtype == torch.float32
+        timeout_s = 60.0 * cluster.distributed_timeout_minutes
+        mesh = None if alone else join_group(rank, device, cluster.distributed_backend, timeout_s)
+        return cls(rank, device, dtype, mesh)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleBuilder:
+    """Builds the actor's module and the reference's alike."""
+
+    site: Site
+    attention: str
+    temperature: float
+    chunk_size: int | None
+    gradient_checkpointing: bool
+
+    @classmethod
+    def of(cls, config: Config, site: Site) -> ModuleBuilder:
+        training, fsdp = config[Training], config[Fsdp]
+        return cls(
+            site=site,
+            attention=kernel_name(fsdp.attn_implementation),
+            temperature=config.rollout_temperature,
+            chunk_size=training.log_probs_chunk_size if training.log_probs_chunk_size > 0 else None,
+            gradient_checkpointing=fsdp.gradient_checkpointing,
+        )
+
+    def build(self, path: str) -> PolicyModule:
+        """The model of the checkpoint at ``path``, on its device, sharded where there is a mesh.  Collective."""
+        site = self.site
+        if site.mesh is None:
+            whole = self._loaded(path)
+            whole.to(site.device)
+            return whole
+        source = self._loaded(path) if site.rank.rank == 0 else self._empty(path)
+        module: PolicyModule = self._empty(path)
+        shard(module, decoder_layers(module.lm), site.mesh, site.compute_dtype)
+        tensors = dict(_tensors(source))
+        receive_weights(module, tensors, site.device)
+        return module
+
+    def _loaded(self, path: str) -> PolicyModule:
+        module = self._wrapped(load_model(path, self.attention))
+        verify_packing(module, path)
+        return module
+
+    def _empty(self, path: str) -> PolicyModule:
+        return self._wrapped(empty_model(path, self.attention))
+
+    def _wrapped(self, lm: torch.nn.Module) -> PolicyModule:
+        if self.gradient_checkpointing:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return PolicyModule(lm, temperature=self.temperature, chunk_size=self.chunk_size)
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

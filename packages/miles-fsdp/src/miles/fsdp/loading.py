@@ -1,0 +1,58 @@
+"""Hugging Face checkpoints to models, ready to be packed and sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from miles.core.errors import TrainingError
+
+
+def load_model(path: str, attention: str) -> PreTrainedModel:
+    """The model at ``path`` with its weights, in fp32 on the CPU: these are the master weights."""
+    with _no_progress_bar():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        )
+    if report["missing_keys"]:
+        raise TrainingError(f"{path} lacks the weights {sorted(report['missing_keys'])} of a {type(model).__name__}")
+    return _prepared(model, path)
+
+
+def empty_model(path: str, attention: str) -> PreTrainedModel:
+    """The same model without storage, for ranks that receive their weights from rank 0."""
+    config = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    return _prepared(model, path)
+
+
+def decoder_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The blocks that are sharded, and recomputed, one by one."""
+    names = set(model._no_split_modules or ())
+    return (module for module in model.modules() if type(module).__name__.removeprefix("FSDP") in names)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """A run has a console of its own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    yield
+    if shown:
+        logging.enable_progress_bar()
+
+
+def _prepared(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    if model.get_output_embeddings() is None:
+        raise TrainingError(f"{path}: {type(model).__name__} has no output head to take log-probabilities from")
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model

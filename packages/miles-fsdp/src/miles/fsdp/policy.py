@@ -1,0 +1,153 @@
+"""The model on this rank: forward to log-probabilities, backward, optimizer step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from miles.core.math.logprobs import LogProbs, linear_logprobs
+from miles.core.training.micro_batch import MicroBatch
+
+
+class PolicyModule(nn.Module):  # type: ignore[misc]
+    """Body and head of ``lm`` around packed samples: log-probabilities of given tokens, never logits of all.
+
+    The head's product is taken inside this module's forward, so that a sharded head is whole when it is used.
+    """
+
+    def __init__(self, lm: PreTrainedModel, *, temperature: float, chunk_size: int | None) -> None:
+        super().__init__()
+        self.lm = lm
+        self.temperature = temperature
+        self._chunk_size = chunk_size
+        self._logit_scale = _logit_scale(lm)
+
+    def forward(self, batch: MicroBatch, with_entropy: bool) -> LogProbs:
+        body = self.lm.base_model(
+            input_ids=batch.tokens_P[None],
+            position_ids=batch.positions_P[None],
+            use_cache=False,
+            segments=batch.segments,
+        )
+        hidden_TD = body.last_hidden_state[0].index_select(0, batch.rows_T)
+        if self._logit_scale != 1.0:
+            hidden_TD = hidden_TD * self._logit_scale
+        head = self.lm.get_output_embeddings()
+        return linear_logprobs(
+            hidden_TD,
+            head.weight,
+            batch.targets_T,
+            bias_V=head.bias,
+            temperature=self.temperature,
+            chunk_size=self._chunk_size,
+            with_entropy=with_entropy,
+        )
+
+
+def _logit_scale(lm: PreTrainedModel) -> float:
+    """By how much a model multiplies (Cohere) or divides (Granite) its logits."""
+    config = lm.config
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+class FrozenPolicy:
+    """A model that only scores."""
+
+    def __init__(self, module: PolicyModule) -> None:
+        self.module = module.requires_grad_(False)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return _sharded_parameters(self.module)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def follow(self, module: PolicyModule) -> None:
+        """Take the weights of ``module``, which is sharded alike."""
+        own, new = _sharded_parameters(self.module), _sharded_parameters(module)
+        for name, parameter in own.items():
+            parameter.copy_(new[name])
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def score(self, micro_batch: MicroBatch) -> LogProbs:
+        return _scores(self.module, micro_batch, False)
+
+
+class Policy:
+    """The model being trained.  ``num_ranks`` ranks average their gradients."""
+
+    def __init__(
+        self, module: PolicyModule, optimizer: torch.optim.Optimizer, *, num_ranks: int, max_norm: float
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self._num_ranks = num_ranks
+        self._max_norm = max_norm or math.inf
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def score(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
+        return _scores(self.module, micro_batch, with_entropy)
+
+    def forward(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
+        return _scores(self.module, micro_batch, with_entropy)
+
+    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(last)
+            loss = loss * self._num_ranks  # the ranks' gradients are averaged; their sum is wanted
+        loss.backward()
+
+    def step(self, learning_rate: float) -> float:
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = _whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm_value = float(norm)
+        if math.isfinite(norm_value):
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm_value
+
+    def reset_optimizer(self) -> None:
+        self.optimizer.state.clear()
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """This rank's shards, by the names of the language model."""
+        return _sharded_parameters(self.module)
+
+    def whole_lm(self) -> PreTrainedModel:
+        """The language model, with its weights at rest."""
+        _put_to_rest(self.module)
+        return self.module.lm
+
+    def move(self, device: torch.device) -> None:
+        """Move weights and optimizer state."""
+        _put_to_rest(self.module)
+        self.module.to(device)
+        for state in self.optimizer.state.values():
+            state.update({name: value.to(device) for name, value in state.items()})
+
+
+def _scores(module: PolicyModule, micro_batch: MicroBatch, with_entropy: bool) -> LogProbs:
+    """Through the module's call, whose hooks gather sharded weights."""
+    scores: LogProbs = module(micro_batch, with_entropy)
+    return scores
+
+
+def _sharded_parameters(module: PolicyModule) -> dict[str, nn.Parameter]:
+    _put_to_rest(module)
+    return dict(module.lm.named_parameters())
+
+
+def _put_to_rest(module: PolicyModule) -> None:
+    """The root keeps its weights whole after a forward pass; give the shards their places back."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,59 @@
+"""Process group, FSDP2 wrapping, and moving weights into the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from miles.core.protocols.backend import Rank
+
+
+def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float) -> DeviceMesh:
+    """Enter the group of ``rank`` (a group of one needs no network) and return its one-dimensional mesh."""
+    backend = f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else backend
+    if rank.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{rank.master}",
+            rank=rank.rank,
+            world_size=rank.world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    return init_device_mesh(device.type, (rank.world_size,), mesh_dim_names=("dp",))
+
+
+def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+    """Shard ``layers`` one by one and the rest of ``root`` as one unit.
+
+    Weights are kept in fp32 and used in ``compute_dtype``; gradients are averaged over ranks in fp32.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh, mp_policy=policy)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def receive_weights(root: nn.Module, full: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Give ``root``, sharded while it had no storage, the weights of rank 0.
+
+    ``full`` holds rank 0's parameters and buffers; on the other ranks only its names and shapes count.  Collective.
+    """
+    root.to_empty(device=device)
+    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+        source = full[name].to(device) if not full[name].is_meta else torch.empty_like(full[name], device=device)
+        if isinstance(tensor, DTensor):
+            part = distribute_tensor(source, tensor.device_mesh, tensor.placements, src_data_rank=0)
+            tensor.to_local().copy_(part.to_local())
+        else:
+            dist.broadcast(source, src=0)
+            tensor.copy_(source)
