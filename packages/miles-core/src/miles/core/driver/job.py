@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from miles.core.driver import checkpoint, resume
+from miles.core.driver import checkpoint
 from miles.core.driver.executor import ActorGroup, Executor, create
 from miles.core.driver.periodic import Schedule
 from miles.core.errors import ConfigError
@@ -32,10 +32,10 @@ class Job:
     num_rollout: int
     """Rollouts of the whole run."""
 
-    def __init__(self, config: Config, run_dir: RunDirectory) -> None:
+    def __init__(self, config: Config, run_dir: RunDirectory, resumed: checkpoint.Checkpoint | None) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._resumed = resume.find(config[Checkpoint], run_dir.path)
+        self._resumed = resumed
         offset = self._resumed.state.metrics_offset if self._continues_here() and self._resumed else 0
         self._trackers = Trackers.open(config, run_dir.path, metrics_offset=offset)
         self._executor: Executor | None = None

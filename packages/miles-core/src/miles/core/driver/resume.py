@@ -12,11 +12,12 @@ from miles.core.flags.checkpoint import Checkpoint as CheckpointFlags
 def find(flags: CheckpointFlags, run_dir: Path) -> checkpoint.Checkpoint | None:
     """The verified checkpoint to go on from; None for a fresh start.
 
-    ``--load`` defaults to the run directory, so the same command continues what it began.  A ``--load`` that names
-    another place must hold a checkpoint: training from the start when the user asked to resume would lose days.
+    What the run itself has written comes first, so the same command continues what it began.  Otherwise ``--load`` says
+    where to start, and must hold a checkpoint: training from the start when the user asked to resume would lose days.
     """
-    if flags.load is None or Path(flags.load).absolute() == run_dir.absolute():
-        return checkpoint.latest(run_dir)
+    own = checkpoint.latest(run_dir)
+    if own is not None or flags.load is None or Path(flags.load).absolute() == run_dir.absolute():
+        return own
     found = checkpoint.latest(Path(flags.load))
     if found is None:
         raise ConfigError(

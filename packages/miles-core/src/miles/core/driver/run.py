@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from miles.core.driver import loop
+from miles.core.driver import announce, loop, resume
 from miles.core.driver.job import Job
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.debug import Debug
@@ -25,15 +25,25 @@ def train(config: Config) -> RunDirectory:
     Continues the run when its directory holds a checkpoint.  SIGTERM ends the run like an exception: every process that
     was started is stopped.
     """
-    run_dir = RunDirectory.choose(config[Checkpoint].save, config.train_backend).create()
-    run_dir.write_config(config.record(), config.origin)
-    with _terminating(), Job(config, run_dir) as job:
+    run_dir = RunDirectory.choose(config[Checkpoint].save, config.train_backend)
+    resumed = resume.find(config[Checkpoint], run_dir.path)
+    run_dir.create()
+    _say(announce.plan(config, run_dir, resumed))
+    for change in announce.changes(run_dir.read_config(), config.values()):
+        _say(f"changed since the last start: {change}")
+    run_dir.write_config(config.values(), config.origin)
+    with _terminating(), Job(config, run_dir, resumed) as job:
         if config[Debug].debug_rollout_only:
             loop.run_rollout_only(job)
         else:
             loop.run(job)
-    write_report(run_dir.path)
+    _say(f"finished: {write_report(run_dir.path)}")
     return run_dir
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 @contextmanager
