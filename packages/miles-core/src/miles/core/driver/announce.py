@@ -58,7 +58,8 @@ def _batch_equation(config: Config) -> str:
     samples = f"{data.rollout_batch_size} prompts x {data.n_samples_per_prompt}"
     if config.use_dynamic_global_batch_size:
         return f"{samples} samples = 1 optimizer step of what is left after filtering"
-    return f"{samples} samples = {data.num_steps_per_rollout} optimizer steps x {data.global_batch_size}"
+    steps = data.num_steps_per_rollout
+    return f"{samples} samples = {steps} optimizer step{'s' if steps != 1 else ''} x {data.global_batch_size}"
 
 
 def _length(config: Config) -> str:
