@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,16 @@ Shows what the flags of `miles train` resolve to, where every value is from, and
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status.  2: the command line or the configuration is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone, as in `miles train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
@@ -91,9 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"miles {name}", error.problems)
     except (PluginError, DataError) as error:
         return _fail(f"miles {name}", [str(error)])
-    except BrokenPipeError:  # the reader of our output has gone, as in `miles train --help | head`
-        sys.stderr.close()
-        return 0
 
 
 def train(flags: list[str]) -> int:

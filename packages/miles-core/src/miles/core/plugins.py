@@ -29,6 +29,7 @@ WELL_KNOWN: Mapping[str, Mapping[str, str]] = {
     "miles.rewards": dict.fromkeys(
         ("math", "dapo", "deepscaler", "f1", "gpqa", "ifbench", "random", "reasoning_gym", "remote_rm"), "miles-rewards"
     ),
+    "miles.reward_dispatchers": {"default": "miles-rewards"},
     "miles.routers": {"miles": "miles-router"},
 }
 

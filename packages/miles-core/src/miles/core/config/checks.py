@@ -170,15 +170,15 @@ def check_halves(config: Config) -> Iterator[str]:
 
 
 def check_rewards(config: Config) -> Iterator[str]:
-    """Rewards that are asked for can be given by an installed package."""
+    """Rewards that are asked for can be given."""
     reward = config[Reward]
-    asked = {"--rm-type": reward.rm_type, "--custom-rm-path": reward.custom_rm_path}
-    for spelling, value in asked.items():
-        if value is not None and not Registry("miles.reward_dispatchers").names():
-            yield (
-                f"{spelling} {value}: rewards are given by miles-rewards, which is not installed: pip install "
-                "miles-rewards"
-            )
+    if reward.rm_type is None and reward.custom_rm_path is None:
+        return
+    spelling = "--rm-type" if reward.custom_rm_path is None else "--custom-rm-path"
+    try:
+        yield from Registry("miles.reward_dispatchers").get("default").check(config)
+    except PluginError as error:
+        yield f"{spelling} {reward.custom_rm_path or reward.rm_type}: {error}"
 
 
 def check_model_files(config: Config) -> Iterator[str]:

@@ -124,7 +124,7 @@ class Config:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        given = {name: value for name, value in self._values.items() if self._origin.get(name) in ("flag", "file")}
+        given = {name: value for name, value in self.record().items() if self._origin.get(name) in ("flag", "file")}
         return f"Config({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property

@@ -1,0 +1,113 @@
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("flags", "about"),
+    [
+        (("--kl-coef", "0.1", "--kl-loss-coef", "0.1", "--use-kl-loss"), "--kl-coef 0.1 and --kl-loss-coef 0.1"),
+        (("--advantage-estimator", "reinforce_plus_plus"), "needs --normalize-advantages"),
+        (("--use-rollout-logprobs", "--use-tis"), "exclude each other"),
+        (("--get-mismatch-metrics",), "needs --custom-tis-function-path"),
+        (("--use-dynamic-batch-size",), "needs --max-tokens-per-gpu"),
+        (("--loss-type", "custom_loss"), "go together"),
+        (("--custom-loss-function-path", "a.b"), "go together"),
+        (("--lr-warmup-iters", "3", "--lr-warmup-fraction", "0.1"), "both set the warm-up"),
+        (("--lr-decay-style", "WSD"), "needs --lr-wsd-decay-iters"),
+        ((), "--num-rollout is required"),
+        (("--num-epoch", "2", "--disable-rollout-global-dataset"), "Give --num-rollout"),
+        (("--num-rollout", "5", "--start-rollout-id", "5"), "nothing would be done"),
+        (("--debug-rollout-only", "--debug-train-only"), "nothing would be left of the run"),
+        (("--debug-train-only",), "needs --load-debug-rollout-data"),
+        (("--executor", "local", "--actor-num-gpus-per-node", "2"), "--executor local runs one trainer rank"),
+        (("--executor", "local", "--ray-address", "auto"), "contradicts --executor local"),
+        (("--colocate", "--rollout-num-gpus", "5"), "contradicts --colocate"),
+        (("--device", "cpu", "--distributed-backend", "nccl"), "Use gloo"),
+        ((), "--hf-checkpoint is required"),
+        ((), "--prompt-data is required"),
+        (("--train-backend", "fspd"), "--train-backend fspd"),
+        (("--data-source-path", "no_such_package.Source"), "there is no package 'no_such_package'"),
+        (("--custom-reward-post-process-path", "reward"), "expected a dotted path"),
+    ],
+)
+def test_a_contradiction_is_reported(problems, flags, about):
+    assert len(problems(*flags, about=about)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "about"),
+    [
+        (("--kl-coef", "0.1"), "--kl-coef"),
+        (("--advantage-estimator", "reinforce_plus_plus", "--normalize-advantages"), "--normalize-advantages"),
+        (("--use-dynamic-batch-size", "--max-tokens-per-gpu", "9"), "--max-tokens-per-gpu"),
+        (("--num-epoch", "2"), "--num-rollout"),
+        (("--disable-rollout-global-dataset",), "--prompt-data"),
+        (("--debug-train-only", "--loss-type", "sft_loss"), "--debug-train-only"),
+        (("--debug-train-only", "--load-debug-rollout-data", "x.pt"), "--debug-train-only"),
+        (("--use-kl-loss", "--kl-loss-coef", "0.0", "--kl-loss-type", "low_var_kl"), "--kl-loss"),
+    ],
+)
+def test_what_fits_together_is_accepted(problems, flags, about):
+    assert not problems(*flags, about=about)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--save-interval", "3"),
+        ("--max-tokens-per-gpu", "100"),
+        ("--kl-loss-coef", "0.1"),
+        ("--tis-clip", "3"),
+        ("--opsm-delta", "0.1"),
+        ("--wandb-project", "x"),
+        ("--tensorboard-dir", "x"),
+        ("--custom-tis-function-path", "a.b"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(problems, flags):
+    assert len(problems(*flags, about=f"{flags[0]} has no effect without")) == 1
+
+
+def test_a_flag_at_its_default_needs_nothing(problems):
+    assert not problems("--tis-clip", "2.0", about="--tis-clip")
+
+
+def test_files_that_are_missing_are_named(problems, tmp_path, hf_checkpoint):
+    missing = str(tmp_path / "gone")
+    assert problems("--hf-checkpoint", missing, about="there is no such directory")
+    assert problems("--hf-checkpoint", str(tmp_path), about="holds no config.json")
+    assert problems("--ref-load", missing, about=f"--ref-load {missing}")
+    assert problems("--load", missing, about=f"--load {missing}")
+    assert problems("--prompt-data", missing + ".jsonl", about="there is no such file")
+    assert not problems("--hf-checkpoint", hf_checkpoint, about="--hf-checkpoint")
+
+
+def test_a_run_may_name_the_directory_it_will_save_to(problems, tmp_path):
+    fresh = str(tmp_path / "run")
+    assert not problems("--load", fresh, "--save", fresh, about="--load")
+
+
+def test_prompt_data_may_be_sliced(problems, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("{}\n")
+    assert not problems("--prompt-data", f"{path}@[0:10],{path}", about="--prompt-data")
+
+
+def test_an_unsupported_flag_is_refused_by_name(problems):
+    (problem,) = problems("--fp16", about="--fp16")
+    assert "not supported" in problem
+    (problem,) = problems("--advantage-estimator", "ppo", about="ppo")
+    assert "not supported" in problem
+
+
+def test_an_unsupported_flag_at_its_default_is_accepted(problems):
+    assert not problems("--qkv-format", "thd", about="--qkv-format")
+
+
+def test_a_refused_value_is_not_complained_about_twice(problems):
+    assert len(problems("--num-rollout", "many", about="--num-rollout")) == 1
+
+
+def test_everything_is_reported_together(problems):
+    found = problems("--lr", "fast", "--eps-clp", "1", "--use-tis", "--use-rollout-logprobs", about="--")
+    for text in ("--lr fast", "--eps-clp", "--use-tis", "--hf-checkpoint", "--num-rollout", "--prompt-data"):
+        assert any(text in problem for problem in found), text

@@ -1,0 +1,91 @@
+import pytest
+
+
+def test_a_value_is_inherited_until_it_is_given(resolve):
+    config = resolve("--eps-clip", "0.3")
+    assert (config.eps_clip_high, config.origin["eps_clip_high"]) == (0.3, "inherited")
+    assert config.reason["eps_clip_high"] == "from --eps-clip"
+    assert resolve("--eps-clip", "0.3", "--eps-clip-high", "0.4").eps_clip_high == 0.4
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "heir"),
+    [
+        ("--reward-key", "score", "eval_reward_key"),
+        ("--lr", "0.5", "critic_lr"),
+        ("--load", "here", "critic_load"),
+        ("--actor-num-nodes", "3", "critic_num_nodes"),
+        ("--actor-num-gpus-per-node", "2", "critic_num_gpus_per_node"),
+        ("--hf-checkpoint", "model", "ref_load"),
+    ],
+)
+def test_heirs(resolve, flag, value, heir):
+    config = resolve(flag, value)
+    assert str(getattr(config, heir)) == value
+    assert config.origin[heir] == "inherited"
+
+
+@pytest.mark.parametrize("flag", ["--offload", "--colocate"])
+def test_offload_and_colocate_offload_both_halves(resolve, flag):
+    config = resolve(flag)
+    assert config.offload_train is True
+    assert config.offload_rollout is True
+    assert config.reason["offload_train"] == flag
+
+
+def test_nothing_is_offloaded_otherwise(resolve):
+    assert resolve().offload_train is False
+
+
+def test_a_derived_value_never_overrides_a_typed_one(resolve):
+    config = resolve("--colocate", "--no-offload-train")
+    assert config.offload_train is False
+    assert config.origin["offload_train"] == "flag"
+    assert config.offload_rollout is True
+
+
+def test_colocated_engines_have_the_accelerators_of_the_trainer(resolve):
+    config = resolve("--colocate", "--actor-num-nodes", "2", "--actor-num-gpus-per-node", "4")
+    assert config.rollout_num_gpus == 8
+
+
+def test_a_group_of_one_is_not_divided_by_its_deviation(resolve):
+    assert resolve().grpo_std_normalization is False
+    assert resolve("--n-samples-per-prompt", "4").grpo_std_normalization is True
+
+
+def test_dump_details_names_both_dumps_but_keeps_given_ones(resolve):
+    config = resolve("--dump-details", "d", "--save-debug-train-data", "mine.pt")
+    assert config.save_debug_rollout_data == "d/rollout_data/{rollout_id}.pt"
+    assert config.save_debug_train_data == "mine.pt"
+
+
+def test_loaded_samples_replace_the_engines(resolve):
+    assert resolve("--load-debug-rollout-data", "x_{rollout_id}.pt").debug_train_only is True
+
+
+def test_the_cpu_brings_its_own_defaults(resolve):
+    config = resolve("--device", "cpu")
+    assert config.distributed_backend == "gloo"
+    assert config.train_dtype == "fp32"
+    assert config.actor_num_gpus_per_node == 1
+    assert resolve("--device", "cpu", "--actor-num-gpus-per-node", "2").actor_num_gpus_per_node == 2
+
+
+def test_an_accelerator_brings_its_own_defaults(resolve):
+    config = resolve("--device", "cuda")
+    assert config.distributed_backend == "nccl"
+    assert config.train_dtype == "bf16"
+    assert config.actor_num_gpus_per_node == 8
+
+
+def test_auto_is_replaced_by_what_the_machine_has(resolve):
+    assert resolve().device in ("cpu", "cuda")
+
+
+def test_supervised_fine_tuning_needs_no_advantages(resolve):
+    assert resolve("--loss-type", "sft_loss").compute_advantages_and_returns is False
+
+
+def test_log_prob_batches_are_as_large_as_training_batches(resolve):
+    assert resolve("--use-dynamic-batch-size", "--max-tokens-per-gpu", "99").log_probs_max_tokens_per_gpu == 99

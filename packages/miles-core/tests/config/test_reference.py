@@ -1,0 +1,40 @@
+import json
+import re
+
+from miles.core.config.discover import flag_table
+from miles.core.config.help import all_flags, explain
+from miles.core.config.reference import json_schema, markdown
+
+
+def test_every_flag_has_a_row():
+    page = markdown(flag_table())
+    for spelling in flag_table().by_spelling:
+        assert f"| `{spelling}` |" in page
+
+
+def test_every_row_has_four_cells():
+    for line in markdown(flag_table()).splitlines():
+        if line.startswith("| `"):
+            assert len(re.split(r"(?<!\\)\|", line)) == 6, line
+
+
+def test_the_schema_describes_what_a_file_may_hold():
+    schema = json_schema(flag_table())
+    json.dumps(schema)
+    assert schema["properties"]["lr"]["type"] == "number"
+    assert schema["properties"]["loss-type"]["enum"] == ["policy_loss", "sft_loss", "custom_loss"]
+    assert schema["properties"]["disable-grpo-std-normalization"]["default"] is False
+    assert "config" not in schema["properties"]
+    assert "fp16" not in schema["properties"]
+
+
+def test_help_lists_every_flag():
+    text = all_flags(flag_table())
+    for spelling in flag_table().by_spelling:
+        assert f"  {spelling}" in text
+
+
+def test_an_explanation_tells_owner_and_default():
+    text = explain(flag_table().flags["eps_clip_high"])
+    assert "miles-core" in text
+    assert "value of --eps-clip" in text

@@ -1,0 +1,106 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from miles.core.cli import main
+
+
+def test_help_explains_the_commands(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("train", "train-async", "config", "plugins", "version"):
+        assert f"  {command}" in text
+
+
+def test_no_command_is_a_mistake():
+    assert main([]) == 2
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert main(["tarin"]) == 2
+    assert "'tarin' is not a command" in capsys.readouterr().err
+
+
+def test_three_mistakes_are_reported_at_once_without_a_traceback(capsys):
+    assert main(["train", "--rollout-batch-size", "4", "--lr", "x", "--eps-clp", "1", "--fp16"]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for text in ("--lr x", "--eps-clp", "--fp16"):
+        assert text in error
+
+
+def test_train_help_lists_flags(capsys):
+    assert main(["train", "--help"]) == 0
+    assert "--rollout-batch-size INT" in capsys.readouterr().out
+
+
+def test_asynchronous_training_is_refused_by_name(capsys):
+    assert main(["train-async", "--rollout-batch-size", "4"]) == 2
+    assert "does not exist yet" in capsys.readouterr().err
+
+
+def test_config_shows_values_and_origins(capsys):
+    main(["config", "--rollout-batch-size", "4", "--eps-clip", "0.3"])
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("eps_clip_high")]
+    assert line.split() == ["eps_clip_high", "0.3", "inherited", "from", "--eps-clip"]
+
+
+def test_config_writes_json(capsys):
+    main(["config", "--json", "--rollout-batch-size", "4"])
+    assert json.loads(capsys.readouterr().out)["rollout_batch_size"]["origin"] == "flag"
+
+
+def test_config_shows_problems_after_the_values(capsys):
+    assert main(["config", "--rollout-batch-size", "4", "--lr", "x"]) == 2
+    captured = capsys.readouterr()
+    assert "rollout_batch_size" in captured.out
+    assert "--lr x" in captured.err
+
+
+def test_explain_tells_value_and_reason(capsys):
+    assert main(["config", "--explain", "eps-clip-high", "--eps-clip", "0.4"]) == 0
+    assert "0.4 (inherited: from --eps-clip)" in capsys.readouterr().out
+
+
+def test_explain_of_a_misspelled_flag_names_the_nearest(capsys):
+    assert main(["config", "--explain", "eps-clip-hihg"]) == 2
+    assert "--eps-clip-high" in capsys.readouterr().err
+
+
+def test_unsupported_flags_are_listed_with_reasons(capsys):
+    assert main(["config", "--unsupported"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("--fp16 ") and len(line.split()) > 2 for line in lines)
+
+
+def test_schema_is_json(capsys):
+    assert main(["config", "--schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
+
+
+def test_reference_goes_to_a_file(tmp_path):
+    target = tmp_path / "docs" / "cli.md"
+    assert main(["config", "--reference", str(target)]) == 0
+    assert target.read_text().startswith("# Command line")
+
+
+def test_plugins_and_versions_are_listed(capsys):
+    assert main(["plugins"]) == 0
+    assert "miles.config" in capsys.readouterr().out
+    assert main(["version"]) == 0
+    assert "miles-core" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["plugins"]])
+def test_a_reader_that_leaves_early_is_no_error(arguments):
+    code = "import sys; from miles.core.cli import main; sys.exit(main(sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
