@@ -1,7 +1,7 @@
 """Response lengths as real rollouts have them: log-normal, 16 to 512 tokens, whatever the model would have said.
 
-``--custom-generate-function-path spread_lengths.generate`` makes Miles' samples of these lengths; other programs draw the same
-ones with ``length_of``.
+``--custom-generate-function-path spread_lengths.generate`` makes Miles' samples of these lengths; other programs draw
+the same ones with ``length_of``.
 """
 
 from __future__ import annotations

@@ -59,3 +59,9 @@ def test_without_pieces_the_response_is_one_piece():
 
 def test_conversations_are_shown_turn_by_turn():
     assert prompt_text([{"role": "user", "content": "Hi"}]) == "user: Hi"
+
+
+def test_the_answer_to_imitate_is_not_part_of_the_question():
+    turns = [{"role": "user", "content": "1 + 1"}, {"role": "assistant", "content": "2"}]
+    assert prompt_text(turns) == "user: 1 + 1"
+    assert sample_json(row(2), None, scored=False)["reward"] is None

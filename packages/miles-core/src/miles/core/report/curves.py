@@ -75,10 +75,10 @@ class Curves:
 def charts(records: Iterable[Record], evaluated: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Every chart that has something to show, in reading order, as plain data."""
     curves = Curves.of(records)
+    loss = Chart("Loss", "What the optimizer minimizes.", curves.series("loss", names.LOSS))
+    reward = _reward(curves, evaluated)
     wanted = [
-        _reward(curves, evaluated),
-        _length(curves, evaluated),
-        Chart("Loss", "What the optimizer minimizes.", curves.series("loss", names.LOSS)),
+        *([reward, _length(curves, evaluated), loss] if reward.series else [loss, _length(curves, evaluated)]),
         Chart(
             "Policy drift",
             "Divergence of the policy from the one that sampled, and from the reference.",

@@ -45,7 +45,7 @@ def render(run: RunDirectory) -> str:
     data = {
         "charts": curves.charts(records, evaluated),
         "comparisons": samples.comparisons(run, config.get("eval_reward_key") or train_key),
-        "rollouts": samples.rollout_groups(run, train_key),
+        "rollouts": samples.rollout_groups(run, train_key, scored=not summary.imitates(config)),
         "flags": _flags(run),
     }
     return Template(_asset("page.html")).substitute(

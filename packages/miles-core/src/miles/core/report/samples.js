@@ -24,11 +24,12 @@ function tokensNode(sample) {
 }
 
 function sampleCard(title, sample) {
-  const right = sample.reward >= 1 - 1e-6;
+  const right = sample.reward !== null && sample.reward >= 1 - 1e-6;
+  const verdict = { class: `verdict ${right ? "right" : "wrong"}`, hidden: sample.reward === null };
   return element("article", { class: "card" },
     element("div", { class: "sample-head" },
       title ? element("strong", {}, title) : null,
-      element("span", { class: `verdict ${right ? "right" : "wrong"}` }, `${right ? "✓" : "✗"} reward ${format(sample.reward)}`),
+      element("span", verdict, `${right ? "✓" : "✗"} reward ${format(sample.reward || 0)}`),
       element("span", {}, `${sample.length} tokens`),
       sample.status && sample.status !== "completed" ? element("span", {}, sample.status) : null),
     tokensNode(sample));
@@ -40,9 +41,10 @@ function promptCard(prompt, label) {
     label === null || label === undefined || label === "" ? null : element("p", { class: "label" }, "Expected ", element("b", {}, String(label))));
 }
 
-function shadingKey() {
+function shadingKey(samples) {
+  const shaded = samples.some((sample) => sample.tokens.some(([, , logp]) => logp !== null));
   return element("p", { class: "key" },
-    element("span", {}, "The engine gave the token probability 1", element("span", { class: "ramp" }), "0.007 or less"),
+    element("span", { hidden: !shaded }, "The engine gave the token probability 1", element("span", { class: "ramp" }), "0.007 or less"),
     element("span", {}, element("span", { class: "token untrained" }, " striped "), " not trained on"),
     element("span", {}, "Point at a token for its numbers."));
 }
@@ -56,7 +58,7 @@ class Comparison {
     this.body = element("div", { "aria-live": "polite" });
     this.node = element("div", {},
       element("p", { class: "lede" }, `${comparison.dataset}: the policy before training (left) and after ${comparison.after} rollouts (right).`),
-      this.filters, this.body, shadingKey());
+      this.filters, this.body, shadingKey(comparison.pairs.map((pair) => pair.after)));
     this.draw();
   }
 
@@ -85,7 +87,8 @@ class RolloutBrowser {
     this.bar = element("div", { class: "bar", role: "group", "aria-label": "Which rollout" });
     this.body = element("div", {});
     this.node = element("div", {},
-      element("p", { class: "lede" }, "The first groups of some rollouts, as the engine sampled and the trainer used them."), this.bar, this.body, shadingKey());
+      element("p", { class: "lede" }, "The first groups of some rollouts, as the trainer used them."), this.bar, this.body,
+      shadingKey(rollouts.flatMap(({ groups }) => groups.flatMap((group) => group.samples))));
     this.show(rollouts.length - 1);
   }
 

@@ -44,19 +44,19 @@ def comparisons(run: RunDirectory, reward_key: str | None) -> list[Json]:
     return shown
 
 
-def rollout_groups(run: RunDirectory, reward_key: str | None) -> list[Json]:
-    """A few groups of a few rollouts, evenly spaced over the run."""
+def rollout_groups(run: RunDirectory, reward_key: str | None, *, scored: bool = True) -> list[Json]:
+    """A few groups of a few rollouts, evenly spaced over the run; conversations to imitate are not ``scored``."""
     files = list(run.rollout_files())
     if len(files) > MAX_ROLLOUTS:
         last = len(files) - 1
         files = [files[round(place * last / (MAX_ROLLOUTS - 1))] for place in range(MAX_ROLLOUTS)]
     return [
-        {"rollout_id": rollout_id, "groups": list(_first_groups(read_rows(path), reward_key))}
+        {"rollout_id": rollout_id, "groups": list(_first_groups(read_rows(path), reward_key, scored))}
         for rollout_id, path in files
     ]
 
 
-def sample_json(row: Row, reward_key: str | None) -> Json:
+def sample_json(row: Row, reward_key: str | None, *, scored: bool = True) -> Json:
     """What the page needs of a sample: per token its text, id, log-probability and whether it trains."""
     length = row["response_length"]
     ids = row["tokens"][len(row["tokens"]) - length :]
@@ -74,7 +74,7 @@ def sample_json(row: Row, reward_key: str | None) -> Json:
         for place in _shown_places(length)
     ]
     return {
-        "reward": reward_of(row, reward_key),
+        "reward": reward_of(row, reward_key) if scored else None,
         "status": row.get("status"),
         "length": length,
         "tokens": tokens,
@@ -83,10 +83,11 @@ def sample_json(row: Row, reward_key: str | None) -> Json:
 
 
 def prompt_text(prompt: str | Sequence[Json]) -> str:
-    """What was asked, as text; of a conversation, its turns."""
+    """What was asked, as text; of a conversation, its turns without the answer to imitate."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt)
+    turns = prompt[:-1] if prompt[-1].get("role") == "assistant" else prompt
+    return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in turns)
 
 
 def _pairs(before: Iterator[Row], after: Iterator[Row], reward_key: str | None) -> Iterator[Json]:
@@ -112,7 +113,7 @@ def _mixture(pairs: list[Json]) -> list[Json]:
     return sorted(taken, key=lambda pair: KINDS.index(pair["kind"]))
 
 
-def _first_groups(rows: Iterator[Row], reward_key: str | None) -> Iterator[Json]:
+def _first_groups(rows: Iterator[Row], reward_key: str | None, scored: bool) -> Iterator[Json]:
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.get("group_index")].append(row)
@@ -123,7 +124,7 @@ def _first_groups(rows: Iterator[Row], reward_key: str | None) -> Iterator[Json]
             "prompt": prompt_text(members[0]["prompt"]),
             "label": members[0].get("label"),
             "size": len(members),
-            "samples": [sample_json(row, reward_key) for row in members[:MAX_GROUP_SIZE]],
+            "samples": [sample_json(row, reward_key, scored=scored) for row in members[:MAX_GROUP_SIZE]],
         }
 
 

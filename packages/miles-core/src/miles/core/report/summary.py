@@ -21,9 +21,14 @@ Fact = dict[str, str]
 
 def headline(config: Config) -> str:
     """``GRPO on Qwen3ForCausalLM, 117,312 parameters``."""
-    method = "Supervised fine-tuning" if config.get("loss_type") == "sft_loss" else _estimator(config)
+    method = "Supervised fine-tuning" if imitates(config) else _estimator(config)
     model = model_name(config.get("hf_checkpoint"))
     return f"{method} of {model}" if model else method
+
+
+def imitates(config: Config) -> bool:
+    """Whether the run imitates conversations instead of sampling its own."""
+    return config.get("loss_type") == "sft_loss"
 
 
 def results(records: Sequence[Record], evaluated: Sequence[Evaluation]) -> list[Fact]:
@@ -57,7 +62,7 @@ def facts(config: Config, records: Sequence[Record]) -> list[Fact]:
         ("Batch", _batch(config)),
         ("Learning rate", config.get("lr")),
         ("Trainer", config.get("train_backend")),
-        ("Engine", config.get("rollout_engine")),
+        ("Engine", None if config.get("debug_train_only") else config.get("rollout_engine")),
         ("Time", _times(records)),
     ]
     return [{"name": name, "value": str(value)} for name, value in table if value not in (None, "")]
