@@ -1,0 +1,1 @@
+"""Engines: HTTP servers that speak SGLang's protocol."""

@@ -1,0 +1,300 @@
+"""One checkpoint being served: what the endpoints do, without HTTP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from miles.rollout.engines.embedded.checker import WeightsChecker
+from miles.rollout.engines.embedded.model import Checkpoint, load_model
+from miles.rollout.engines.embedded.protocol import BadRequest, GenerateItem
+from miles.rollout.engines.embedded.runner import Runner
+from miles.rollout.engines.embedded.scheduler import Limits, PauseMode, Scheduler
+from miles.rollout.engines.embedded.sequence import Progress, Sequence
+from miles.rollout.engines.embedded.text import StopMatcher, Text, visible
+from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+SHM_FORMAT = "miles_shm"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine is started."""
+
+    model_path: str
+    dtype: str = "auto"
+    layer: str = "auto"
+    seed: int = 0
+    max_running_requests: int = 256
+    context_length: int | None = None
+    kv_bytes: int | None = None
+    """Memory for keys and values; None: a quarter of what is available."""
+    weight_version: str = "default"
+    served_model_name: str | None = None
+
+
+class Engine:
+    """Model, tokenizer, scheduler and the thread that runs them.
+
+    ``deliver`` is called on the model thread whenever a sequence has something to tell; the server hands it to its
+    event loop.
+    """
+
+    def __init__(self, options: EngineOptions, on_failure: Callable[[], None]) -> None:
+        self.options = options
+        self.checkpoint = Checkpoint.open(options.model_path)
+        self.model = load_model(self.checkpoint, self.checkpoint.dtype(options.dtype), options.layer)
+        self.text = Text(self.checkpoint.path)
+        self.context_length = options.context_length or self.checkpoint.context_length
+        kv_bytes = options.kv_bytes or available_memory() // 4
+        limits = Limits(
+            max_running=options.max_running_requests,
+            context_length=self.context_length,
+            kv_tokens=kv_bytes // self.model.kv_shape.token_bytes,
+        )
+        self.scheduler = Scheduler(self.model, limits, options.weight_version)
+        self.runner = Runner(self.scheduler, on_failure)
+        self.model_path = options.model_path
+        self._checker = WeightsChecker(self.model.weights)
+        self._eos = {*self.checkpoint.eos_token_ids, *([self.text.eos_token_id] if self.text.eos_token_id else [])}
+        self._numbers = itertools.count()
+
+    @property
+    def name(self) -> str:
+        """Name under which the model is served."""
+        return self.options.served_model_name or self.options.model_path
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def prepare(
+        self, item: GenerateItem, notify: Callable[[Progress], None], *, stream: bool = False
+    ) -> list[Sequence]:
+        """The sequences of one prompt, ready for ``submit``; raise BadRequest when it cannot be served."""
+        prompt = item.input_ids if item.input_ids is not None else self.text.encode(item.text or "")
+        self._check_length(prompt, item)
+        params = item.params
+        number = next(self._numbers)
+        base = params.sampling_seed if params.sampling_seed is not None else (self.options.seed << 40) + number
+        rid = item.rid or f"{number:x}"
+        eos = () if params.ignore_eos else self._eos
+        start = item.logprob_start_len
+        return [
+            Sequence(
+                rid=rid if params.n == 1 else f"{rid}_{choice}",
+                prompt=prompt,
+                params=params,
+                seed=(base + choice * _GOLDEN) & _MASK,
+                stop_ids=tuple(dict.fromkeys((*eos, *params.stop_token_ids))),
+                notify=notify,
+                stream=stream,
+                num_top_logps=item.top_logprobs_num if item.return_logprob else 0,
+                score_from=start if item.return_logprob and 0 <= start < len(prompt) else None,
+                matches_stop=StopMatcher(self.text, params.stop, params.skip_special_tokens) if params.stop else None,
+            )
+            for choice in range(params.n)
+        ]
+
+    def submit(self, sequences: Seq[Sequence]) -> None:
+        """Queue sequences."""
+
+        def add() -> None:
+            for sequence in sequences:
+                self.scheduler.add(sequence)
+
+        self.runner.post(add)
+
+    def abort(self, rid: str | None) -> Future[int]:
+        """End the request ``rid`` (and its choices), or all when None."""
+
+        def matches(sequence: Sequence) -> bool:
+            return rid is None or sequence.rid == rid or sequence.rid.startswith(f"{rid}_")
+
+        return self.runner.call(lambda scheduler: scheduler.abort(matches))
+
+    def withdraw(self, sequences: Seq[Sequence]) -> None:
+        """End sequences that nobody waits for any more."""
+        gone = set(sequences)
+        self.runner.post(lambda: self.scheduler.abort(lambda sequence: sequence in gone, "the client went away"))
+
+    def response_text(self, progress: Progress) -> str | None:
+        """Text of a response; None when the checkpoint has no tokenizer."""
+        if not self.text.available:
+            return None
+        params = progress.sequence.params
+        tokens = progress.tokens
+        matched = (progress.finish or {}).get("matched")
+        if isinstance(matched, int) and not params.no_stop_trim:
+            tokens = tokens[:-1]
+        return visible(self.text.decode(tokens, params.skip_special_tokens), progress.finish, params.no_stop_trim)
+
+    def _check_length(self, prompt: list[int], item: GenerateItem) -> None:
+        if not prompt:
+            raise BadRequest("the prompt is empty")
+        vocabulary = self.model.vocab_size
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise BadRequest(f"input_ids must be in [0, {vocabulary}); found {min(prompt)} to {max(prompt)}")
+        if any(not 0 <= token < vocabulary for token in item.params.stop_token_ids):
+            raise BadRequest(f"stop_token_ids must be in [0, {vocabulary}); got {list(item.params.stop_token_ids)}")
+        if item.logprob_start_len > len(prompt):
+            raise BadRequest(f"logprob_start_len is {item.logprob_start_len}; the prompt has {len(prompt)} tokens")
+        total = len(prompt) + item.params.max_new_tokens
+        if total > self.context_length:
+            raise BadRequest(
+                f"{len(prompt)} prompt tokens and max_new_tokens={item.params.max_new_tokens} make {total}; "
+                f"the model's context is {self.context_length} tokens"
+            )
+        if not self.scheduler.kv.fits_alone(total):
+            raise BadRequest(
+                f"{total} tokens do not fit the engine's memory for keys and values "
+                f"({self.scheduler.kv.budget_tokens} tokens); start it with a larger --kv-cache-bytes"
+            )
+
+    # -- pausing -------------------------------------------------------------------------------------------------
+
+    def pause(self, body: dict[str, Any]) -> Future[None]:
+        """``/pause_generation``"""
+        mode: PauseMode = body.get("mode", "abort")
+        if mode not in get_args(PauseMode):
+            raise BadRequest(f"mode is {mode!r}; it must be one of {', '.join(get_args(PauseMode))}")
+        return self.runner.call(lambda scheduler: scheduler.pause(mode))
+
+    def resume(self) -> Future[None]:
+        """``/continue_generation``"""
+        return self.runner.call(lambda scheduler: scheduler.resume())
+
+    def flush(self) -> Future[bool]:
+        """Give the memory of the caches back; False while sequences run."""
+
+        def flush(scheduler: Scheduler) -> bool:
+            if scheduler.running():
+                return False
+            scheduler.weights_changed()
+            scheduler.kv.clear()
+            return True
+
+        return self.runner.call(flush)
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def begin_update(self) -> Future[None]:
+        """``/begin_weight_update``: from here to the end nothing is computed."""
+
+        def begin(scheduler: Scheduler) -> None:
+            if scheduler.updating:
+                raise WeightError("a weight update is already open; call /end_weight_update first")
+            scheduler.updating = True
+
+        return self.runner.call(begin)
+
+    def end_update(self) -> Future[None]:
+        """``/end_weight_update``"""
+
+        def end(scheduler: Scheduler) -> None:
+            if not scheduler.updating:
+                raise WeightError("no weight update is open; call /begin_weight_update first")
+            scheduler.updating = False
+
+        return self.runner.call(end)
+
+    def update_from_tensor(self, body: dict[str, Any]) -> Future[dict[str, str]]:
+        """``/update_weights_from_tensor``; returns the checksums of what is held now."""
+        if body.get("load_format") != SHM_FORMAT:
+            raise BadRequest(f"load_format is {body.get('load_format')!r}; the embedded engine takes {SHM_FORMAT!r}")
+        bucket = body.get("bucket")
+        if not isinstance(bucket, dict) or not {"path", "nbytes", "tensors"} <= bucket.keys():
+            raise BadRequest("bucket must be an object with path, nbytes and tensors")
+        tensors = [BucketTensor.parse(entry) for entry in bucket["tensors"]]
+
+        def update(scheduler: Scheduler) -> dict[str, str]:
+            if not scheduler.updating:
+                raise WeightError("no weight update is open; call /begin_weight_update first")
+            self._before_update(scheduler, body)
+            checksums = self.model.weights.load_bucket(str(bucket["path"]), int(bucket["nbytes"]), tensors)
+            self._after_update(scheduler, body)
+            return checksums
+
+        return self.runner.call(update)
+
+    def update_from_disk(self, body: dict[str, Any]) -> Future[None]:
+        """``/update_weights_from_disk``"""
+        path = body.get("model_path")
+        if not isinstance(path, str):
+            raise BadRequest(f"model_path is {path!r}; it must be a directory with safetensors")
+        if body.get("load_format") not in (None, "auto", "safetensors"):
+            raise BadRequest(f"load_format is {body['load_format']!r}; the embedded engine reads 'safetensors'")
+
+        def update(scheduler: Scheduler) -> None:
+            self._before_update(scheduler, body)
+            self.model.weights.load_directory(Path(path))
+            self.model_path = path
+            self._after_update(scheduler, body)
+
+        return self.runner.call(update)
+
+    def set_version(self, body: dict[str, Any]) -> Future[None]:
+        """``/update_weight_version``"""
+        version = body.get("new_version")
+        if not isinstance(version, str):
+            raise BadRequest(f"new_version is {version!r}; it must be a string")
+
+        def change(scheduler: Scheduler) -> None:
+            if body.get("abort_all_requests", True):
+                scheduler.abort(lambda _: True)
+            scheduler.set_version(version)
+
+        return self.runner.call(change)
+
+    def weights_by_name(self, name: Any, truncate_size: int) -> Future[list[Any]]:
+        """First rows of a tensor."""
+        if not isinstance(name, str):
+            raise BadRequest(f"name is {name!r}; it must be a tensor's name")
+        return self.runner.call(lambda _: self.model.weights.read(name)[:truncate_size].float().tolist())
+
+    def check_weights(self, action: str) -> Future[dict[str, Any]]:
+        """``/weights_checker``"""
+        return self.runner.call(lambda _: self._checker.run(action))
+
+    @staticmethod
+    def _before_update(scheduler: Scheduler, body: dict[str, Any]) -> None:
+        if body.get("abort_all_requests"):
+            scheduler.abort(lambda _: True)
+
+    @staticmethod
+    def _after_update(scheduler: Scheduler, body: dict[str, Any]) -> None:
+        scheduler.weights_changed()
+        if body.get("weight_version") is not None:
+            scheduler.set_version(str(body["weight_version"]))
+
+    # -- facts ---------------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What an operator may want to know."""
+        scheduler = self.scheduler
+        return {
+            **asdict(self.options),
+            "engine": "miles-embedded",
+            "layer": self.model.kind,
+            "context_length": self.context_length,
+            "kv_budget_tokens": scheduler.kv.budget_tokens,
+            "kv_allocated_tokens": scheduler.kv.allocated_tokens,
+            "num_running": len(scheduler.running()),
+            "num_waiting": len(scheduler.waiting),
+            "paused": scheduler.paused,
+            "weight_version": scheduler.version,
+            **asdict(scheduler.counters),
+        }
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 4 << 30

@@ -1,0 +1,90 @@
+"""From hidden states to tokens and log-probabilities.
+
+N = sequences, V = vocabulary, padded (see sampling.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from miles.rollout.engines.embedded.attention import ROW_MULTIPLE
+from miles.rollout.engines.embedded.model import Model
+from miles.rollout.engines.embedded.sampling import SamplingRows, log_probs, padded_vocabulary, sample
+from miles.rollout.engines.embedded.sequence import Seats, Sequence
+
+TopLogps = list[tuple[float, int]]
+_SCORED_ROWS = 256
+"""Prompt rows whose logits are made at once."""
+
+
+class Head:
+    """The model's head and the sampler behind it."""
+
+    def __init__(self, model: Model, seats: Seats) -> None:
+        self._model = model
+        self._seats = seats
+        self._rows: tuple[list[Sequence], SamplingRows] | None = None
+        self._logits = torch.empty(0, 0)
+        self._probs = torch.empty(0, 0)
+
+    def draw(
+        self, rows: list[Sequence], seats: npt.NDArray[np.int64], hidden: torch.Tensor
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The next token of each of ``rows`` from ``hidden`` [N, hidden], and its log-probability."""
+        logits = self._compute(hidden)
+        for row, sequence in enumerate(rows):
+            if sequence.alters_logits:
+                self._alter(logits[row], sequence)
+        if self._rows is None or self._rows[0] != rows:
+            self._rows = (rows, SamplingRows([s.params for s in rows], self._seats.seed[seats]))
+        tokens, logps = sample(logits, self._probs[: len(rows)], self._rows[1], self._seats.held[seats])
+        for row, sequence in enumerate(rows):
+            if sequence.num_top_logps:
+                sequence.top_logps.append(_top(log_probs(logits[row : row + 1])[0], sequence.num_top_logps))
+        return tokens.numpy(), logps.numpy()
+
+    def score(self, sequence: Sequence, hidden: torch.Tensor, targets: list[int]) -> None:
+        """Append the log-probability of each of ``targets`` under ``hidden`` [len(targets), hidden]."""
+        for first in range(0, len(targets), _SCORED_ROWS):
+            wanted = torch.tensor(targets[first : first + _SCORED_ROWS])
+            logps = log_probs(self._compute(hidden[first : first + _SCORED_ROWS]))
+            sequence.prompt_logps += logps.gather(1, wanted[:, None])[:, 0].tolist()
+            if sequence.num_top_logps:
+                sequence.prompt_top_logps += [_top(row, sequence.num_top_logps) for row in logps]
+
+    def _compute(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [N, V] of ``hidden`` [N, hidden], in a buffer that the next call reuses."""
+        count = hidden.shape[0]
+        num_rows = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
+        if num_rows > self._logits.shape[0]:
+            size = (num_rows, padded_vocabulary(self._model.vocab_size))
+            self._logits = torch.full(size, float("-inf"))
+            self._probs = torch.empty(size)
+        if num_rows != count:
+            hidden = torch.cat([hidden, hidden.new_zeros(num_rows - count, hidden.shape[1])])
+        self._model.logits(hidden, self._logits[:num_rows, : self._model.vocab_size])
+        return self._logits[:count]
+
+    def _alter(self, logits: torch.Tensor, sequence: Sequence) -> None:
+        """Apply penalties (of tokens so far) and the minimum length to one row, as SGLang does."""
+        params = sequence.params
+        made = int(self._seats.made[sequence.seat])
+        if params.penalizes:
+            output = torch.from_numpy(self._seats.tokens[sequence.seat, :made])
+            if params.repetition_penalty != 1.0:
+                seen = torch.cat([torch.tensor(sequence.prompt), output]).unique()
+                values = logits[seen]
+                factor = params.repetition_penalty
+                logits[seen] = torch.where(values > 0, values / factor, values * factor)
+            used, counts = output.unique(return_counts=True)
+            logits[used] -= params.frequency_penalty * counts + params.presence_penalty
+        if made < params.min_new_tokens:
+            logits[list(sequence.stop_ids)] = float("-inf")
+
+
+def _top(logps: torch.Tensor, count: int) -> TopLogps:
+    """The ``count`` most probable tokens with their log-probabilities."""
+    values, tokens = logps.topk(min(count, logps.shape[0]))
+    return list(zip(values.tolist(), tokens.tolist(), strict=True))

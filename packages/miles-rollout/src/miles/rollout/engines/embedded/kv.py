@@ -1,0 +1,186 @@
+"""Keys and values of the running sequences.
+
+A sequence lives in one slot of one pool.  All slots of a pool hold the same number of tokens, and the used slots are
+the first ones, so a decoding step reads a pool as a plain slice, without gathering.  A sequence that outgrows its slot
+moves to the pool of twice the size: memory stays within twice of what is used, and short sequences do not pay for the
+attention of long ones.
+
+L = layers, S = slots, T = tokens of a slot, W = key-value heads x head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+
+Owner = TypeVar("Owner")
+
+TOKEN_MULTIPLE = 32
+"""Attention reads keys in multiples of this: masked zeros at the end then change no partial sum."""
+_SMALLEST_SLOT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one token stores."""
+
+    num_layers: int
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values of one token in all layers."""
+        return self.num_layers * self.num_heads * (self.key_dim + self.value_dim) * int(self.dtype.itemsize)
+
+
+@dataclass(slots=True, eq=False)
+class Pool(Generic[Owner]):
+    """Slots of ``capacity`` tokens each."""
+
+    shape: KVShape
+    capacity: int
+    owners: list[Owner] = field(default_factory=list)
+    """Who uses slot i."""
+    keys: torch.Tensor = field(init=False)
+    """[L, S, T, W]"""
+    values: torch.Tensor = field(init=False)
+    """[L, S, T, W]"""
+
+    def __post_init__(self) -> None:
+        self.keys, self.values = self._storage(0)
+
+    @property
+    def num_slots(self) -> int:
+        """Allocated slots, used or not."""
+        return int(self.keys.shape[1])
+
+    @property
+    def num_tokens(self) -> int:
+        """Allocated tokens."""
+        return self.num_slots * self.capacity
+
+    def resize(self, num_slots: int) -> None:
+        """Reallocate to ``num_slots``, which must hold all used ones."""
+        used = len(self.owners)
+        keys, values = self._storage(num_slots)
+        keys[:, :used] = self.keys[:, :used]
+        values[:, :used] = self.values[:, :used]
+        self.keys, self.values = keys, values
+
+    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store ``keys`` and ``values`` [N, heads, dim] at ``index`` [N] = slot x capacity + position."""
+        self.keys[layer].view(self.num_tokens, -1).index_copy_(0, index, keys.flatten(1))
+        self.values[layer].view(self.num_tokens, -1).index_copy_(0, index, values.flatten(1))
+
+    def read(self, layer: int, first: int, count: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [count, heads, num_tokens, dim] of the slots from ``first``; views."""
+        heads = self.shape.num_heads
+        keys = self.keys[layer, first : first + count, :num_tokens]
+        values = self.values[layer, first : first + count, :num_tokens]
+        return (
+            keys.view(count, num_tokens, heads, -1).transpose(1, 2),
+            values.view(count, num_tokens, heads, -1).transpose(1, 2),
+        )
+
+    def _storage(self, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # Zeros, not uninitialized memory: a masked weight of 0 times a NaN would be a NaN.
+        shape = self.shape
+        size = (shape.num_layers, num_slots, self.capacity)
+        return (
+            torch.zeros(*size, shape.num_heads * shape.key_dim, dtype=shape.dtype),
+            torch.zeros(*size, shape.num_heads * shape.value_dim, dtype=shape.dtype),
+        )
+
+
+class KVCache(Generic[Owner]):
+    """The pools, smallest slots first, within a budget of tokens.
+
+    The cache does not know what a slot's owner is; ``moved`` of the methods below tell the caller where it went.
+    """
+
+    def __init__(self, shape: KVShape, context_length: int, budget_tokens: int) -> None:
+        self.shape = shape
+        longest = -(-context_length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+        capacities = []
+        capacity = min(_SMALLEST_SLOT, longest)
+        while capacity < longest:
+            capacities.append(capacity)
+            capacity *= 2
+        self.pools: tuple[Pool[Owner], ...] = tuple(Pool(shape, size) for size in (*capacities, longest))
+        self.budget_tokens = budget_tokens
+
+    def pool_for(self, num_tokens: int) -> Pool[Owner]:
+        """The smallest slots that hold ``num_tokens``."""
+        return next(pool for pool in self.pools if pool.capacity >= num_tokens)
+
+    def fits_alone(self, num_tokens: int) -> bool:
+        """Whether a sequence of ``num_tokens`` fits when it is the only one."""
+        return num_tokens <= self.pools[-1].capacity and self.pool_for(num_tokens).capacity <= self.budget_tokens
+
+    @property
+    def allocated_tokens(self) -> int:
+        return sum(pool.num_tokens for pool in self.pools)
+
+    @property
+    def used_tokens(self) -> int:
+        """Tokens of the used slots."""
+        return sum(len(pool.owners) * pool.capacity for pool in self.pools)
+
+    def reserve(self, pool: Pool[Owner], count: int) -> bool:
+        """Make sure that ``pool`` has ``count`` slots in all; False when the budget does not allow it."""
+        if count <= pool.num_slots:
+            return True
+        others = sum(other.num_tokens for other in self.pools if other is not pool)
+        if others + count * pool.capacity > self.budget_tokens:
+            for other in self.pools:
+                if other is not pool and other.num_slots > len(other.owners):
+                    other.resize(len(other.owners))
+            others = sum(other.num_tokens for other in self.pools if other is not pool)
+        affordable = (self.budget_tokens - others) // pool.capacity
+        if count > affordable:
+            return False
+        pool.resize(min(max(count, 2 * pool.num_slots, 8), affordable))
+        return True
+
+    def copy(self, moves: Seq[tuple[Pool[Owner], int, Pool[Owner], int]], num_tokens: int) -> None:
+        """Copy the first ``num_tokens`` tokens of slots: (pool, slot) to (pool, slot).  No slot is both."""
+        for (source, target), pairs in _by_pools(moves):
+            span = min(num_tokens, source.capacity, target.capacity)
+            old, new = (torch.tensor(slots) for slots in zip(*pairs, strict=True))
+            target.keys[:, new, :span] = source.keys[:, old, :span]
+            target.values[:, new, :span] = source.values[:, old, :span]
+
+    def release(self, pool: Pool[Owner], slots: Seq[int], num_tokens: int) -> list[int]:
+        """Free ``slots`` and fill the holes with the last sequences.  Returns the slots whose owners are new."""
+        freed = set(slots)
+        remaining = len(pool.owners) - len(freed)
+        holes = sorted(slot for slot in freed if slot < remaining)
+        movers = [slot for slot in range(remaining, len(pool.owners)) if slot not in freed]
+        if holes:
+            self.copy([(pool, mover, pool, hole) for mover, hole in zip(movers, holes, strict=True)], num_tokens)
+        for mover, hole in zip(movers, holes, strict=True):
+            pool.owners[hole] = pool.owners[mover]
+        del pool.owners[remaining:]
+        return holes
+
+    def clear(self) -> None:
+        """Give all memory of unused slots back."""
+        for pool in self.pools:
+            if pool.num_slots > len(pool.owners):
+                pool.resize(len(pool.owners))
+
+
+def _by_pools(
+    moves: Seq[tuple[Pool[Owner], int, Pool[Owner], int]],
+) -> Iterator[tuple[tuple[Pool[Owner], Pool[Owner]], list[tuple[int, int]]]]:
+    groups: dict[tuple[int, int], tuple[tuple[Pool[Owner], Pool[Owner]], list[tuple[int, int]]]] = {}
+    for source, old, target, new in moves:
+        groups.setdefault((id(source), id(target)), ((source, target), []))[1].append((old, new))
+    yield from groups.values()

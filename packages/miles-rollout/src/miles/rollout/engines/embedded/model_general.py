@@ -1,0 +1,224 @@
+"""The general layer: any causal language model of transformers whose layers attend through its attention interface.
+
+The model runs on a flat list of rows, as if it were one long sequence; an attention function of ours puts each row's
+keys and values where its sequence lives.  What a model does otherwise (activations, scaling, soft caps) stays its own.
+A model whose rows do not agree with its own forward pass is refused when it is loaded.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel, activations
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from miles.core.errors import EngineError
+from miles.rollout.engines.embedded.attention import ROW_MULTIPLE, Plan, Segment, attend
+from miles.rollout.engines.embedded.elementwise import piecewise
+from miles.rollout.engines.embedded.kv import TOKEN_MULTIPLE, KVShape, Pool
+from miles.rollout.engines.embedded.model import Checkpoint
+from miles.rollout.engines.embedded.weights import WeightStore
+
+_numbers = itertools.count()
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+_CHECKED_TOKENS = 8
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+"""Largest difference of log-probabilities between two ways to run a model: far above rounding, far below a mistake."""
+
+
+class GeneralModel:
+    """See the module's text."""
+
+    kind = "general"
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self._attention = _SlotAttention()
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype).eval()
+        wanted = _own_log_probs(model)
+        try:
+            model.set_attn_implementation(self._attention.name)
+        except ValueError as error:
+            raise _refusal(checkpoint, "it does not attend through transformers' attention interface") from error
+        self.weights: WeightStore = _GeneralWeights(model)
+        _replace_activations(model)
+        config = model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self._base: nn.Module = getattr(model, model.base_model_prefix)
+        self._head = _HeadOnly(model)
+        self.kv_shape = self._probe(checkpoint, config.num_hidden_layers, dtype)
+        found = self._row_log_probs()
+        difference = float((found - wanted).abs().max())
+        if not difference < _TOLERANCE[dtype]:
+            raise _refusal(checkpoint, f"its log-probabilities differ by {difference:.2g} from its own forward pass")
+
+    def forward(self, plan: Plan) -> torch.Tensor:
+        """See Model."""
+        self._attention.plan = plan
+        rows = {"input_ids": plan.tokens[None], "position_ids": plan.positions[None]}
+        with torch.inference_mode():
+            hidden: torch.Tensor = self._base(**rows, use_cache=False, return_dict=True).last_hidden_state[0]
+        return hidden
+
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """See Model."""
+        with torch.inference_mode():
+            out.copy_(self._head(hidden))
+
+    def _probe(self, checkpoint: Checkpoint, num_layers: int, dtype: torch.dtype) -> KVShape:
+        """What a token stores, found by running the model once without storing anything."""
+        zeros = torch.zeros(ROW_MULTIPLE, dtype=torch.int64)
+        self.forward(Plan(zeros, zeros, []))
+        seen = self._attention.shapes
+        if sorted(seen) != list(range(num_layers)):
+            raise _refusal(checkpoint, f"{len(seen)} of its {num_layers} layers attend to keys and values")
+        if len(set(seen.values())) != 1:
+            raise _refusal(checkpoint, f"its layers store different shapes: {sorted(set(seen.values()))}")
+        heads, key_dim, value_dim = seen[0]
+        return KVShape(num_layers, heads, key_dim, value_dim, dtype)
+
+    def _row_log_probs(self) -> torch.Tensor:
+        """Log-probabilities of ``_check_tokens`` computed as a block, then two more rows one by one beside another."""
+        tokens = _check_tokens(self.vocab_size)
+        pool: Pool[None] = Pool(self.kv_shape, TOKEN_MULTIPLE)
+        pool.resize(2)
+        block = torch.arange(_CHECKED_TOKENS)
+        rows = [self._run_rows(pool, tokens[:_CHECKED_TOKENS], block, 1)]
+        rows += [
+            self._run_rows(pool, tokens[n : n + 1], torch.tensor([n]), 1) for n in range(_CHECKED_TOKENS, len(tokens))
+        ]
+        return torch.cat(rows)
+
+    def _run_rows(self, pool: Pool[None], tokens: torch.Tensor, positions: torch.Tensor, slot: int) -> torch.Tensor:
+        count = len(tokens)
+        segment = Segment(pool, slot, 1, count, 0, slot * pool.capacity + positions, positions[None], TOKEN_MULTIPLE)
+        filling = torch.zeros(-count % ROW_MULTIPLE, dtype=torch.int64)
+        plan = Plan(torch.cat([tokens, filling]), torch.cat([positions, filling]), [segment])
+        hidden = self.forward(plan)
+        logits = torch.empty(hidden.shape[0], self.vocab_size)
+        self.logits(hidden, logits)
+        return logits[:count].log_softmax(-1)
+
+
+class _SlotAttention:
+    """The attention function of one model, registered with transformers under ``name``."""
+
+    def __init__(self) -> None:
+        self.name = f"miles_slots_{next(_numbers)}"
+        self.plan: Plan | None = None
+        self.shapes: dict[int, tuple[int, int, int]] = {}
+        """Layer: (key-value heads, key dimension, value dimension)"""
+        AttentionInterface.register(self.name, self)
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """``query`` is [1, H, M, D], ``key`` and ``value`` [1, K, M, D]; the result is [1, M, H, D]."""
+        used = [name for name in _UNSUPPORTED if options.get(name) is not None]
+        if used:
+            raise EngineError(f"the embedded engine's attention does not support {', '.join(used)}")
+        assert self.plan is not None
+        layer = int(module.layer_idx)
+        self.shapes[layer] = (key.shape[1], key.shape[3], value.shape[3])
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
+        out = torch.zeros(*queries.shape[:2], values.shape[2], dtype=query.dtype)
+        scale = query.shape[3] ** -0.5 if scaling is None else scaling
+        attend(self.plan, layer, queries, keys, values, out, scale=scale, window=sliding_window, softcap=softcap)
+        return out[None], None
+
+
+class _HeadOnly:
+    """Everything after the last hidden state: the head, and what the model does to its logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._states = _States()
+        setattr(model, model.base_model_prefix, self._states)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        self._states.hidden = hidden[None]
+        dummy = torch.zeros(1, hidden.shape[0], dtype=torch.int64)
+        logits: torch.Tensor = self._model(input_ids=dummy, use_cache=False, return_dict=True).logits[0]
+        return logits
+
+
+class _States(nn.Module):  # type: ignore[misc]
+    """Stands where the base model was and returns given hidden states."""
+
+    hidden: torch.Tensor
+
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+
+
+class _GeneralWeights(WeightStore):
+    """Weights of a transformers model; tied tensors are held once."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        views: dict[str, torch.Tensor] = {}
+        aliases: dict[str, str] = {}
+        places: dict[tuple[int, torch.Size], str] = {}
+        for name, tensor in model.state_dict().items():
+            place = (tensor.data_ptr(), tensor.shape)
+            if place in places:
+                aliases[name] = places[place]
+            else:
+                places[place] = name
+                views[name] = tensor
+        super().__init__(views, aliases)
+
+    def load_directory(self, directory: Path) -> None:
+        """Through transformers, which knows how checkpoints differ from models."""
+        if not (directory / "config.json").exists():
+            super().load_directory(directory)
+            return
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=next(iter(self._views.values())).dtype)
+        for name, tensor in model.state_dict().items():
+            self.write(name, tensor)
+
+
+class _Piecewise(nn.Module):  # type: ignore[misc]
+    """An activation without parameters, computed so that no element's result depends on its place."""
+
+    def __init__(self, function: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return piecewise(self.function, values)
+
+
+def _replace_activations(model: nn.Module) -> None:
+    kinds = tuple({kind[0] if isinstance(kind, tuple) else kind for kind in activations.ACT2CLS.values()})
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, kinds) and not list(child.parameters()):
+                setattr(parent, name, _Piecewise(child))
+
+
+def _check_tokens(vocab_size: int) -> torch.Tensor:
+    return torch.arange(1, _CHECKED_TOKENS + 3) * 37 % vocab_size
+
+
+def _own_log_probs(model: PreTrainedModel) -> torch.Tensor:
+    tokens = _check_tokens(model.get_output_embeddings().weight.shape[0])
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=tokens[None], use_cache=False).logits[0]
+        return logits.float().log_softmax(-1)
+
+
+def _refusal(checkpoint: Checkpoint, reason: str) -> EngineError:
+    return EngineError(f"--model-path {checkpoint.path}: {checkpoint.architecture} cannot be served: {reason}")

@@ -1,0 +1,204 @@
+"""The engine's weights under their Hugging Face names: reading, writing, checking."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from miles.core.errors import EngineError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+
+
+class WeightError(EngineError):
+    """Weights were offered that this model cannot take.  Names the tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketTensor:
+    """Where one tensor lies in a shared-memory bucket."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any]) -> BucketTensor:
+        """From the wire; raise WeightError when something is missing or unknown."""
+        try:
+            dtype = parse_dtype(entry["dtype"])
+            return cls(str(entry["name"]), dtype, tuple(int(n) for n in entry["shape"]), int(entry["offset"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightError(
+                f"a tensor of the bucket needs name, dtype, shape and offset; got {dict(entry)!r}"
+            ) from error
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+
+class WeightStore:
+    """Named destinations inside a model.
+
+    A destination is a view of the model's own memory, so writing is copying, and a model may hold tensors in another
+    layout than their names suggest.  ``aliases`` are names that checkpoints use for a tensor held under another one;
+    ``copies`` are further places of a tensor, into which it is broadcast.
+    """
+
+    def __init__(
+        self,
+        views: Mapping[str, torch.Tensor],
+        aliases: Mapping[str, str] | None = None,
+        copies: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self._views = dict(views)
+        self._aliases = dict(aliases or {})
+        self._copies = dict(copies or {})
+
+    def names(self) -> list[str]:
+        """Every tensor once, in the model's order."""
+        return list(self._views)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor as a checkpoint would hold it, in the engine's precision."""
+        return self._view(name).contiguous()
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Copy ``tensor`` in; raise WeightError for an unknown name or another shape."""
+        self._check_shape(name, tensor.shape)
+        self._view(name).copy_(tensor)
+        if name in self._copies:
+            self._copies[name].copy_(tensor)
+
+    def checksum(self, name: str, dtype: torch.dtype | None = None) -> str:
+        """crc32 of the bytes held, as ``dtype`` (default: as held); 8 hexadecimal digits."""
+        held = self.read(name)
+        raw = held.to(dtype or held.dtype).contiguous().reshape(-1).view(torch.uint8)
+        return f"{zlib.crc32(raw.numpy()):08x}"
+
+    def load_directory(self, directory: Path) -> None:
+        """Copy a checkpoint's safetensors in; raise WeightError when a tensor is missing or unknown."""
+        files = checkpoint_files(directory)
+        missing = set(self._views)
+        for name, handle in _tensors(files):  # everything is checked before anything is written
+            self._check_shape(name, tuple(handle.get_slice(name).get_shape()))
+            missing.discard(self._aliases.get(name, name))
+        if missing:
+            raise WeightError(f"{directory} lacks {_some(sorted(missing))}")
+        for name, handle in _tensors(files):
+            self.write(name, handle.get_tensor(name))
+
+    def load_bucket(self, path: str, num_bytes: int, tensors: list[BucketTensor]) -> dict[str, str]:
+        """Copy the tensors of a shared-memory file in.  Returns the checksum of each as held, in the bucket's dtype."""
+        unknown = [tensor.name for tensor in tensors if self._aliases.get(tensor.name, tensor.name) not in self._views]
+        if unknown:
+            raise WeightError(f"this model has no {_some(unknown)}")
+        for tensor in tensors:  # everything is checked before anything is written
+            self._check_shape(tensor.name, tensor.shape)
+            if tensor.offset + tensor.num_bytes > num_bytes:
+                raise WeightError(f"{tensor.name}: ends beyond the {num_bytes} bytes of {path}")
+        with _mapped(path, num_bytes) as buffer:
+            for tensor in tensors:
+                self.write(tensor.name, _tensor_at(buffer, tensor))
+        return {tensor.name: self.checksum(tensor.name, tensor.dtype) for tensor in tensors}
+
+    def _check_shape(self, name: str, shape: Sequence[int]) -> None:
+        held = self._view(name).shape
+        if tuple(held) != tuple(shape):
+            raise WeightError(f"{name}: the model holds {list(held)}, the update has {list(shape)}")
+
+    def _view(self, name: str) -> torch.Tensor:
+        view = self._views.get(self._aliases.get(name, name))
+        if view is None:
+            raise WeightError(f"this model has no tensor {name!r}")
+        return view
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; raise WeightError when one is missing."""
+    index = directory / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = [directory / name for name in names]
+    for file in files:
+        if not file.exists():
+            raise WeightError(f"{file} does not exist: the engine reads safetensors checkpoints")
+    return files
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Any]]:
+    """Each tensor's name with the open file that holds it."""
+    for file in files:
+        with safe_open(str(file), framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                if not name.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry
+                    yield name, handle
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """``float32`` or ``torch.float32``; raise WeightError for what tensors cannot be."""
+    dtype = _DTYPES.get(name.removeprefix("torch."))
+    if dtype is None:
+        raise WeightError(f"unknown dtype {name!r}; one of {', '.join(_DTYPES)}")
+    return dtype
+
+
+class _mapped:
+    """A file's first bytes, mapped for reading while the block runs."""
+
+    def __init__(self, path: str, num_bytes: int) -> None:
+        self.path, self.num_bytes = path, num_bytes
+
+    def __enter__(self) -> mmap.mmap:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise WeightError(f"cannot open the bucket {self.path}: {error.strerror}") from error
+        try:
+            if os.fstat(descriptor).st_size < self.num_bytes:
+                raise WeightError(f"the bucket {self.path} is shorter than its {self.num_bytes} bytes")
+            # Private and writable only because torch wants writable memory; nothing is written.
+            self._map = mmap.mmap(descriptor, max(self.num_bytes, 1), flags=mmap.MAP_PRIVATE)
+        finally:
+            os.close(descriptor)
+        return self._map
+
+    def __exit__(self, *_: object) -> None:
+        self._map.close()
+
+
+def _tensor_at(buffer: mmap.mmap, tensor: BucketTensor) -> torch.Tensor:
+    if tensor.num_bytes == 0:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    flat = torch.frombuffer(buffer, dtype=torch.uint8, count=tensor.num_bytes, offset=tensor.offset)
+    if tensor.offset % tensor.dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(tensor.dtype).view(tensor.shape)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
