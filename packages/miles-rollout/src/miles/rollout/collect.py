@@ -9,6 +9,7 @@ later.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from copy import copy
@@ -65,16 +66,24 @@ class Collected:
     """Groups that failed, by error."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """A finished group.  ``error``: why it failed."""
+
+    group: Group
+    verdict: DynamicFilterOutput
+    error: str | None = None
+
+
+@dataclass(slots=True)
 class _Slot:
-    """A drawn group on its way to a verdict."""
+    """A drawn group; ``outcome`` once it was taken note of."""
 
-    __slots__ = ("error", "group", "pristine", "task", "verdict")
-
-    def __init__(self, group: Group, pristine: Group) -> None:
-        self.group, self.pristine = group, pristine
-        self.verdict: DynamicFilterOutput | None = None
-        self.error: str | None = None
-        self.task: asyncio.Task[None]
+    group: Group
+    pristine: Group
+    """The samples as they were drawn."""
+    task: asyncio.Task[_Outcome]
+    outcome: _Outcome | None = None
 
 
 class Collector:
@@ -115,81 +124,84 @@ class Collector:
 
     def _submit(self, group: Group) -> None:
         keeps_pristine = self._may_leave_surplus and not self._partial
-        slot = _Slot(group, [snapshot(sample) for sample in group] if keeps_pristine else group)
-        slot.task = asyncio.create_task(self._finish(slot))
+        pristine = [snapshot(sample) for sample in group] if keeps_pristine else group
+        slot = _Slot(group, pristine, asyncio.create_task(self._finish(group)))
         slot.task.add_done_callback(lambda _: self._ready.put_nowait(slot))
         self._slots.append(slot)
 
-    async def _finish(self, slot: _Slot) -> None:
-        slot.group = await self._steps.run(slot.group)
-        slot.error = failure(slot.group)
-        slot.verdict = DynamicFilterOutput(False) if slot.error is not None else await self._steps.judge(slot.group)
+    async def _finish(self, group: Group) -> _Outcome:
+        group = await self._steps.run(group)
+        error = failure(group)
+        if error is not None:
+            return _Outcome(group, DynamicFilterOutput(False), error)
+        return _Outcome(group, await self._steps.judge(group))
 
     async def _take_ready(self) -> None:
-        if len(self._slots) == self._cursor:
+        """Take note of every group that is ready; wait for one."""
+        if self._cursor == len(self._slots):
             raise RolloutError(self._report())
-        slot = await self._ready.get()
-        while True:
-            slot.task.result()
-            self._num_dropped += not slot.verdict
-            if self._partial:
-                self._cursor += 1
-                self._count(slot)
-            if self._ready.empty():
-                break
-            slot = self._ready.get_nowait()
+        self._take(await self._ready.get())
+        while not self._ready.empty():
+            self._take(self._ready.get_nowait())
         if not self._partial:
             self._count_in_order()
 
+    def _take(self, slot: _Slot) -> None:
+        slot.outcome = slot.task.result()
+        self._num_dropped += not slot.outcome.verdict
+        if self._partial:
+            self._cursor += 1
+            self._count(slot.outcome)
+
     def _count_in_order(self) -> None:
         while self._cursor < len(self._slots) and len(self._result.groups) < self._limits.target:
-            slot = self._slots[self._cursor]
-            if slot.verdict is None:
+            outcome = self._slots[self._cursor].outcome
+            if outcome is None:
                 return
             self._cursor += 1
-            self._count(slot)
+            self._count(outcome)
 
-    def _count(self, slot: _Slot) -> None:
-        result, verdict = self._result, slot.verdict
-        assert verdict is not None
-        if slot.error is not None:
-            result.failures[slot.error] += 1
-            if result.failures.total() > self._limits.target:
-                raise RolloutError(self._report())
-        if verdict.keep:
+    def _count(self, outcome: _Outcome) -> None:
+        result = self._result
+        if outcome.verdict.keep:
             complete = len(result.groups) == self._limits.target
-            (result.surplus if complete else result.groups).append(slot.group)
+            (result.surplus if complete else result.groups).append(outcome.group)
             return
-        result.dropped.append(slot.group)
-        if slot.error is None:
-            result.drops[verdict.reason or "no_reason"] += 1
+        result.dropped.append(outcome.group)
+        if outcome.error is None:
+            result.drops[outcome.verdict.reason or "no_reason"] += 1
+            return
+        result.failures[outcome.error] += 1
+        if result.failures.total() > self._limits.target:
+            raise RolloutError(self._report())
 
     async def _end_surplus(self) -> None:
         """Stop what still runs and gather what is left for a later rollout."""
         running = {slot.task for slot in self._slots if not slot.task.done()}
-        if running:
-            deadline = asyncio.get_running_loop().time() + ABORT_DEADLINE_S
-            while running and asyncio.get_running_loop().time() < deadline:
-                await self._steps.abort()
-                _, running = await asyncio.wait(running, timeout=_ABORT_AGAIN_S)
-        if not self._partial:
+        deadline = time.monotonic() + ABORT_DEADLINE_S
+        while running and time.monotonic() < deadline:
+            await self._steps.abort()
+            _, running = await asyncio.wait(running, timeout=_ABORT_AGAIN_S)
+        if self._partial:
+            self._keep_unfinished(running)
+        else:
             self._result.surplus = [slot.pristine for slot in self._slots[self._cursor :]]
-            return
-        while not self._ready.empty():
-            slot = self._ready.get_nowait()
-            slot.task.result()
-            self._count_unfinished(slot)
+
+    def _keep_unfinished(self, running: set[asyncio.Task[_Outcome]]) -> None:
         for slot in self._slots:
+            if slot.outcome is not None:
+                continue
             if slot.task in running:
                 for sample in slot.group:
                     sample.reset_for_retry()
                 self._result.surplus.append(slot.group)
-
-    def _count_unfinished(self, slot: _Slot) -> None:
-        if slot.error is None and any(sample.status is Status.ABORTED for sample in slot.group):
-            self._result.surplus.append(slot.group)
-        else:
-            self._count(slot)
+                continue
+            outcome = slot.task.result()
+            unfinished = any(sample.status is Status.ABORTED for sample in outcome.group)
+            if unfinished and outcome.error is None:
+                self._result.surplus.append(outcome.group)
+            else:
+                self._count(outcome)
 
     async def _cancel(self) -> None:
         tasks = [slot.task for slot in self._slots]

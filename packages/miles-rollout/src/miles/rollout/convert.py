@@ -70,7 +70,7 @@ def to_custom_batch(rollout_id: int, columns: Mapping[str, Sequence[Any]]) -> Ro
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise RolloutError(
-            f"--custom-convert-samples-to-train-data-path returned columns of different lengths: {lengths}"
+            f"--custom-convert-samples-to-train-data-path returned columns of unequal lengths: {lengths}"
         )
     size = lengths["tokens"]
 

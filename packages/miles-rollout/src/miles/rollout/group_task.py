@@ -74,12 +74,12 @@ class GroupWorker:
                 made = await self.generate(
                     GenerateFnInput(self.state, sample, {**params, "sampling_seed": seed}, evaluation=stream == "eval")
                 )
+                _identify(made, sample)
             except EngineError as error:
                 return [_failed(sample, str(error))]
             except Exception as error:  # a generate function of the user's: the sample is its domain of failure
                 logger.warning("sample %s: the generate function failed", sample.index, exc_info=True)
                 return [_failed(sample, f"{type(error).__name__}: {error}")]
-        _identify(made, sample)
         return made
 
     async def _score(self, sample: Sample, stream: Stream) -> None:

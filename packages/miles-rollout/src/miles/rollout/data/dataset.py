@@ -80,9 +80,7 @@ def open_dataset(
     assert tokenizer is not None, "a prompt length limit needs a tokenizer"
     short = _short_enough(dataset, tokenizer, max_prompt_len)
     if not short.any():
-        raise DataError(
-            f"{paths}: every one of the {len(short)} prompts is longer than {max_prompt_flag} {max_prompt_len}"
-        )
+        raise DataError(f"{paths}: all {len(short)} prompts are longer than {max_prompt_flag} {max_prompt_len}")
     if not short.all():
         num_long, limit = int((~short).sum()), f"{max_prompt_flag} {max_prompt_len}"
         logger.warning("%s: left out %d of %d prompts, longer than %s", paths, num_long, len(short), limit)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rollout_fakes import FakeRewards, make_group
+
+from miles.core.errors import EngineError
+from miles.core.types.rollout import GenerateFnInput
+from miles.core.types.sample import Sample, Status
+from miles.rollout.group_task import GroupWorker, failure
+
+PARAMS = {"temperature": 1.0}
+
+
+def finish(sample: Sample) -> list[Sample]:
+    sample.tokens, sample.response_length, sample.status = [1, 2, 3], 2, Status.COMPLETED
+    return [sample]
+
+
+def worker(generate: Callable[[GenerateFnInput], Any] | None = None, **changes: Any) -> GroupWorker:
+    async def call(input: GenerateFnInput) -> list[Sample]:
+        found = finish(input.sample) if generate is None else generate(input)
+        return await found if asyncio.iscoroutine(found) else found
+
+    state: Any = SimpleNamespace(aborted=False, args=SimpleNamespace(rollout_seed=1))
+    values = {"rewards": FakeRewards(), "slots": asyncio.Semaphore(8), **changes}
+    return GroupWorker(state=state, generate=call, **values)
+
+
+async def test_samples_are_generated_and_scored() -> None:
+    group = await worker().run(make_group(0), PARAMS)
+    assert [sample.reward for sample in group] == [2.0, 2.0]
+
+
+async def test_seeds_depend_on_the_sample_and_the_stream() -> None:
+    seen: list[Any] = []
+
+    def record(input: GenerateFnInput) -> list[Sample]:
+        seen.append((input.sampling_params["sampling_seed"], input.evaluation))
+        return finish(input.sample)
+
+    at_work = worker(record)
+    await at_work.run(make_group(0), PARAMS)
+    await at_work.run(make_group(0), PARAMS)
+    await at_work.run(make_group(0), PARAMS, "eval")
+    assert seen[:2] == seen[2:4]
+    assert len({seed for seed, _ in seen}) == 4
+    assert [evaluation for _, evaluation in seen] == [False] * 4 + [True] * 2
+
+
+async def test_a_sample_that_fails_is_generated_afresh_once() -> None:
+    calls: list[int | None] = []
+
+    def flaky(input: GenerateFnInput) -> list[Sample]:
+        calls.append(input.sample.index)
+        if calls.count(1) == 1 and input.sample.index == 1:
+            input.sample.tokens = [9, 9]
+            raise EngineError("lost")
+        assert input.sample.tokens == []
+        return finish(input.sample)
+
+    group = await worker(flaky).run(make_group(0), PARAMS)
+    assert calls.count(1) == 2
+    assert failure(group) is None
+    assert [sample.reward for sample in group] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(EngineError("no answer"), "no answer"), (KeyError("x"), "KeyError: 'x'")],
+)
+async def test_a_sample_that_keeps_failing_is_not_scored_and_says_why(error: Exception, reason: str) -> None:
+    def fail(input: GenerateFnInput) -> list[Sample]:
+        if input.sample.index == 1:
+            raise error
+        return finish(input.sample)
+
+    at_work = worker(fail)
+    group = await at_work.run(make_group(0), PARAMS)
+    assert [sample.status for sample in group] == [Status.COMPLETED, Status.FAILED]
+    assert failure(group) == reason
+    assert at_work.rewards.scored == [0]  # type: ignore[union-attr]
+
+
+async def test_aborted_samples_are_neither_generated_nor_scored() -> None:
+    at_work = worker()
+    at_work.state.aborted = True
+    group = await at_work.run(make_group(0), PARAMS)
+    assert [sample.status for sample in group] == [Status.ABORTED] * 2
+    assert [sample.reward for sample in group] == [None, None]
+
+
+async def test_a_complete_sample_is_taken_as_it_is() -> None:
+    def never(input: GenerateFnInput) -> list[Sample]:
+        raise AssertionError("nothing to generate")
+
+    group = make_group(0)
+    for sample in group:
+        finish(sample)
+        sample.reward = 0.5
+    assert [sample.reward for sample in await worker(never).run(group, PARAMS)] == [0.5, 0.5]
+
+
+async def test_a_continued_sample_can_be_masked_where_the_old_policy_wrote() -> None:
+    group = make_group(0)
+    group[0].tokens, group[0].response_length, group[0].status = [1, 2, 3], 2, Status.ABORTED
+    masks: list[Any] = []
+
+    def record(input: GenerateFnInput) -> list[Sample]:
+        masks.append(input.sample.loss_mask)
+        return [input.sample]
+
+    await worker(record, mask_offpolicy=True).run(group, PARAMS)
+    assert masks == [[0, 0], None]
+
+
+async def test_group_rewards_see_the_whole_group() -> None:
+    def by_index(input: GenerateFnInput) -> list[Sample]:
+        finish(input.sample)
+        input.sample.tokens = [input.sample.index or 0, 2, 3]
+        return [input.sample]
+
+    group = await worker(by_index, group_rm=True).run(make_group(0), PARAMS)
+    assert [sample.reward for sample in group] == [0.0, 1.0]
+
+
+async def test_an_agents_own_reward_is_kept() -> None:
+    def rewarded(input: GenerateFnInput) -> list[Sample]:
+        input.sample.reward = -3.0
+        return finish(input.sample)
+
+    assert [sample.reward for sample in await worker(rewarded).run(make_group(0), PARAMS)] == [-3.0, -3.0]
+
+
+async def test_several_samples_of_one_execution_share_its_identity() -> None:
+    def two(input: GenerateFnInput) -> list[Sample]:
+        return finish(Sample(prompt="a")) + finish(Sample(prompt="b"))
+
+    group = await worker(two).run(make_group(3), PARAMS)
+    assert [(sample.group_index, sample.index, sample.rollout_id) for sample in group] == [
+        (3, 6, 6),
+        (3, 6, 6),
+        (3, 7, 7),
+        (3, 7, 7),
+    ]
+    assert all(sample.reward == 2.0 for sample in group)
+
+
+async def test_a_sample_whose_lengths_disagree_fails() -> None:
+    def broken(input: GenerateFnInput) -> list[Sample]:
+        finish(input.sample)
+        input.sample.loss_mask = [1]
+        return [input.sample]
+
+    group = await worker(broken).run(make_group(0, 1), PARAMS)
+    assert "loss_mask has 1 entries" in (failure(group) or "")
+
+
+async def test_no_more_samples_run_than_there_are_slots() -> None:
+    running = most = 0
+
+    async def slow(input: GenerateFnInput) -> list[Sample]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return finish(input.sample)
+
+    await worker(slow, slots=asyncio.Semaphore(3)).run(make_group(0, 10), PARAMS)
+    assert most == 3

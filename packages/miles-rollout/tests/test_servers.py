@@ -1,0 +1,101 @@
+"""Real processes: a router in front of fake engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rollout_fakes import FakeLauncher, FakeServer, answer
+
+from miles.core.config import Config
+from miles.core.errors import ConfigError, EngineError
+from miles.rollout.servers import Servers, free_ports
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        FakeLauncher.server, FakeLauncher.specs, FakeLauncher.engines = server, [], []
+        yield server
+
+
+def make(tmp_path: Path, **values: Any) -> Servers:
+    given = {
+        "hf_checkpoint": "model",
+        "rollout_engine": "rollout_fakes:FakeLauncher",
+        "rollout_num_engines": 1,
+        "device": "cpu",
+        **values,
+    }
+    return Servers(Config.of(**given), tmp_path)
+
+
+def test_ports_are_free_and_different() -> None:
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+
+
+def test_requests_reach_the_engine_through_the_router(tmp_path: Path, server: FakeServer) -> None:
+    pytest.importorskip("miles.router")
+    servers = make(tmp_path)
+    try:
+        servers.launch()
+        servers.wait_ready()
+        servers.check_alive()
+        payload = {"input_ids": [1, 2], "sampling_params": {"sampling_seed": 1}}
+        request = urllib.request.Request(
+            servers.router.url + "/generate", json.dumps(payload).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            assert json.load(response) == answer(payload)
+        assert servers.engine_urls == [server.url]
+        router = servers._router
+        assert router is not None
+    finally:
+        servers.stop()
+    assert not router.alive()
+    assert FakeLauncher.engines[0].stopped
+    assert (tmp_path / "logs/router.log").exists()
+
+
+def test_a_router_that_died_is_noticed(tmp_path: Path, server: FakeServer) -> None:
+    pytest.importorskip("miles.router")
+    servers = make(tmp_path)
+    try:
+        servers.launch()
+        servers.wait_ready()
+        assert servers._router is not None
+        os.kill(servers._router.pid, 9)
+        while servers._router.alive():
+            pass
+        with pytest.raises(EngineError, match="the router has ended with status -9"):
+            servers.check_alive()
+    finally:
+        servers.stop()
+
+
+def test_a_router_that_already_runs_is_used(tmp_path: Path, server: FakeServer) -> None:
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port)
+    servers.launch()
+    servers.wait_ready()
+    assert servers.router.url == server.url
+    servers.stop()
+
+
+def test_a_router_that_cannot_be_reached_is_named(tmp_path: Path, server: FakeServer) -> None:
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=9)
+    servers.launch()
+    with pytest.raises(EngineError, match=r"router at http://127\.0\.0\.1:9 did not take engine"):
+        servers.wait_ready()
+    servers.stop()
+
+
+def test_a_model_is_required(tmp_path: Path, server: FakeServer) -> None:
+    servers = make(tmp_path, hf_checkpoint=None, sglang_router_ip="127.0.0.1", sglang_router_port=9)
+    with pytest.raises(ConfigError, match="--hf-checkpoint is not set"):
+        servers.launch()
