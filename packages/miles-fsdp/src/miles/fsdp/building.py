@@ -14,7 +14,7 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
 from miles.fsdp.attention import kernel_name
 from miles.fsdp.flags import Fsdp
-from miles.fsdp.loading import decoder_layers, empty_model, load_model
+from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
 from miles.fsdp.policy import PolicyModule
 from miles.fsdp.sharding import join_group, receive_weights, shard
 from miles.fsdp.verification import verify_packing
@@ -96,7 +96,7 @@ class ModuleBuilder:
 
     def _wrapped(self, lm: torch.nn.Module) -> PolicyModule:
         if self.gradient_checkpointing:
-            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_layers(lm)
         return PolicyModule(lm, temperature=self.temperature, chunk_size=self.chunk_size)
 
 

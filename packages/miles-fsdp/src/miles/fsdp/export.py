@@ -31,7 +31,7 @@ def named_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[
     """
     for block in _blocks(model):
         full = {name: _full(tensor, dtype) for name, tensor in block}
-        yield from revert_weight_conversion(model, full).items()
+        yield from sorted(revert_weight_conversion(model, full).items())
 
 
 def save_weights(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> None:

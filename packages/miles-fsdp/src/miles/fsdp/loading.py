@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,14 @@ def decoder_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The blocks that are sharded, and recomputed, one by one."""
     names = set(model._no_split_modules or ())
     return (module for module in model.modules() if type(module).__name__.removeprefix("FSDP") in names)
+
+
+def recompute_layers(model: PreTrainedModel) -> None:
+    """Keep only the inputs of the blocks for the backward pass."""
+    with warnings.catch_warnings():
+        # The method has a new name in recent versions, and only the old one in others.
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`gradient_checkpointing_enable`")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @contextmanager

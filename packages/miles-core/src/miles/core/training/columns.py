@@ -60,9 +60,24 @@ class Columns:
             total_lengths=micro_batch.segments.lengths,
         )
 
+    def broken_samples(self, *further_A: torch.Tensor) -> list[int]:
+        """Positions of the samples with a value that is not finite, in any column or in ``further_A``."""
+        columns = [self.mask_A, *further_A, *(column for column in self._measured().values() if column is not None)]
+        bad_A = ~torch.isfinite(torch.stack(columns).sum(0))
+        positions: list[int] = self.layout.sum(bad_A.float()).nonzero().flatten().tolist()
+        return positions
+
     def means(self) -> dict[str, float]:
         """Mean over samples of the masked mean over tokens, of every column there is, as it is logged."""
-        columns = {
+        known = {name: column for name, column in self._measured().items() if column is not None}
+        if not known:
+            return {}
+        weights_A = sample_mean_weights(self.mask_A, self.layout.sum(self.mask_A), self.layout)
+        sums = torch.stack(list(known.values())).double() @ weights_A.double()
+        return {name: value / self.layout.num_samples for name, value in zip(known, sums.tolist(), strict=True)}
+
+    def _measured(self) -> dict[str, torch.Tensor | None]:
+        return {
             "rollout/log_probs": self.old_logp_A,
             "rollout/ref_log_probs": self.ref_logp_A,
             "rollout/rollout_log_probs": self.rollout_logp_A,
@@ -71,12 +86,6 @@ class Columns:
             "rollout/advantages": self.advantage_A,
             "rollout/returns": self.return_A,
         }
-        known = {name: column for name, column in columns.items() if column is not None}
-        if not known:
-            return {}
-        weights_A = sample_mean_weights(self.mask_A, self.layout.sum(self.mask_A), self.layout)
-        sums = torch.stack(list(known.values())).double() @ weights_A.double()
-        return {name: value / self.layout.num_samples for name, value in zip(known, sums.tolist(), strict=True)}
 
 
 def batch_means(batch: RolloutBatch) -> dict[str, float]:

@@ -106,7 +106,7 @@ class RolloutTrainer:
         if not torch.isfinite(logp_A).all():
             raise TrainingError(
                 f"rollout {batch.rollout_id}: log-probabilities that are not finite, of the samples "
-                f"{_non_finite_samples(batch, columns, logp_A)}"
+                f"{[batch.sample_indices[i] for i in columns.broken_samples(logp_A)]}"
             )
         return logp_A, entropy_A
 
@@ -175,11 +175,11 @@ class RolloutTrainer:
         recorder: _Recorder,
     ) -> str:
         """Which samples made a step go wrong, over all ranks.  Collective."""
-        culprits = _non_finite_samples(batch, columns, recorder.own_logp_A)
+        culprits = columns.broken_samples(recorder.own_logp_A)
         if not culprits:
-            broken = [m for m, loss in zip(step.micro_batches, losses, strict=True) if not torch.isfinite(loss)]
-            culprits = [batch.sample_indices[i] for micro_batch in broken for i in micro_batch.samples]
-        everyones = sorted(index for own in self._ranks.gather(culprits) for index in own)
+            pairs = zip(step.micro_batches, losses, strict=True)
+            culprits = [i for micro_batch, loss in pairs if not torch.isfinite(loss) for i in micro_batch.samples]
+        everyones = sorted({batch.sample_indices[i] for own in self._ranks.gather(culprits) for i in own})
         where = f"rollout {batch.rollout_id}, optimizer step {self.steps_done}"
         if not everyones:
             return f"{where}; every sample's loss is finite, so the backward pass overflowed"
@@ -205,9 +205,3 @@ class _Recorder:
         """Log-probabilities and entropies of all samples.  Collective."""
         entropy_A = None if self._entropy_A is None else self._ranks.sum(self._entropy_A)
         return self._ranks.sum(self.own_logp_A), entropy_A
-
-
-def _non_finite_samples(batch: RolloutBatch, columns: Columns, logp_A: torch.Tensor) -> list[int]:
-    """Ids of the samples with a value that is not finite."""
-    bad_S = columns.layout.sum((~torch.isfinite(logp_A)).float())
-    return [batch.sample_indices[i] for i in bad_S.nonzero().flatten().tolist()]

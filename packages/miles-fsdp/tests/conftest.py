@@ -1,0 +1,159 @@
+"""A tiny checkpoint, rollouts to train on, and ranks: real processes, forked so that nothing is imported twice."""
+
+import os
+import pickle
+import signal
+import socket
+import time
+import traceback
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from miles.core.config import Config
+from miles.core.protocols.backend import Rank
+from miles.core.types.batch import RolloutBatch
+from miles.fsdp.backend import FsdpBackend
+
+VOCABULARY = 96
+# Forked children cannot use the parent's thread pool.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Directory of a two-layer Qwen3 with tied embeddings, and files as a tokenizer leaves them."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    (directory / "tokenizer_config.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    return directory
+
+
+@pytest.fixture
+def config(checkpoint):
+    """``config(flag=value, ...)``: a run of 8 samples per rollout on the CPU."""
+
+    def make(**values):
+        defaults = {
+            "train_backend": "fsdp",
+            "device": "cpu",
+            "hf_checkpoint": str(checkpoint),
+            "rollout_batch_size": 4,
+            "n_samples_per_prompt": 2,
+            "lr": 1e-2,
+            "num_rollout": 10,
+        }
+        return Config.of(**(defaults | values))
+
+    return make
+
+
+@pytest.fixture
+def actor(config):
+    """``actor(flag=value, ...)``: an actor of one rank."""
+    made = []
+
+    def make(**values):
+        made.append(FsdpBackend().create(config(**values), Rank()))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def make_rollout(rollout_id=0, num_samples=8, responses=None, seed=0):
+    """Samples of random tokens and lengths; the last response token of every third sample is masked."""
+    rng = np.random.default_rng((seed, rollout_id))
+    if responses is None:
+        responses = rng.integers(1, 20, num_samples).tolist()
+    prompts = rng.integers(2, 9, len(responses)).tolist()
+    masks = [np.ones(r, np.float32) for r in responses]
+    for mask in masks[::3]:
+        mask[-1:] = 0.0
+    rewards = tuple(rng.normal(size=len(responses)).tolist())
+    return RolloutBatch(
+        rollout_id=rollout_id,
+        tokens=tuple(rng.integers(0, VOCABULARY, p + r) for p, r in zip(prompts, responses, strict=True)),
+        response_lengths=tuple(responses),
+        loss_masks=tuple(masks),
+        rewards=rewards,
+        raw_rewards=rewards,
+        truncated=(False,) * len(responses),
+        sample_indices=tuple(100 + i for i in range(len(responses))),
+        group_indices=tuple(i // 2 for i in range(len(responses))),
+        rollout_log_probs=tuple(rng.normal(-4.5, 0.3, r).astype(np.float32) for r in responses),
+    )
+
+
+@pytest.fixture
+def rollout():
+    return make_rollout
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """``on_ranks(count, function)``: ``function(rank)`` in ``count`` processes; their results in rank order."""
+
+    def run(count, function, deadline_s=120.0):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            master = f"127.0.0.1:{probe.getsockname()[1]}"
+        ranks = [Rank(rank=r, world_size=count, local_rank=r, master=master) for r in range(count)]
+        pids = [_fork(function, rank, tmp_path / f"result-{rank.rank}") for rank in ranks]
+        failed = _wait(pids, time.monotonic() + deadline_s)
+        results = [pickle.loads((tmp_path / f"result-{r}").read_bytes()) for r in range(count) if r not in failed]
+        assert not failed, f"ranks {failed} failed"
+        return results
+
+    return run
+
+
+def _fork(function, rank, result_path):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        result_path.write_bytes(pickle.dumps(function(rank)))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _wait(pids, deadline):
+    """Ranks that failed.  Kills all of them when one fails or the deadline passes."""
+    waiting = dict(enumerate(pids))
+    failed = []
+    while waiting:
+        for rank, pid in list(waiting.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                del waiting[rank]
+                failed += [rank] if status else []
+        if failed or time.monotonic() > deadline:
+            for rank, pid in waiting.items():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                failed.append(rank)
+            return failed
+        time.sleep(0.005)
+    return failed
