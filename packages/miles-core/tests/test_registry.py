@@ -57,9 +57,7 @@ def test_a_well_known_name_tells_what_to_install(monkeypatch):
 
 def test_a_failing_import_says_who_failed_and_why(install):
     install("acme", "[miles.things]\nthing = acme_needs:thing\n", acme_needs="import no_such_library")
-    with pytest.raises(
-        PluginError, match=r"of acme 1.5 cannot be loaded: .* needs 'no_such_library', which is not inst"
-    ):
+    with pytest.raises(PluginError, match=r"of acme 1.5 cannot be loaded: .* needs 'no_such_library'"):
         Registry("miles.things").get("thing")
 
 

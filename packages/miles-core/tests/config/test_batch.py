@@ -40,23 +40,21 @@ def test_one_sample_per_prompt_as_in_fine_tuning():
 
 
 def test_an_inexact_division_names_the_nearest_values_that_work():
-    with pytest.raises(
-        ConfigError, match="--global-batch-size 60 does not divide the 64 samples.* 32 or 64 would work"
-    ):
+    with pytest.raises(ConfigError, match=r"--global-batch-size 60 does not divide the 64.* 32 or 64 would work"):
         of(rollout_batch_size=8, n_samples_per_prompt=8, global_batch_size=60)
-    with pytest.raises(ConfigError, match="--num-steps-per-rollout 5 does not divide.* 4 or 8 would work"):
+    with pytest.raises(ConfigError, match=r"--num-steps-per-rollout 5 does not divide.* 4 or 8 would work"):
         of(rollout_batch_size=8, n_samples_per_prompt=8, num_steps_per_rollout=5)
     with pytest.raises(ConfigError, match=r"are no multiple of --rollout-batch-size 7.* 6 or 8 would work"):
         of(rollout_batch_size=7, global_batch_size=24, num_steps_per_rollout=1)
 
 
 def test_four_knobs_that_disagree_are_refused():
-    with pytest.raises(ConfigError, match="= 64 samples per rollout, but .* = 96"):
+    with pytest.raises(ConfigError, match=r"= 64 samples per rollout, but .* = 96"):
         of(rollout_batch_size=8, n_samples_per_prompt=8, global_batch_size=48, num_steps_per_rollout=2)
 
 
 def test_without_enough_knobs_the_rollout_batch_size_is_required():
-    with pytest.raises(ConfigError, match="--rollout-batch-size is required"):
+    with pytest.raises(ConfigError, match=r"--rollout-batch-size is required"):
         of(n_samples_per_prompt=8, global_batch_size=16)
 
 

@@ -66,7 +66,7 @@ def test_a_group_that_is_not_there_is_a_key_error():
 
 def test_no_resolved_field_is_left_without_a_value():
     config = Config.of()
-    for name in ("eps_clip_high", "global_batch_size", "num_steps_per_rollout", "offload_train", "lr_decay_style"):
+    for name in ("eps_clip_high", "global_batch_size", "num_steps_per_rollout", "train_dtype", "lr_decay_style"):
         assert getattr(config, name) is not None
 
 

@@ -10,6 +10,8 @@ from miles.core.registry import Registry
 
 ENGINES = Registry("miles.engines")
 SFT_ROLLOUT = "miles.rollout.sft_rollout.generate_rollout"
+SFT_ROLLOUTS = (SFT_ROLLOUT, "sft")
+"""Its dotted path, and its name."""
 
 
 def derive_functions(draft: Draft) -> None:
@@ -51,7 +53,7 @@ def generates(draft: Draft) -> bool:
     """Whether a run needs engines: not when it trains on samples it has, and is not evaluated."""
     if draft["debug_train_only"]:
         return False
-    return draft["rollout_function_path"] != SFT_ROLLOUT or draft["eval_interval"] is not None
+    return draft["rollout_function_path"] not in SFT_ROLLOUTS or draft["eval_interval"] is not None
 
 
 DERIVATIONS: tuple[Callable[[Draft], None], ...] = (derive_functions, derive_lengths, derive_engines)

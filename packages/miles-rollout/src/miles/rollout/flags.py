@@ -11,6 +11,7 @@ from miles.core.config.group import DERIVED, Flag, Group
 Probability = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1)]
 _NO_MULTI_TURN = "multi-turn generation does not exist yet"
+_NO_FAULT_TOLERANCE = "a dead engine ends the run instead of being replaced"
 _NO_BUFFER_SERVICE = "there is no external rollout buffer service"
 
 
@@ -75,7 +76,9 @@ class Rollout(Group):
     """Dotted path of a function ``(rollout_id, args, data, extra_metrics)``; a true result replaces the standard
     metrics of an evaluation."""
 
-    rollout_data_postprocess_path: Annotated[str | None, Flag(path=True)] = None
+    rollout_data_postprocess_path: Annotated[
+        str | None, Flag(path=True, unsupported="no hook is called between log-probabilities and training yet")
+    ] = None
     """Dotted path of a function called with ``(args, samples)`` when a rollout is ready to be trained on."""
 
 
@@ -202,18 +205,16 @@ class Engines(Group):
 class FaultTolerance(Group):
     title = "Fault Tolerance"
 
-    use_fault_tolerance: Annotated[bool, Flag(unsupported="a dead engine ends the run instead of being replaced")] = (
-        False
-    )
+    use_fault_tolerance: Annotated[bool, Flag(unsupported=_NO_FAULT_TOLERANCE)] = False
     """Watch the engines while they generate, and replace one that does not answer."""
 
-    rollout_health_check_interval: PositiveFloat = 30.0
+    rollout_health_check_interval: Annotated[PositiveFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 30.0
     """Seconds between two health checks of an engine."""
 
-    rollout_health_check_timeout: PositiveFloat = 30.0
+    rollout_health_check_timeout: Annotated[PositiveFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 30.0
     """Seconds an engine has to answer a health check."""
 
-    rollout_health_check_first_wait: NonNegativeFloat = 0.0
+    rollout_health_check_first_wait: Annotated[NonNegativeFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 0.0
     """Seconds before the first health check."""
 
 

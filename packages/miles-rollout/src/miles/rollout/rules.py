@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from miles.rollout.derive import ENGINES, SFT_ROLLOUT
+from miles.rollout.derive import ENGINES, SFT_ROLLOUTS
 from miles.rollout.eval_datasets import check_eval_datasets
 from miles.rollout.flags import Engines, Evaluation, Rollout, Sampling
 
@@ -26,7 +26,7 @@ def check_lengths(config: Config) -> Iterator[str]:
                 f"room for a response; expected at most {context - 1}"
             )
     unbounded = rollout.rollout_max_response_len is None and rollout.rollout_max_context_len is None
-    if unbounded and config[Engines].rollout_num_engines and rollout.rollout_function_path != SFT_ROLLOUT:
+    if unbounded and config[Engines].rollout_num_engines and rollout.rollout_function_path not in SFT_ROLLOUTS:
         yield "--rollout-max-response-len is required: without it or --rollout-max-context-len a response may never end"
 
 
@@ -58,7 +58,7 @@ def check_engines(config: Config) -> Iterator[str]:
     """The engine exists, there is at least one, and accelerators add up."""
     engines, gpus, per_engine = config[Engines], config.rollout_num_gpus, config.rollout_num_gpus_per_engine
     if config.device == "cuda" and gpus is None and engines.rollout_num_engines == 0 and not config.debug_train_only:
-        if config.rollout_function_path != SFT_ROLLOUT or config.eval_interval is not None:
+        if config.rollout_function_path not in SFT_ROLLOUTS or config.eval_interval is not None:
             yield (
                 "--rollout-num-gpus is missing: say how many accelerators generate, or share the trainer's with "
                 "--colocate"
@@ -78,11 +78,10 @@ def check_engines(config: Config) -> Iterator[str]:
 
 
 def check_router_address(config: Config) -> Iterator[str]:
-    """A router that already runs has an address and a port."""
+    """A router that already runs has an address and a port; a port alone is where the run's own router listens."""
     engines = config[Engines]
-    if (engines.sglang_router_ip is None) != (engines.sglang_router_port is None):
-        given, missing = ("ip", "port") if engines.sglang_router_ip is not None else ("port", "ip")
-        yield f"--sglang-router-{given} needs --sglang-router-{missing}: together they name a router that already runs"
+    if engines.sglang_router_ip is not None and engines.sglang_router_port is None:
+        yield f"--sglang-router-ip {engines.sglang_router_ip} needs --sglang-router-port: where the router listens"
 
 
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (

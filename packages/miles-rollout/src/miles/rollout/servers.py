@@ -116,9 +116,19 @@ class Servers:
             return Address(engines.sglang_router_ip, engines.sglang_router_port)
         address = Address(LOOPBACK, engines.sglang_router_port or port)
         command = [sys.executable, "-m", "miles.router", "--host", address.host, "--port", str(address.port)]
-        command += ["--request-timeout-s", str(engines.sglang_router_request_timeout_secs)]
+        command += router_options(self._config)
         self._router = ChildProcess(command, log_path=self._logs.log_file("router"), name="router")
         return address
+
+
+def router_options(config: Config) -> list[str]:
+    """Flags of a run that its router gets."""
+    values = {
+        "--request-timeout-s": config.miles_router_timeout or config[Engines].sglang_router_request_timeout_secs,
+        "--max-connections": config.miles_router_max_connections,
+        "--health-check-failure-threshold": config.miles_router_health_check_failure_threshold,
+    }
+    return [text for flag, value in values.items() if value is not None for text in (flag, str(value))]
 
 
 def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:

@@ -15,9 +15,9 @@ class Router(Group):
     use_miles_router: bool = False
     """Use this router rather than SGLang's. Runs start it in any case so far."""
 
-    miles_router_middleware_paths: Annotated[list[str], Flag(plugin="miles.router_middleware")] = Field(
-        default_factory=list
-    )
+    miles_router_middleware_paths: Annotated[
+        list[str], Flag(plugin="miles.router_middleware", unsupported="the router calls no middleware yet")
+    ] = Field(default_factory=list)
     """ASGI middleware classes, by name or dotted path, outermost first."""
 
     miles_router_timeout: PositiveFloat | None = None

@@ -38,22 +38,12 @@ def derive_device(draft: Draft) -> None:
 
 
 def derive_data_dumps(draft: Draft) -> None:
-    """``--dump-details`` names the two dumps that are not named."""
+    """``--dump-details`` names the dumps that are not named; loaded samples leave nothing to generate."""
     if directory := draft["dump_details"]:
-        folder, reason = PurePath(directory), f"--dump-details {directory}"
-        draft.derive("save_debug_rollout_data", str(folder / "rollout_data" / "{rollout_id}.pt"), reason)
-        draft.derive("save_debug_train_data", str(folder / "train_data" / "{rollout_id}_{rank}.pt"), reason)
+        path = PurePath(directory) / "rollout_data" / "{rollout_id}.pt"
+        draft.derive("save_debug_rollout_data", str(path), f"--dump-details {directory}")
     if draft["load_debug_rollout_data"]:
         draft.derive("debug_train_only", True, "--load-debug-rollout-data replaces the engines")
-
-
-def derive_offloading(draft: Draft) -> None:
-    """``--offload`` and ``--colocate`` stand for both halves of a run that has both."""
-    one_half = draft["debug_rollout_only"] or draft["debug_train_only"]
-    wanted = (draft["offload"] or draft["colocate"]) and not one_half
-    reason = next((flag for flag in ("offload", "colocate") if wanted and draft[flag]), None)
-    for name in ("offload_train", "offload_rollout"):
-        draft.derive(name, wanted, f"--{reason}" if reason else "neither --offload nor --colocate applies")
 
 
 def derive_rollout_gpus(draft: Draft) -> None:
@@ -92,7 +82,6 @@ DERIVATIONS: tuple[Callable[[Draft], None], ...] = (
     derive_device,
     derive_data_dumps,
     complete_batch,
-    derive_offloading,
     derive_rollout_gpus,
     derive_algorithm,
     derive_schedule,

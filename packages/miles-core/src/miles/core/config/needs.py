@@ -15,7 +15,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "save_hf": ("save",),
     "no_save_optim": ("save",),
     "max_tokens_per_gpu": ("use_dynamic_batch_size",),
-    "log_probs_max_tokens_per_gpu": ("use_dynamic_batch_size",),
     "kl_loss_coef": ("use_kl_loss",),
     "use_unbiased_kl": ("use_kl_loss",),
     "tis_clip": ("use_tis",),

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from miles.core.config.group import DERIVED, Flag, Group
+from miles.core.config.group import Flag, Group
+
+_NO_CRITIC = "there is no critic yet"
+_NO_OFFLOADING = "nothing is offloaded yet: trainer and engines keep their memory"
 
 
 class Cluster(Group):
@@ -27,10 +30,12 @@ class Cluster(Group):
     """Accelerators per node for training the actor; one rank each. On a machine without accelerators: trainer
     processes, and 1 unless given."""
 
-    critic_num_nodes: Annotated[PositiveInt | None, Flag(inherits="actor_num_nodes")] = None
+    critic_num_nodes: Annotated[PositiveInt | None, Flag(inherits="actor_num_nodes", unsupported=_NO_CRITIC)] = None
     """Number of nodes for training the critic. Defaults to ``--actor-num-nodes``."""
 
-    critic_num_gpus_per_node: Annotated[PositiveInt | None, Flag(inherits="actor_num_gpus_per_node")] = None
+    critic_num_gpus_per_node: Annotated[
+        PositiveInt | None, Flag(inherits="actor_num_gpus_per_node", unsupported=_NO_CRITIC)
+    ] = None
     """Accelerators per node for training the critic. Defaults to ``--actor-num-gpus-per-node``."""
 
     rollout_num_gpus: NonNegativeInt | None = None
@@ -44,17 +49,16 @@ class Cluster(Group):
     """Accelerators of one machine."""
 
     colocate: bool = False
-    """Train and generate on the same accelerators. Sets ``--offload-train`` and ``--offload-rollout`` unless they
-    are given."""
+    """Train and generate on the same accelerators."""
 
-    offload: bool = False
+    offload: Annotated[bool, Flag(unsupported=_NO_OFFLOADING)] = False
     """Same as ``--offload-train`` and ``--offload-rollout``."""
 
-    offload_train: bool = DERIVED
-    """Move the actor to host memory while responses are generated. Defaults to ``--colocate``."""
+    offload_train: Annotated[bool | None, Flag(unsupported=_NO_OFFLOADING)] = None
+    """Move the actor to host memory while responses are generated."""
 
-    offload_rollout: bool = DERIVED
-    """Release the engines' memory while the actor trains. Defaults to ``--colocate``."""
+    offload_rollout: Annotated[bool | None, Flag(unsupported=_NO_OFFLOADING)] = None
+    """Release the engines' memory while the actor trains."""
 
     prefill_num_servers: Annotated[
         PositiveInt | None, Flag(unsupported="engines are not split into prefill and decode servers yet")

@@ -67,8 +67,11 @@ class Data(Group):
     max_tokens_per_gpu: PositiveInt | None = None
     """Most tokens of one micro-batch on one rank; only a single longer sample may exceed it."""
 
-    log_probs_max_tokens_per_gpu: Annotated[PositiveInt | None, Flag(inherits="max_tokens_per_gpu")] = None
-    """Most tokens of one micro-batch when only log-probabilities are computed. Defaults to ``--max-tokens-per-gpu``."""
+    log_probs_max_tokens_per_gpu: Annotated[
+        PositiveInt | None,
+        Flag(unsupported="old log-probabilities use the micro-batches of training, so that both round alike"),
+    ] = None
+    """Most tokens of one micro-batch when only log-probabilities are computed."""
 
     balance_data: bool = False
     """Give every data-parallel rank about as many tokens as the others."""

@@ -17,7 +17,9 @@ _NO_PROFILER = "the trainer is not profiled yet"
 class Debug(Group):
     title = "Debug and Profiling"
 
-    check_weight_update_equal: bool = False
+    check_weight_update_equal: Annotated[
+        bool, Flag(unsupported="the checksums of every weight update are compared anyway")
+    ] = False
     """After every weight update, compare a checksum of every tensor the engines hold with what was sent."""
 
     save_debug_rollout_data: str | None = None
@@ -36,12 +38,11 @@ class Debug(Group):
     debug_train_only: bool = False
     """Train without engines, on the samples of ``--load-debug-rollout-data``."""
 
-    save_debug_train_data: str | None = None
+    save_debug_train_data: Annotated[str | None, Flag(unsupported="training batches are not written yet")] = None
     """File for the training batches; ``{rollout_id}`` and ``{rank}`` are filled in."""
 
     dump_details: str | None = None
-    """Directory for everything about the run's data: sets ``--save-debug-rollout-data`` and
-    ``--save-debug-train-data`` where they are not given."""
+    """Directory for everything about the run's data: sets ``--save-debug-rollout-data`` unless it is given."""
 
     memory_snapshot_path: Annotated[str, Flag(unsupported=_NO_MEMORY_RECORDER)] = "snapshot.pickle"
     """Name of memory snapshots."""

@@ -58,7 +58,9 @@ class Training(Group):
     ] = None
     """Dotted path of a function that builds the model: ``(pre_process, post_process[, vp_stage])``."""
 
-    recompute_loss_function: bool = False
+    recompute_loss_function: Annotated[
+        bool, Flag(unsupported="the loss keeps no logits: its backward pass always computes them again, in chunks")
+    ] = False
     """Compute the loss again in the backward pass instead of keeping what it needs."""
 
     log_probs_chunk_size: ChunkSize = -1

@@ -1,0 +1,59 @@
+"""A flag that is accepted is read somewhere; one that is not read is refused when set."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+from miles.core.config.discover import flag_table
+from miles.core.plugins import OWN_DISTRIBUTIONS
+
+ROOT = Path(__file__).parents[2]
+ABOUT_FLAGS = re.compile(r"/flags(/|\.py)|/core/config/|/(derive|rules|cli)\.py")
+
+# Flags that only shape other flags: reading them elsewhere would repeat the derivation.
+CONSUMED_BY_RESOLUTION = {
+    "config": "the file it names is read before anything else",
+    "custom_config_path": "the values it names become attributes",
+    "dump_details": "sets save_debug_rollout_data",
+    "num_gpus_per_node": "bounds actor_num_gpus_per_node",
+    "colocate": "sets rollout_num_gpus and lets trainer and engines name the same accelerators",
+    "use_miles_router": "runs start this router in any case",
+}
+
+
+@cache
+def names_read() -> frozenset[str]:
+    """What the packages read as an attribute (calls aside) or name in a string, outside the modules about flags."""
+    found: set[str] = set()
+    for path in ROOT.glob("packages/*/src/**/*.py"):
+        if not ABOUT_FLAGS.search(path.as_posix()):
+            found |= _read(ast.parse(path.read_text(encoding="utf-8")))
+    return frozenset(found)
+
+
+def _read(tree: ast.Module) -> set[str]:
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    attributes = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in called
+    }
+    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return attributes | strings
+
+
+def accepted() -> list[str]:
+    own = [spec for spec in flag_table().flags.values() if spec.distribution in OWN_DISTRIBUTIONS]
+    return [spec.name for spec in own if spec.flag.unsupported is None]
+
+
+def test_an_accepted_flag_is_read():
+    unread = [name for name in accepted() if name not in names_read() and name not in CONSUMED_BY_RESOLUTION]
+    assert not unread, "no module reads these: implement them, or mark them Flag(unsupported='why')"
+
+
+def test_flags_that_are_consumed_by_resolution_exist():
+    assert set(CONSUMED_BY_RESOLUTION) <= set(flag_table().flags)
