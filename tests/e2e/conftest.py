@@ -57,9 +57,7 @@ def miles() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the ``miles`` command to its end."""
 
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [MILES, *arguments], capture_output=True, text=True, timeout=DEADLINE_S
-        )
+        done = subprocess.run([MILES, *arguments], capture_output=True, text=True, timeout=DEADLINE_S)
         if check and done.returncode != 0:
             said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
             pytest.fail(f"miles {arguments[0]} ended with {done.returncode}\n{said}")

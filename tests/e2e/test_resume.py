@@ -71,19 +71,23 @@ def uninterrupted(toy, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    ("phase", "sign"),
-    [
-        ("while generating the third rollout", "iter_0000001"),
-        ("while training on the third rollout", "rollouts/rollout_0000002.jsonl"),
-        ("while writing the third checkpoint", ".iter_0000002.partial"),
-    ],
-)
-def test_killed_run_continues_bit_for_bit(toy, miles, tmp_path, uninterrupted, phase, sign):
+def last_checkpoint(run: Path) -> str:
+    tracker = run / "latest_checkpointed_iteration.txt"
+    return tracker.read_text() if tracker.exists() else ""
+
+
+MOMENTS = {
+    "generating the third rollout": lambda run: last_checkpoint(run) == "1",
+    "training on the third rollout": lambda run: (run / "rollouts" / "rollout_0000002.jsonl").exists(),
+    "writing the third checkpoint": lambda run: (run / ".iter_0000002.partial").exists(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_run_continues_bit_for_bit(toy, miles, tmp_path, uninterrupted, moment):
     run = tmp_path / "run"
-    kill_when(command(toy, run), lambda: (run / sign).exists())
-    done = int((run / "latest_checkpointed_iteration.txt").read_text())
-    assert done == 1, f"killed {phase}, the second checkpoint is the last"
+    kill_when(command(toy, run), lambda: MOMENTS[moment](run))
+    assert last_checkpoint(run) == "1", f"killed while {moment}, the second checkpoint is in force"
     miles(*command(toy, run)[1:])
     assert metrics(run) == metrics(uninterrupted)
     assert samples(run) == samples(uninterrupted)
