@@ -30,5 +30,5 @@ def torch_is_cpu_build() -> bool:
 
 
 def is_installed(module: str) -> bool:
-    """Whether the top-level package ``module`` could be imported; it is not."""
+    """Whether ``module`` could be imported; only the packages around it are."""
     return find_spec(module) is not None

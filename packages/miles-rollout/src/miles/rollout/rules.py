@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from miles.core import hardware
 from miles.rollout.derive import ENGINES, SFT_ROLLOUTS
 from miles.rollout.eval_datasets import check_eval_datasets
 from miles.rollout.flags import Engines, Evaluation, Rollout, Sampling
@@ -82,6 +83,8 @@ def check_router_address(config: Config) -> Iterator[str]:
     engines = config[Engines]
     if engines.sglang_router_ip is not None and engines.sglang_router_port is None:
         yield f"--sglang-router-ip {engines.sglang_router_ip} needs --sglang-router-port: where the router listens"
+    if engines.sglang_router_ip is None and engines.rollout_num_engines and not hardware.is_installed("miles.router"):
+        yield "the router in front of the engines is in miles-router, which is not installed: pip install miles-router"
 
 
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (

@@ -47,6 +47,15 @@ def check_backend(config: Config) -> Iterator[str]:
     yield from backend.check(config)
 
 
+def check_rollout_role(config: Config) -> Iterator[str]:
+    """The package that makes rollouts is installed."""
+    del config
+    try:
+        Registry("miles.roles").find("rollout")
+    except PluginError as error:
+        yield str(error)
+
+
 def check_cluster(config: Config) -> Iterator[str]:
     """There are as many accelerators and processes as the roles take, and an executor that can carry them."""
     cluster = config[Cluster]
@@ -235,6 +244,7 @@ def _plugin_problem(choice: str, group: str | None) -> str | None:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_plugins,
     check_backend,
+    check_rollout_role,
     check_cluster,
     check_device,
     check_loss,

@@ -1,0 +1,25 @@
+import pytest
+
+from miles.core.config import Config
+
+BATCH = ("--rollout-batch-size", "8", "--train-backend", "fsdp")
+
+
+def test_the_cpu_uses_the_attention_of_pytorch():
+    config = Config.from_flags([*BATCH, "--device", "cpu"], check=False)
+    assert config.attn_implementation == "sdpa"
+    assert config.origin["attn_implementation"] == "derived"
+
+
+def test_the_schedule_is_constant_unless_said_otherwise():
+    config = Config.from_flags(BATCH, check=False)
+    assert (config.lr_decay_style, config.origin["lr_decay_style"]) == ("constant", "backend")
+    assert Config.from_flags([*BATCH, "--lr-decay-style", "cosine"], check=False).lr_decay_style == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("implementation", "refused"), [("flash_attention_2", True), ("sdpa", False), ("eager", False)]
+)
+def test_flash_attention_is_refused_on_the_cpu(implementation, refused):
+    _, problems = Config.examine([*BATCH, "--device", "cpu", "--attn-implementation", implementation])
+    assert any("flash_attention_2" in problem for problem in problems) is refused

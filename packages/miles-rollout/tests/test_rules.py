@@ -1,0 +1,48 @@
+import pytest
+
+from miles.core.config import Config
+
+
+def problems(*flags: str, about: str) -> list[str]:
+    _, found = Config.examine(["--rollout-batch-size", "8", *flags])
+    return [problem for problem in found if about in problem]
+
+
+@pytest.mark.parametrize(
+    ("flags", "about"),
+    [
+        (("--over-sampling-batch-size", "4"), "--over-sampling-batch-size 4"),
+        (("--mask-offpolicy-in-partial-rollout",), "has no effect without --partial-rollout"),
+        (("--rollout-max-context-len", "10", "--rollout-max-prompt-len", "10"), "leaves no room"),
+        (("--eval-max-context-len", "10", "--eval-max-prompt-len", "10"), "leaves no room"),
+        (("--eval-interval", "5"), "--eval-interval 5"),
+        (("--eval-prompt-data", "a", "a.jsonl"), "has no effect without --eval-interval"),
+        (("--eval-prompt-data", "a", "a.jsonl", "b", "--eval-interval", "1"), "--eval-prompt-data"),
+        ((), "--rollout-max-response-len is required"),
+        (("--rollout-num-gpus", "3", "--rollout-num-gpus-per-engine", "2"), "is no multiple"),
+        (("--rollout-num-gpus", "4", "--rollout-num-engines", "3"), "contradicts --rollout-num-gpus"),
+        (("--device", "cuda"), "--rollout-num-gpus is missing"),
+        (("--sglang-router-ip", "10.0.0.1"), "needs --sglang-router-port"),
+        (("--rollout-engine", "sgland"), "--rollout-engine sgland"),
+        (("--dynamic-sampling-filter-path", "reward_nonzero_sdt"), "Did you mean 'reward_nonzero_std'"),
+        (("--custom-generate-function-path", "no_such_package.f"), "there is no package"),
+    ],
+)
+def test_a_contradiction_is_reported(flags, about):
+    assert problems(*flags, about=about)
+
+
+@pytest.mark.parametrize(
+    ("flags", "about"),
+    [
+        (("--over-sampling-batch-size", "16"), "--over-sampling-batch-size"),
+        (("--rollout-max-response-len", "10"), "--rollout-max-response-len"),
+        (("--rollout-max-context-len", "10"), "--rollout-max-response-len"),
+        (("--loss-type", "sft_loss"), "--rollout-max-response-len"),
+        (("--dynamic-sampling-filter-path", "reward_nonzero_std"), "--dynamic-sampling-filter-path"),
+        (("--sglang-router-port", "30000"), "--sglang-router"),
+        (("--sglang-router-ip", "10.0.0.1", "--sglang-router-port", "30000"), "--sglang-router"),
+    ],
+)
+def test_what_fits_together_is_accepted(flags, about):
+    assert not problems(*flags, about=about)
