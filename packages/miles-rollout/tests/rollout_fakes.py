@@ -117,9 +117,9 @@ class FakeServer:
         try:
             if self.hold(payload):
                 await self._aborted.wait()
-                return web.json_response(answer(payload, finish="abort", num_tokens=2))
+                return web.json_response(_each(payload, lambda one: answer(one, finish="abort", num_tokens=2)))
             await asyncio.sleep(0)
-            found = self.respond(payload)
+            found = _each(payload, self.respond)
         finally:
             self.in_flight -= 1
         if isinstance(found, int):
@@ -134,6 +134,15 @@ class FakeServer:
 
     async def _ok(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "success"})
+
+
+def _each(payload: Payload, respond: Callable[[Payload], Any]) -> Any:
+    """The answer to one prompt, or to a list of them; a status if any of them has one."""
+    if not isinstance(payload["input_ids"][0], list):
+        return respond(payload)
+    pairs = zip(payload["input_ids"], payload["sampling_params"], strict=True)
+    found = [respond({**payload, "input_ids": ids, "sampling_params": params}) for ids, params in pairs]
+    return next((status for status in found if isinstance(status, int)), found)
 
 
 class FakeRewards:

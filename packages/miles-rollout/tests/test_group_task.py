@@ -9,9 +9,11 @@ import pytest
 from rollout_fakes import FakeRewards, make_group
 
 from miles.core.errors import EngineError
-from miles.core.types.rollout import GenerateFnInput
-from miles.core.types.sample import Sample, Status
+from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
+from miles.core.types.sample import Group, Sample, Status
+from miles.rollout.generators.adapt import Generator
 from miles.rollout.group_task import GroupWorker, failure
+from miles.rollout.slots import Slots
 
 PARAMS = {"temperature": 1.0}
 
@@ -21,14 +23,23 @@ def finish(sample: Sample) -> list[Sample]:
     return [sample]
 
 
-def worker(generate: Callable[[GenerateFnInput], Any] | None = None, **changes: Any) -> GroupWorker:
+def worker(
+    generate: Callable[[GenerateFnInput], Any] | None = None, together: Any = None, **changes: Any
+) -> GroupWorker:
     async def call(input: GenerateFnInput) -> list[Sample]:
         found = finish(input.sample) if generate is None else generate(input)
         return await found if asyncio.iscoroutine(found) else found
 
+    class One:
+        def of(self, sample: Sample) -> Generator:
+            return Generator(call)
+
+        def together(self, group: Group) -> Any:
+            return together
+
     state: Any = SimpleNamespace(aborted=False, args=SimpleNamespace(rollout_seed=1))
-    values = {"rewards": FakeRewards(), "slots": asyncio.Semaphore(8), **changes}
-    return GroupWorker(state=state, generate=call, **values)
+    values = {"rewards": FakeRewards(), "slots": Slots(8), **changes}
+    return GroupWorker(state=state, generators=One(), **values)  # type: ignore[arg-type]
 
 
 async def test_samples_are_generated_and_scored() -> None:
@@ -171,5 +182,46 @@ async def test_no_more_samples_run_than_there_are_slots() -> None:
         running -= 1
         return finish(input.sample)
 
-    await worker(slow, slots=asyncio.Semaphore(3)).run(make_group(0, 10), PARAMS)
+    await worker(slow, slots=Slots(3)).run(make_group(0, 10), PARAMS)
     assert most == 3
+
+
+async def finish_all(inputs: list[GenerateFnInput]) -> list[GenerateFnOutput]:
+    assert all(input.sample.status is Status.PENDING for input in inputs)
+    return [GenerateFnOutput(finish(input.sample)[0]) for input in inputs]
+
+
+def never(input: GenerateFnInput) -> list[Sample]:
+    raise AssertionError("the group is generated at once")
+
+
+async def test_a_group_is_generated_at_once_where_that_is_possible() -> None:
+    group = make_group(0, 3)
+    finish(group[1])
+    group[1].reward = 9.0
+    finished = await worker(never, together=finish_all).run(group, PARAMS)
+    assert [sample.reward for sample in finished] == [2.0, 9.0, 2.0]
+    assert finished == group
+
+
+async def test_whole_groups_can_be_forbidden() -> None:
+    async def refuse(inputs: list[GenerateFnInput]) -> list[GenerateFnOutput]:
+        raise AssertionError("samples go one by one")
+
+    await worker(together=refuse, whole_groups=False).run(make_group(0), PARAMS)
+
+
+async def test_when_the_groups_request_fails_samples_are_tried_one_by_one() -> None:
+    async def lost(inputs: list[GenerateFnInput]) -> list[GenerateFnOutput]:
+        raise EngineError("lost")
+
+    group = await worker(together=lost).run(make_group(0), PARAMS)
+    assert [sample.reward for sample in group] == [2.0, 2.0]
+    assert all("error" not in sample.metadata for sample in group)
+
+
+async def test_an_abort_reaches_groups_that_wait() -> None:
+    at_work = worker(never, together=finish_all)
+    at_work.state.aborted = True
+    group = await at_work.run(make_group(0), PARAMS)
+    assert [sample.status for sample in group] == [Status.ABORTED] * 2

@@ -84,7 +84,8 @@ def numbers(groups: list[Group]) -> list[Any]:
 
 def prompt_number(payload: Payload) -> int:
     """Of ``prompt N``: the token of a digit is its byte's place in the alphabet."""
-    return int(payload["input_ids"][7] + 33 - ord("0"))
+    ids = payload["input_ids"][0] if isinstance(payload["input_ids"][0], list) else payload["input_ids"]
+    return int(ids[7] + 33 - ord("0"))
 
 
 def drop_odd(args: Any, samples: Group) -> DynamicFilterOutput:

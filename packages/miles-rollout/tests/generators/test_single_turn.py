@@ -11,7 +11,7 @@ from miles.core.types.rollout import GenerateFnInput
 from miles.core.types.sample import Sample, Status
 from miles.rollout.generate_state import GenerateState
 from miles.rollout.generators.response import append_response
-from miles.rollout.generators.single_turn import generate
+from miles.rollout.generators.single_turn import SingleTurn
 from miles.rollout.text import ChatTokenizer
 
 
@@ -24,6 +24,9 @@ class Client:
 
     async def post(self, path: str, payload: Payload, headers: Any = None) -> Any:
         self.sent.append((path, payload, headers))
+        if isinstance(payload["input_ids"][0], list):
+            pairs = zip(payload["input_ids"], payload["sampling_params"], strict=True)
+            return [answer({"input_ids": ids, "sampling_params": params}, **self._changes) for ids, params in pairs]
         return answer(payload, **self._changes)
 
 
@@ -34,7 +37,7 @@ def make_state(tokenizer: ChatTokenizer, client: Client, **args: Any) -> Generat
 
 async def run(state: GenerateState, sample: Sample, **params: Any) -> Sample:
     values = {"max_new_tokens": 8, "sampling_seed": 1, **params}
-    output = await generate(GenerateFnInput(state, sample, values))
+    output = await SingleTurn()(GenerateFnInput(state, sample, values))
     assert output.samples is sample
     sample.validate()
     return sample
@@ -114,3 +117,32 @@ def test_a_version_that_is_no_number_has_no_place_per_token() -> None:
 def test_an_answer_without_log_probs_is_refused() -> None:
     with pytest.raises(EngineError, match="without output_token_logprobs"):
         append_response(Sample(), {"text": "x", "meta_info": {}})
+
+
+async def test_a_group_is_one_request_with_the_same_results(tokenizer: ChatTokenizer) -> None:
+    client = Client()
+    state = make_state(tokenizer, client, rollout_max_context_len=8)
+
+    def inputs() -> list[GenerateFnInput]:
+        samples = [Sample(prompt="hello"), Sample(prompt="too long"), Sample(prompt="world")]
+        return [
+            GenerateFnInput(state, sample, {"max_new_tokens": 8, "sampling_seed": seed})
+            for seed, sample in enumerate(samples)
+        ]
+
+    one_by_one = [await SingleTurn()(input) for input in inputs()]
+    client.sent.clear()
+    assert await SingleTurn().together(inputs()) == one_by_one
+    assert [len(payload["input_ids"]) for _, payload, _ in client.sent] == [2]
+    assert [output.samples.status for output in one_by_one] == [  # type: ignore[union-attr]
+        Status.COMPLETED,
+        Status.TRUNCATED,
+        Status.COMPLETED,
+    ]
+
+
+async def test_a_group_without_room_needs_no_request(tokenizer: ChatTokenizer) -> None:
+    client = Client()
+    state = make_state(tokenizer, client, rollout_max_context_len=2)
+    await SingleTurn().together([GenerateFnInput(state, Sample(prompt="hello"), {})])
+    assert client.sent == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +110,25 @@ class RolloutDataSource:
         return Path(directory) / "rollout" / f"data_source_{rollout_id}.json"
 
     def _new_group(self) -> Group:
-        if self.dataset is None:
-            prompt_fields: dict[str, Any] = {}
-        else:
-            prompt = self.dataset[self._next_row(self.dataset)]
-            prompt_fields = {"prompt": prompt.text, "label": prompt.label, "metadata": prompt.metadata}
-        group = []
-        for _ in range(self.args.n_samples_per_prompt):
-            group.append(Sample(group_index=self.group_index, index=self.sample_index, **copy.deepcopy(prompt_fields)))
-            self.sample_index += 1
+        group = [self._new_sample(fields) for fields in self._prompt_fields()]
         self.group_index += 1
         return group
+
+    def _new_sample(self, prompt_fields: dict[str, Any]) -> Sample:
+        sample = Sample(group_index=self.group_index, index=self.sample_index, **prompt_fields)
+        self.sample_index += 1
+        return sample
+
+    def _prompt_fields(self) -> Iterator[dict[str, Any]]:
+        """Prompt, label and metadata for each sample of a group, which share nothing that can change."""
+        count = self.args.n_samples_per_prompt
+        if self.dataset is None:
+            yield from ({} for _ in range(count))
+            return
+        prompt = self.dataset[self._next_row(self.dataset)]
+        fields = {"prompt": prompt.text, "label": prompt.label, "metadata": prompt.metadata}
+        yield from (copy.deepcopy(fields) for _ in range(count - 1))
+        yield fields
 
     def _next_row(self, dataset: PromptDataset) -> int:
         if self.offset == len(dataset):

@@ -12,14 +12,18 @@ from miles.core.protocols.reward import RewardDispatcher
 from miles.core.types.rollout import GenerateFnInput
 from miles.core.types.sample import Group, Sample, Status
 from miles.rollout.generate_state import GenerateState
-from miles.rollout.generators.adapt import GenerateCall
+from miles.rollout.generators.adapt import Together
+from miles.rollout.generators.registry import Generators
 from miles.rollout.seeds import Stream, sampling_seed
+from miles.rollout.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2
-"""How often a sample that failed is generated from the start before its group is given up."""
+"""How often a sample is generated from the start before its group is given up."""
 
+_ERROR = "error"
+"""Entry of a failed sample's metadata."""
 _FINISHED = (Status.COMPLETED, Status.TRUNCATED)
 
 
@@ -27,13 +31,15 @@ _FINISHED = (Status.COMPLETED, Status.TRUNCATED)
 class GroupWorker:
     """Generates and scores groups.
 
-    ``slots`` bounds the samples in generation.  ``group_rm``: rewards are given to whole groups.
+    ``slots`` bounds the samples in generation.  ``whole_groups``: a group goes to the engines in one request where its
+    generate function can do that.  ``group_rm``: rewards are given to whole groups.
     """
 
     state: GenerateState
-    generate: GenerateCall
+    generators: Generators
     rewards: RewardDispatcher | None
-    slots: asyncio.Semaphore
+    slots: Slots
+    whole_groups: bool = True
     group_rm: bool = False
     mask_offpolicy: bool = False
 
@@ -42,38 +48,46 @@ class GroupWorker:
 
         Samples end COMPLETED or TRUNCATED with a reward, ABORTED when the rollout is being ended, or FAILED.
         """
-        outputs = await asyncio.gather(*(self._run_sample(sample, params, stream) for sample in group))
-        finished = [sample for output in outputs for sample in output]
-        if self.group_rm and self.rewards is not None and all(sample.status in _FINISHED for sample in finished):
-            outcomes = await self.rewards.score_group(finished, evaluation=stream == "eval")
-            for sample, outcome in zip(finished, outcomes, strict=True):
-                outcome.apply(sample)
+        # Complete samples were given back by an earlier rollout.
+        missing = [self._input(sample, params, stream) for sample in group if sample.status not in _FINISHED]
+        together = self.generators.together(group) if self.whole_groups and len(missing) > 1 else None
+        if together is not None:
+            await self._generate_together(together, missing)
+        made = await asyncio.gather(*(self._finish(input, generated=together is not None) for input in missing))
+        outputs = {id(input.sample): samples for input, samples in zip(missing, made, strict=True)}
+        finished = [made for sample in group for made in outputs.get(id(sample), [sample])]
+        if self.group_rm:
+            await self._score_group(finished, stream)
         return finished
 
-    async def _run_sample(self, sample: Sample, params: dict[str, Any], stream: Stream) -> list[Sample]:
-        if sample.status in _FINISHED:  # given back by an earlier rollout, complete
-            return [sample]
+    def _input(self, sample: Sample, params: dict[str, Any], stream: Stream) -> GenerateFnInput:
         if self.mask_offpolicy and sample.response_length:
             sample.loss_mask = [0] * sample.response_length
-        for attempt in range(1, ATTEMPTS + 1):
-            samples = await self._generate(sample, params, stream)
-            if self.state.aborted or not any(made.status is Status.FAILED for made in samples) or attempt == ATTEMPTS:
-                break
-            sample.reset_for_retry()
-        if not self.group_rm:
-            await asyncio.gather(*(self._score(made, stream) for made in samples))
+        seed = sampling_seed(self.state.args.rollout_seed, sample.index or 0, stream)
+        return GenerateFnInput(self.state, sample, {**params, "sampling_seed": seed}, evaluation=stream == "eval")
+
+    async def _finish(self, input: GenerateFnInput, *, generated: bool) -> list[Sample]:
+        """Generate what is not generated yet or failed, and score it."""
+        samples = [input.sample] if generated else await self._generate(input)
+        attempt = 1
+        while attempt < ATTEMPTS and not self.state.aborted and failure(samples) is not None:
+            input.sample.reset_for_retry()
+            input.sample.metadata = {name: value for name, value in input.sample.metadata.items() if name != _ERROR}
+            samples = await self._generate(input)
+            attempt += 1
+        if self.rewards is not None and not self.group_rm:
+            unscored = [made for made in samples if made.reward is None and made.status in _FINISHED]
+            await asyncio.gather(*(self._score(made, evaluation=input.evaluation) for made in unscored))
         return samples
 
-    async def _generate(self, sample: Sample, params: dict[str, Any], stream: Stream) -> list[Sample]:
-        seed = sampling_seed(self.state.args.rollout_seed, sample.index or 0, stream)
-        async with self.slots:
+    async def _generate(self, input: GenerateFnInput) -> list[Sample]:
+        sample = input.sample
+        async with self.slots.take():
             if self.state.aborted:
                 sample.status = Status.ABORTED
                 return [sample]
             try:
-                made = await self.generate(
-                    GenerateFnInput(self.state, sample, {**params, "sampling_seed": seed}, evaluation=stream == "eval")
-                )
+                made = await self.generators.of(sample).one(input)
                 _identify(made, sample)
             except EngineError as error:
                 return [_failed(sample, str(error))]
@@ -82,24 +96,44 @@ class GroupWorker:
                 return [_failed(sample, f"{type(error).__name__}: {error}")]
         return made
 
-    async def _score(self, sample: Sample, stream: Stream) -> None:
-        if self.rewards is None or sample.reward is not None or sample.status not in _FINISHED:
-            return
-        outcome = await self.rewards.score(sample, evaluation=stream == "eval")
+    async def _generate_together(self, together: Together, inputs: list[GenerateFnInput]) -> None:
+        async with self.slots.take(len(inputs)):
+            if self.state.aborted:
+                for input in inputs:
+                    input.sample.status = Status.ABORTED
+                return
+            try:
+                for input, output in zip(inputs, await together(inputs), strict=True):
+                    assert output.samples is input.sample, "samples that are generated together are changed in place"
+                    input.sample.validate()
+            except EngineError as error:
+                for input in inputs:
+                    _failed(input.sample, str(error))
+
+    async def _score(self, sample: Sample, *, evaluation: bool) -> None:
+        assert self.rewards is not None
+        outcome = await self.rewards.score(sample, evaluation=evaluation)
         outcome.apply(sample)
+
+    async def _score_group(self, group: Group, stream: Stream) -> None:
+        if self.rewards is None or not all(sample.status in _FINISHED for sample in group):
+            return
+        outcomes = await self.rewards.score_group(group, evaluation=stream == "eval")
+        for sample, outcome in zip(group, outcomes, strict=True):
+            outcome.apply(sample)
 
 
 def failure(group: Group) -> str | None:
     """Why the first failed sample of the group failed; None when none did."""
     for sample in group:
         if sample.status is Status.FAILED:
-            return str(sample.metadata.get("error", "no reason given"))
+            return str(sample.metadata.get(_ERROR, "no reason given"))
     return None
 
 
 def _failed(sample: Sample, error: str) -> Sample:
     sample.status = Status.FAILED
-    sample.metadata = {**sample.metadata, "error": error}
+    sample.metadata = {**sample.metadata, _ERROR: error}
     return sample
 
 

@@ -46,6 +46,8 @@ ROLLOUTS = Registry("miles.rollouts")
 DATA_SOURCES = Registry("miles.data_sources")
 DISPATCHERS = Registry("miles.reward_dispatchers")
 
+_GROUPS_PER_ENGINE = 4
+"""With fewer groups than this, whole groups would load the engines unevenly: their samples go one by one."""
 _DATA_STATE = "data_source.json"
 _ROLE_STATE = "rollout.json"
 
@@ -170,6 +172,7 @@ class RolloutManager:
             rewards=rewards,
             settings=_settings(rollout),
             max_in_flight=engines.sglang_server_concurrency * engines.rollout_num_engines,
+            whole_groups=config[Data].rollout_batch_size >= _GROUPS_PER_ENGINE * engines.rollout_num_engines,
             eval_data=self._eval_data,
             check_alive=self._servers.check_alive,
         )

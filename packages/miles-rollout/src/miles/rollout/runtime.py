@@ -19,6 +19,7 @@ from miles.rollout.hooks import Hooks
 from miles.rollout.http import JsonClient
 from miles.rollout.loop_thread import LoopThread
 from miles.rollout.sampling import SamplingSettings
+from miles.rollout.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Runtime:
     """How training responses are sampled."""
     max_in_flight: int
     """Samples in generation at the same time."""
+    whole_groups: bool = True
+    """A group may go to one engine in one request."""
     engine_urls: list[str] = field(default_factory=list)
     eval_data: Sequence[tuple[EvalDataset, PromptDataset]] = ()
     check_alive: Callable[[], None] = lambda: None
@@ -64,9 +67,10 @@ class Runtime:
         """A worker for one rollout or one evaluation."""
         return GroupWorker(
             state=self.state,
-            generate=self.generators,
+            generators=self.generators,
             rewards=self.rewards,
-            slots=asyncio.Semaphore(self.max_in_flight),
+            slots=Slots(self.max_in_flight),
+            whole_groups=self.whole_groups,
             group_rm=self.args.group_rm and not evaluation,
             mask_offpolicy=self.args.mask_offpolicy_in_partial_rollout,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from miles.rollout import sample_json
 from miles.rollout.text import ChatTokenizer
 
 _PIECES = "pieces"
+_FIELDS = tuple(field.name for field in dataclasses.fields(Sample))
+_COUNTS = ("spec_info", "prefix_cache_info")
 
 
 def write_samples(path: Path, samples: Iterable[Sample], tokenizer: ChatTokenizer | None = None) -> None:
@@ -43,10 +46,11 @@ def read_samples(path: Path) -> list[Sample]:
 
 def _line(sample: Sample, tokenizer: ChatTokenizer | None) -> dict[str, Any]:
     """Fields that say something; what is left out reads back as its default."""
-    data = {name: value for name, value in sample.to_dict().items() if value is not None}
-    for name in ("spec_info", "prefix_cache_info"):
-        if not any(data[name].values()):
-            del data[name]
+    data = {name: value for name in _FIELDS if (value := getattr(sample, name)) is not None}
+    for name in _COUNTS:
+        counts = dataclasses.asdict(data.pop(name))
+        if any(counts.values()):
+            data[name] = counts
     if tokenizer is not None:
         data[_PIECES] = tokenizer.pieces(sample.response_tokens)
     return data

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from miles.core.registry import Registry
-from miles.core.types.rollout import GenerateFnInput
-from miles.core.types.sample import Sample
-from miles.rollout.generators.adapt import GenerateCall, adapt
+from miles.core.types.sample import Group, Sample
+from miles.rollout.generators.adapt import Generator, Together, adapt
 
 GENERATORS = Registry("miles.generators")
 DEFAULT = "single_turn"
 
 
 class Generators:
-    """Calls the run's generate function, or the one that a sample asks for itself (``generate_function_path``)."""
+    """The run's generate function, and those that samples ask for themselves (``generate_function_path``)."""
 
     def __init__(self, path: str | None) -> None:
-        self._path = path or DEFAULT
-        self._loaded: dict[str, GenerateCall] = {}
-        self.load(self._path)
+        self._loaded: dict[str, Generator] = {}
+        self._default = self._load(path or DEFAULT)
 
-    def load(self, path: str) -> GenerateCall:
-        """The function at ``path``; PluginError when there is none."""
+    def of(self, sample: Sample) -> Generator:
+        """The function that generates ``sample``; PluginError when there is none."""
+        path = sample.generate_function_path
+        return self._default if path is None else self._load(path)
+
+    def together(self, group: Group) -> Together | None:
+        """What generates ``group`` at once; None when its samples go different ways or the function cannot."""
+        if any(sample.generate_function_path or sample.routing_key for sample in group):
+            return None
+        return self._default.together
+
+    def _load(self, path: str) -> Generator:
         if path not in self._loaded:
             self._loaded[path] = adapt(GENERATORS.get(path))
         return self._loaded[path]
-
-    async def __call__(self, input: GenerateFnInput) -> list[Sample]:
-        return await self.load(input.sample.generate_function_path or self._path)(input)

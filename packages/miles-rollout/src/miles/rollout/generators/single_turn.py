@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
-from miles.core.types.sample import Sample, Status
+from miles.core.types.sample import Status
 from miles.rollout.generate_state import GenerateState
 from miles.rollout.generators.response import append_response
 
 
-async def generate(input: GenerateFnInput) -> GenerateFnOutput:
-    """Generate the response, or the rest of one that was cut by an abort."""
+class SingleTurn:
+    """Generates a response, or the rest of one that was cut by an abort."""
+
+    async def __call__(self, input: GenerateFnInput) -> GenerateFnOutput:
+        """One sample, one request."""
+        params = _prepare(input)
+        if params is not None:
+            sample, state = input.sample, input.state
+            headers = {"X-SMG-Routing-Key": sample.routing_key} if sample.routing_key else None
+            append_response(sample, await state.client.post("/generate", _payload(sample.tokens, params), headers))
+        return GenerateFnOutput(input.sample)
+
+    async def together(self, inputs: Sequence[GenerateFnInput]) -> list[GenerateFnOutput]:
+        """Several samples, one request: a group costs one passage through client, router and server."""
+        prepared = [(input.sample, params) for input in inputs if (params := _prepare(input)) is not None]
+        if prepared:
+            payload = _payload([sample.tokens for sample, _ in prepared], [params for _, params in prepared])
+            answers = await inputs[0].state.client.post("/generate", payload)
+            for (sample, _), answer in zip(prepared, answers, strict=True):
+                append_response(sample, answer)
+        return [GenerateFnOutput(input.sample) for input in inputs]
+
+
+def _prepare(input: GenerateFnInput) -> dict[str, Any] | None:
+    """Tokenize the prompt; sampling parameters with what the limits leave, None when that is nothing."""
     state: GenerateState = input.state
-    sample = input.sample
+    sample, params = input.sample, input.sampling_params
     if not sample.tokens:
         sample.tokens = state.prompt_ids(sample)
-    budget = _budget(state, sample, input.sampling_params, input.evaluation)
-    if budget is not None and budget <= 0:
-        sample.status = Status.TRUNCATED
-        return GenerateFnOutput(sample)
-    payload = {
-        "input_ids": sample.tokens,
-        "sampling_params": {**input.sampling_params, "max_new_tokens": budget},
-        "return_logprob": True,
-    }
-    headers = {"X-SMG-Routing-Key": sample.routing_key} if sample.routing_key else None
-    append_response(sample, await state.client.post("/generate", payload, headers))
-    return GenerateFnOutput(sample)
-
-
-def _budget(state: GenerateState, sample: Sample, params: dict[str, Any], evaluation: bool) -> int | None:
-    """New tokens that the response and context limits leave; None without a limit."""
     limits = []
     if params.get("max_new_tokens") is not None:
         limits.append(params["max_new_tokens"] - sample.response_length)
-    context = state.args.eval_max_context_len if evaluation else state.args.rollout_max_context_len
+    context = state.args.eval_max_context_len if input.evaluation else state.args.rollout_max_context_len
     if context is not None:
         limits.append(context - len(sample.tokens))
-    return min(limits, default=None)
+    budget = min(limits, default=None)
+    if budget is not None and budget <= 0:
+        sample.status = Status.TRUNCATED
+        return None
+    return {**params, "max_new_tokens": budget}
+
+
+def _payload(input_ids: Any, sampling_params: Any) -> dict[str, Any]:
+    return {"input_ids": input_ids, "sampling_params": sampling_params, "return_logprob": True}
