@@ -32,7 +32,7 @@ class AdvantageInputs:
     value_A: torch.Tensor | None = None
     """The critic's, before the first optimizer step on this rollout."""
     kl_A: torch.Tensor | None = None
-    """Penalty of each token for leaving the reference model; None: no penalty."""
+    """KL from the reference model at each token, 0 on masked ones; None: no penalty."""
 
     @cached_property
     def masked_A(self) -> torch.Tensor:

@@ -7,8 +7,7 @@ from miles.core.advantages.shaping import discounted_suffix_sums, kl_penalty, sh
 
 
 def reinforce_plus_plus(inputs: AdvantageInputs, options: AdvantageOptions) -> Advantages:
-    """Discounted return of each token: the KL penalties from it on, masked tokens' included, and the sample's raw
-    reward.
+    """Discounted return of each token: the KL penalties from there on, and the sample's raw reward.
 
     The reward stands at the last trainable token.  A sample without any is allowed.
     """

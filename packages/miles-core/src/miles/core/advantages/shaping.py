@@ -20,15 +20,14 @@ def last_trainable(mask_A: torch.Tensor, layout: Ragged) -> torch.Tensor:
 
 
 def kl_penalty(inputs: AdvantageInputs, kl_coef: float) -> torch.Tensor:
-    """``kl_coef * kl`` of each token, masked ones included; 0 without a penalty."""
+    """``kl_coef * kl`` of each token; 0 without a penalty."""
     if inputs.kl_A is None or kl_coef == 0.0:
         return torch.zeros_like(inputs.mask_A)
     return kl_coef * inputs.kl_A
 
 
 def shaped_rewards(inputs: AdvantageInputs, kl_coef: float) -> torch.Tensor:
-    """Reward of each token.  The reward of a sample without trainable tokens is dropped: nothing it could teach
-    trains."""
+    """Reward of each token.  A sample without trainable tokens drops its reward: nothing that it could teach trains."""
     terminal_A = last_trainable(inputs.mask_A, inputs.layout) * inputs.layout.spread(inputs.reward_S)
     return terminal_A - kl_penalty(inputs, kl_coef)
 
@@ -44,6 +43,6 @@ def discounted_suffix_sums(
     y_A, reach = x_A, 1
     while reach < min(longest, len(x_A)):
         same = sample_of_token_A[reach:] == sample_of_token_A[:-reach]
-        y_A = torch.cat((y_A[:-reach] + discount**reach * same * y_A[reach:], y_A[-reach:]))
+        y_A = torch.cat((y_A[:-reach] + discount**reach * (y_A[reach:] * same), y_A[-reach:]))
         reach *= 2
     return y_A

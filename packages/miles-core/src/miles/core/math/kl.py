@@ -1,5 +1,4 @@
-"""Estimates of the KL divergence from the log-probabilities of sampled tokens
-(http://joschu.net/blog/kl-approx.html)."""
+"""KL divergence, estimated from the log-probabilities of sampled tokens (http://joschu.net/blog/kl-approx.html)."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ _LOW_VAR_LIMIT = 10.0
 
 
 def approx_kl(log_ratio_T: torch.Tensor, kind: KlKind, importance_ratio_T: torch.Tensor | None = None) -> torch.Tensor:
-    """KL(policy || base) at each token, estimated from ``log_ratio = logp - base_logp`` of tokens sampled from the
-    policy.
+    """KL(policy || base) at each token that the policy sampled, estimated from ``d = log_ratio = logp - base_logp``.
 
     ``k1``: d, ``k2``: d^2 / 2, ``k3``: exp(-d) - 1 + d, ``low_var_kl``: k3 clamped to [-10, 10].  As a loss, only k2
     and k3 have a gradient that moves the policy to the base; the expected gradient of k1 is 0.

@@ -8,20 +8,23 @@ The distribution is ``softmax((hidden @ weight.T + bias) / temperature)``, befor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
-# Logits of one chunk, in numbers: 64 MiB of fp32 on CPU, 1 GiB on an accelerator.
-_CPU_CHUNK_NUMEL = 2**24
-_ACCELERATOR_CHUNK_NUMEL = 2**28
-# Fewer tokens than this make the product with the head wait for memory.
-_MIN_CHUNK_TOKENS = 64
+# How many logits one chunk holds: what stays in a CPU's cache, and what keeps an accelerator busy (512 MiB of fp32).
+_CPU_CHUNK_NUMEL = 2**20
+_ACCELERATOR_CHUNK_NUMEL = 2**27
+# With fewer tokens, the product with the head waits for memory.
+_MIN_CHUNK_TOKENS = 128
+# How many logits are kept rather than computed again: 128 MiB of fp32 on a CPU, 512 MiB on an accelerator.
+_CPU_KEPT_NUMEL = 2**25
+_ACCELERATOR_KEPT_NUMEL = 2**27
 
 
 class LogProbs(NamedTuple):
-    """Of given tokens: natural-log probability, and (when asked for) entropy of the distribution they come from, in
-    nats."""
+    """Of given tokens: natural-log probability, and, when asked for, entropy of their distribution in nats."""
 
     logp_T: torch.Tensor
     entropy_T: torch.Tensor | None = None
@@ -47,20 +50,35 @@ def linear_logprobs(
     with_entropy: bool = False,
     chunk_size: int | None = None,
 ) -> LogProbs:
-    """Log-probabilities of ``target_T`` under the language-model head ``weight_VD``, ``chunk_size`` tokens at a time.
+    """Log-probabilities of ``target_T`` under the language-model head, ``chunk_size`` tokens at a time.
 
-    Neither the forward nor the backward pass holds more logits than those of one chunk: the backward pass computes them
-    again.  When all tokens fit one chunk, what the forward pass made is kept instead.  ``chunk_size`` None takes as
-    many tokens as fit a budget of memory.  Results are in fp32 (fp64 for fp64 inputs), and so are logits, softmax and
-    the sum of the head's gradient over chunks, whatever the dtype of hidden states and head.
+    Neither the forward nor the backward pass holds more logits than those of one chunk: the backward pass computes
+    them again.  Only what fits one chunk is kept instead.  ``chunk_size`` None: chunks of the fastest size, and the
+    logits of all tokens are kept where they fit a small budget of memory.
+
+    Results are in fp32 (fp64 for fp64 inputs), and so are logits, softmax and the sum of the head's gradient over
+    chunks, whatever the dtype of hidden states and head.
     """
     _check_temperature(temperature)
+    num_tokens, vocabulary = len(hidden_TD), len(weight_VD)
     if chunk_size is None:
-        budget = _CPU_CHUNK_NUMEL if hidden_TD.device.type == "cpu" else _ACCELERATOR_CHUNK_NUMEL
-        chunk_size = max(budget // len(weight_VD), _MIN_CHUNK_TOKENS)
-    return LogProbs(
-        *_LinearLogProbs.apply(hidden_TD, weight_VD, bias_V, target_T, temperature, chunk_size, with_entropy)
-    )
+        on_cpu = hidden_TD.device.type == "cpu"
+        chunk_numel = _CPU_CHUNK_NUMEL if on_cpu else _ACCELERATOR_CHUNK_NUMEL
+        chunk_size = max(chunk_numel // vocabulary, _MIN_CHUNK_TOKENS)
+        keep = num_tokens * vocabulary <= (_CPU_KEPT_NUMEL if on_cpu else _ACCELERATOR_KEPT_NUMEL)
+    else:
+        keep = num_tokens <= chunk_size
+    plan = _Plan(tuple(_chunks(num_tokens, chunk_size)), keep, temperature, with_entropy)
+    return LogProbs(*_LinearLogProbs.apply(hidden_TD, weight_VD, bias_V, target_T, plan))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    chunks: tuple[slice, ...]
+    keep: bool
+    """Whether the backward pass finds the log-softmax of every chunk instead of computing it again."""
+    temperature: float
+    with_entropy: bool
 
 
 def _check_temperature(temperature: float) -> None:
@@ -86,46 +104,45 @@ class _LinearLogProbs(torch.autograd.Function):  # type: ignore[misc]
         weight_VD: torch.Tensor,
         bias_V: torch.Tensor | None,
         target_T: torch.Tensor,
-        temperature: float,
-        chunk_size: int,
-        with_entropy: bool,
+        plan: _Plan,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.set_materialize_grads(False)
-        head = _Head(hidden_TD, weight_VD, bias_V, temperature)
+        head = _Head(hidden_TD, weight_VD, bias_V, plan.temperature)
         logp_T = hidden_TD.new_empty(len(hidden_TD), dtype=head.dtype)
-        entropy_T = torch.empty_like(logp_T) if with_entropy else None
-        log_softmax_CV = None
-        for rows in _chunks(len(hidden_TD), chunk_size):
+        entropy_T = torch.empty_like(logp_T) if plan.with_entropy else None
+        keep = plan.keep and any(ctx.needs_input_grad)
+        kept = []
+        for rows in plan.chunks:
             log_softmax_CV = head.log_softmax(rows)
             logp_T[rows] = log_softmax_CV.gather(1, target_T[rows, None]).squeeze(1)
             if entropy_T is not None:
                 entropy_T[rows] = _entropy(log_softmax_CV)
-        kept_TV = log_softmax_CV if len(hidden_TD) <= chunk_size and any(ctx.needs_input_grad) else None
-        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T, entropy_T, kept_TV)
-        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+            if keep:
+                kept.append(log_softmax_CV)
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T, entropy_T, *kept)
+        ctx.plan = plan
         return logp_T, entropy_T
 
     @staticmethod
     def backward(
         ctx: Any, grad_logp_T: torch.Tensor | None, grad_entropy_T: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        hidden_TD, weight_VD, bias_V, target_T, entropy_T, kept_TV = ctx.saved_tensors
-        head = _Head(hidden_TD, weight_VD, bias_V, ctx.temperature)
+        hidden_TD, weight_VD, bias_V, target_T, entropy_T, *kept = ctx.saved_tensors
+        head = _Head(hidden_TD, weight_VD, bias_V, ctx.plan.temperature)
         if grad_logp_T is None:
             grad_logp_T = torch.zeros(len(hidden_TD), dtype=head.dtype, device=hidden_TD.device)
         grads = _HeadGradients(head, ctx.needs_input_grad[:3])
-        for rows in _chunks(len(hidden_TD), ctx.chunk_size):
-            log_softmax_CV = head.log_softmax(rows) if kept_TV is None else kept_TV
+        for number, rows in enumerate(ctx.plan.chunks):
+            log_softmax_CV = kept[number] if kept else head.log_softmax(rows)
+            target_C, grad_logp_C = target_T[rows], grad_logp_T[rows]
             if grad_entropy_T is None:
-                delta_CV, scale_C = _policy_delta(log_softmax_CV, target_T[rows]), -grad_logp_T[rows]
+                grads.add(rows, _policy_delta(log_softmax_CV, target_C), -grad_logp_C)
             else:
-                entropy_C, grad_entropy_C = entropy_T[rows], grad_entropy_T[rows]
                 delta_CV = _policy_and_entropy_delta(
-                    log_softmax_CV, target_T[rows], grad_logp_T[rows], entropy_C, grad_entropy_C
+                    log_softmax_CV, target_C, grad_logp_C, entropy_T[rows], grad_entropy_T[rows]
                 )
-                scale_C = torch.ones_like(entropy_C)
-            grads.add(rows, delta_CV, scale_C / ctx.temperature)
-        return *grads.result(), None, None, None, None
+                grads.add(rows, delta_CV, torch.ones_like(grad_logp_C))
+        return *grads.result(), None, None
 
 
 def _chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
@@ -177,7 +194,7 @@ class _Head:
     def matmul(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """``a @ b`` with sums and result in at least fp32."""
         if b.dtype == self.dtype:
-            return a.to(self.dtype) @ b
+            return a @ b
         return torch.mm(a.to(b.dtype), b, out_dtype=self.dtype)
 
 
@@ -193,15 +210,20 @@ class _HeadGradients:
             self.bias_V = torch.zeros_like(head.bias_V, dtype=head.dtype)
 
     def add(self, rows: slice, delta_CV: torch.Tensor, scale_C: torch.Tensor) -> None:
-        """Add tokens whose gradient with respect to the head's output is ``scale * delta``.
+        """Add tokens whose gradient with respect to their logits, times the temperature, is ``scale * delta``.
 
-        The scale multiplies [C, D] rather than [C, V]: the vocabulary is the larger.
+        The scale multiplies [C, D] rather than [C, V], which mostly is the larger.
         """
+        head = self.head
+        scale_C = scale_C / head.temperature
         if self.hidden_TD is not None:
-            self.hidden_TD[rows] = self.head.matmul(delta_CV, self.head.weight_VD) * scale_C[:, None]
+            self.hidden_TD[rows] = head.matmul(delta_CV, head.weight_VD).mul_(scale_C[:, None])
         if self.weight_VD is not None:
-            scaled_CD = (self.head.hidden_TD[rows] * scale_C[:, None]).to(self.head.hidden_TD.dtype)
-            self.weight_VD += self.head.matmul(delta_CV.T, scaled_CD)
+            scaled_CD = head.hidden_TD[rows] * scale_C[:, None]
+            if head.hidden_TD.dtype == head.dtype:
+                self.weight_VD.addmm_(delta_CV.T, scaled_CD)
+            else:
+                self.weight_VD += head.matmul(delta_CV.T, scaled_CD.to(head.hidden_TD.dtype))
         if self.bias_V is not None:
             self.bias_V += scale_C @ delta_CV
 

@@ -16,8 +16,7 @@ from miles.core.math.ragged import Ragged
 from miles.core.math.ratio import SampleSum, importance_ratio, whole_sample
 
 Level = Literal["token", "sequence", "geometric"]
-"""What a ratio belongs to: a token, a sequence (product of its tokens' ratios), or a sequence by their geometric
-mean."""
+"""What a ratio belongs to: a token, a sequence (its tokens' product), or a sequence by their geometric mean."""
 Mode = Literal["truncate", "clip", "mask"]
 """What happens to a weight out of bounds: cut to the upper bound, cut to both, or its tokens leave the loss."""
 
@@ -48,8 +47,10 @@ class RejectionRule:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """The tokens that the ratios belong to.  ``mask_sum_S`` counts whole samples; ``add`` sums over context-parallel
-    ranks."""
+    """The tokens that ratios belong to.
+
+    ``mask_sum_S`` counts whole samples; ``add`` sums over context-parallel ranks.
+    """
 
     layout: Ragged
     mask_T: torch.Tensor

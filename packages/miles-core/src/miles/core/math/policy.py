@@ -50,8 +50,7 @@ def clipped_surrogate(
 def off_policy_sequence_mask(
     log_ratio_S: torch.Tensor, advantage_T: torch.Tensor, layout: Ragged, *, delta: float
 ) -> torch.Tensor:
-    """1 for tokens to keep, 0 where the advantage is negative and the sequence has left the policy that sampled it
-    (OPSM).
+    """1 for tokens to keep, 0 where the advantage is negative and the sequence has left its old policy (OPSM).
 
     ``log_ratio_S`` is the mean new minus old log-probability of each sequence; it has left when its negative exceeds
     ``delta``.

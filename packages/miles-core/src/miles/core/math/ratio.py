@@ -16,8 +16,7 @@ MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to this distance from 0, so that exp() stays finite: e^20 is 5e8."""
 
 SampleSum = Callable[[torch.Tensor], torch.Tensor]
-"""Adds a per-sample tensor over context-parallel ranks, differentiably; the identity where one rank holds whole
-samples."""
+"""Adds a per-sample tensor over context-parallel ranks, differentiably; the identity where samples are whole."""
 
 
 def whole_sample(x_S: torch.Tensor) -> torch.Tensor:

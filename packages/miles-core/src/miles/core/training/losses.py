@@ -23,8 +23,7 @@ from miles.core.training.loss_batch import LossBatch, LossOutput
 from miles.core.training.metric_sums import AllReduce, single_rank
 
 Consumes = Literal["logprobs", "values", "logits"]
-"""What a loss takes of the model: ``LogProbs`` of the response tokens, the critic's values of them, or logits of all
-tokens."""
+"""What a loss takes of the model: ``LogProbs`` or values of the response tokens, or logits of all tokens."""
 
 PgReducer = Callable[[torch.Tensor, torch.Tensor, LossBatch], torch.Tensor]
 """Reduces the policy loss: ``(loss_T, mask_T, batch) -> scalar``."""
@@ -238,7 +237,8 @@ class ValueLoss:
         weights_T = self.reduction.weights(batch.mask_T, batch)
         loss_T, clipped_T = clipped_value_loss(value_T, old_value_T, return_T, clip=self.clip)
         loss = weighted_sum(loss_T, weights_T)
-        return LossOutput(loss, {"value_loss": loss.detach()} | weighted_sums({"value_clipfrac": clipped_T}, weights_T))
+        clipped = weighted_sums({"value_clipfrac": clipped_T}, weights_T)
+        return LossOutput(loss, {"loss": loss.detach(), "value_loss": loss.detach()} | clipped)
 
 
 def _known(column: torch.Tensor | None, name: str) -> torch.Tensor:

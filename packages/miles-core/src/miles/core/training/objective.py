@@ -19,7 +19,18 @@ from miles.core.training.loss_batch import LossBatch, LossOutput
 from miles.core.training.loss_hooks import CustomCorrection, CustomLoss, custom_reducer
 from miles.core.training.losses import Consumes, KlTerm, PgReducer, PolicyLoss, Reduction, SftLoss, ValueLoss
 from miles.core.training.metric_sums import AllReduce, single_rank
-from miles.core.training.objective_spec import ObjectiveSpec
+from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
+
+__all__ = [
+    "AdvantageRule",
+    "Needs",
+    "Objective",
+    "ObjectiveBuilder",
+    "ObjectiveSpec",
+    "build_advantages",
+    "build_objective",
+    "required_inputs",
+]
 
 
 class Objective(Protocol):
