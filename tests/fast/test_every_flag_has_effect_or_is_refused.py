@@ -11,13 +11,14 @@ from miles.core.config.discover import flag_table
 from miles.core.plugins import OWN_DISTRIBUTIONS
 
 ROOT = Path(__file__).parents[2]
-ABOUT_FLAGS = re.compile(r"/flags(/|\.py)|/core/config/|/(derive|rules|cli)\.py")
+ABOUT_FLAGS = re.compile(r"/flags(/|\.py)|/core/config/|/core/report/|/(derive|rules|cli)\.py")
 
 # Flags that only shape other flags: reading them elsewhere would repeat the derivation.
 CONSUMED_BY_RESOLUTION = {
     "config": "the file it names is read before anything else",
     "custom_config_path": "the values it names become attributes",
     "dump_details": "sets save_debug_rollout_data",
+    "debug_train_only": "sets rollout_num_engines to 0",
     "num_gpus_per_node": "bounds actor_num_gpus_per_node",
     "colocate": "sets rollout_num_gpus and lets trainer and engines name the same accelerators",
     "use_miles_router": "runs start this router in any case",

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
+from miles.core import cli
 from miles.core.cli import main
+from miles.core.errors import EngineError
 
 
 def test_help_explains_the_commands(capsys):
@@ -29,6 +31,26 @@ def test_three_mistakes_are_reported_at_once_without_a_traceback(capsys):
     assert "Traceback" not in error
     for text in ("--lr x", "--eps-clp", "--fp16"):
         assert text in error
+
+
+def test_a_failed_run_tells_why_and_what_caused_it(capsys, monkeypatch):
+    def fail(flags):
+        raise EngineError("engine 0 has ended") from ValueError("out of memory")
+
+    monkeypatch.setitem(cli._COMMANDS, "train", fail)
+    assert main(["train"]) == 1
+    error = capsys.readouterr().err
+    assert error.endswith("miles train: engine 0 has ended\n")
+    assert "ValueError: out of memory" in error
+
+
+def test_an_interrupted_run_ends_quietly(capsys, monkeypatch):
+    def interrupt(flags):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, "train", interrupt)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "miles train: interrupted\n"
 
 
 def test_train_help_lists_flags(capsys):

@@ -20,6 +20,7 @@ import pytest
         (("--debug-train-only",), "needs --load-debug-rollout-data"),
         (("--executor", "local", "--actor-num-gpus-per-node", "2"), "--executor local runs one trainer rank"),
         (("--executor", "local", "--ray-address", "auto"), "contradicts --executor local"),
+        (("--device", "cpu", "--train-env-vars", '{"A": "1"}'), "--train-env-vars"),
         (("--colocate", "--rollout-num-gpus", "5"), "contradicts --colocate"),
         (("--device", "cpu", "--distributed-backend", "nccl"), "Use gloo"),
         ((), "--hf-checkpoint is required"),

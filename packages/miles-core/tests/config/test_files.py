@@ -88,6 +88,7 @@ def test_values_for_hooks_are_attributes(tmp_path):
     assert config.tool_timeout == 3
     assert config.names == ["a", "b"]
     assert config.custom() == {"tool_timeout": 3, "names": ["a", "b"]}
+    assert config.origin["names"] == "custom"
 
 
 def test_a_value_for_hooks_may_not_hide_a_flag(tmp_path):

@@ -61,12 +61,30 @@ def test_all_unknown_flags_are_reported():
 
 
 def test_a_stray_value_is_reported():
-    assert "'oops'" in parse(["oops", "--lr", "2"], flag_table()).problems[0]
+    parsed = parse(["oops", "--lr", "2", "3", "--colocate", "4"], flag_table())
+    assert [problem.split()[0] for problem in parsed.problems] == ["'oops'", "'3'", "'4'"]
+    assert parsed.values == {"lr": "2", "colocate": True}
 
 
 def test_a_flag_without_its_value_is_reported():
-    (problem,) = parse(["--lr", "--colocate"], flag_table()).problems
-    assert problem.startswith("--lr: expected one argument")
+    parsed = parse(["--lr", "--colocate", "--seed", "3", "--profile-target"], flag_table())
+    assert parsed.problems == [
+        "--lr needs a value: expected a number",
+        "--profile-target needs a value: expected one of train_overall, train_actor, train_log_probs",
+    ]
+    assert parsed.values == {"colocate": True, "seed": "3"}
+
+
+def test_a_switch_takes_no_value():
+    parsed = parse(["--colocate=true", "--lr", "1"], flag_table())
+    assert parsed.problems == ["--colocate=true: --colocate takes no value; --no-colocate switches it off"]
+    assert parsed.values == {"lr": "1"}
+
+
+def test_a_value_may_start_with_a_dash():
+    assert parse(["--entropy-coef", "-1e-3"], flag_table()).values == {"entropy_coef": "-1e-3"}
+    assert parse(["--wandb-group", "-x"], flag_table()).values == {"wandb_group": "-x"}
+    assert parse(["--wandb-group=--x=y"], flag_table()).values == {"wandb_group": "--x=y"}
 
 
 def test_a_flag_of_an_absent_package_names_the_package():

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
@@ -19,7 +20,7 @@ from miles.core.config.flag import FlagSpec
 from miles.core.config.help import all_flags, explain, plain, usage
 from miles.core.config.parser import explain_unknown
 from miles.core.config.reference import json_schema, markdown
-from miles.core.errors import ConfigError, DataError, PluginError
+from miles.core.errors import ConfigError, MilesError, PluginError
 
 _HELP = """usage: miles COMMAND [FLAG ...]
 
@@ -77,7 +78,10 @@ Shows what the flags of `miles train` resolve to, where every value is from, and
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status.  2: the command line or the configuration is wrong."""
+    """Run one command; return the exit status.
+
+    2: the command line or the configuration is wrong.  1: the run failed for a reason that the message tells.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _run(arguments)
@@ -100,8 +104,12 @@ def _run(arguments: list[str]) -> int:
         return command(rest)
     except ConfigError as error:
         return _fail(f"miles {name}", error.problems)
-    except (PluginError, DataError) as error:
-        return _fail(f"miles {name}", [str(error)])
+    except MilesError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        return _fail(f"miles {name}", [str(error)], status=2 if isinstance(error, PluginError) else 1)
+    except KeyboardInterrupt:
+        return _fail(f"miles {name}", ["interrupted"], status=130)
 
 
 def train(flags: list[str]) -> int:
@@ -241,11 +249,11 @@ def _wants_help(flags: list[str]) -> bool:
     return any(flag in ("-h", "--help") for flag in flags)
 
 
-def _fail(command: str, problems: Sequence[str]) -> int:
+def _fail(command: str, problems: Sequence[str], status: int = 2) -> int:
     if len(problems) == 1:
         print(f"{command}: {problems[0]}", file=sys.stderr)
-        return 2
+        return status
     print(f"{command}: {len(problems)} problems", file=sys.stderr)
     for problem in problems:
         print(f"  - {problem}", file=sys.stderr)
-    return 2
+    return status

@@ -78,6 +78,11 @@ def check_cluster(config: Config) -> Iterator[str]:
     if cluster.executor == "local" and cluster.ray_address is not None:
         yield f"--ray-address {cluster.ray_address} contradicts --executor local. Leave one of them out"
     needs_ray = cluster.executor == "ray" or (cluster.executor == "auto" and (ranks > 1 or cluster.ray_address))
+    if not needs_ray and config[Training].train_env_vars:
+        yield (
+            "--train-env-vars: the trainer of a local run is the process that was started. Set the variables where you "
+            "start it, or use --executor ray"
+        )
     if needs_ray and not hardware.is_installed("ray"):
         yield f"a trainer of {ranks} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
 

@@ -40,7 +40,8 @@ class Config:
         set_once(self, "_groups", {type(group): group for group in groups})
         set_once(self, "_values", values | dict(custom or {}))
         set_once(self, "_custom", dict(custom or {}))
-        set_once(self, "_origin", dict.fromkeys(values, Origin.DEFAULT) | dict(origin or {}))
+        origins = dict.fromkeys(values, Origin.DEFAULT) | dict.fromkeys(custom or {}, Origin.CUSTOM)
+        set_once(self, "_origin", origins | dict(origin or {}))
         set_once(self, "_reason", dict(reason or {}))
 
     @classmethod
@@ -129,7 +130,7 @@ class Config:
 
     @property
     def origin(self) -> Mapping[str, str]:
-        """Where the value of each field came from: default, backend, inherited, derived, file or flag."""
+        """Where the value of each field came from: default, backend, inherited, derived, file, flag or custom."""
         return MappingProxyType(self._origin)
 
     @property

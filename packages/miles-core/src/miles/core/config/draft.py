@@ -18,6 +18,8 @@ class Origin(StrEnum):
     DERIVED = "derived"
     FILE = "file"
     FLAG = "flag"
+    CUSTOM = "custom"
+    """A value for users' hooks, which no flag declares."""
 
 
 class Draft:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from miles.core import plugins
 from miles.core.config.discover import FlagTable
@@ -49,42 +49,60 @@ class Parsed:
 
 
 def parse(flags: Sequence[str], table: FlagTable) -> Parsed:
-    """Read a command line.  Nothing is converted or checked yet; a flag given twice keeps its last value."""
+    """Read a command line: ``--x value``, ``--x=value``, ``--switch``, ``--no-switch``, ``--list a b c``.
+
+    Nothing is converted or checked yet, flags are not abbreviated, and a flag given twice keeps its last value.  What
+    starts with two dashes is a flag; a value that does is written ``--x=--value``.
+    """
     parsed = Parsed()
-    rest = _capture(list(flags), table, parsed)
-    try:
-        namespace, unknown = build_parser(table).parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        parsed.problems.append(f"{error.argument_name}: {error.message}")
-        return parsed
-    parsed.values = vars(namespace)
-    parsed.problems += _explain_unknown(unknown, table)
+    opposites = {opposite: spec for spec in table.flags.values() if (opposite := opposite_spelling(spec))}
+    tokens = deque(flags)
+    while tokens:
+        token = tokens.popleft()
+        spelling, has_value, inline = token.partition("=")
+        spec = table.by_spelling.get(spelling) or opposites.get(spelling)
+        if spec is not None and spec.is_switch:
+            _take_switch(token, spec, parsed, value=(spelling == spec.spelling) is not spec.flag.negates)
+            continue
+        values = [inline] if has_value else _following(tokens, limit=None if spec is None or spec.is_list else 1)
+        if spec is not None:
+            _take_value(spec, values, parsed)
+        elif not _is_flag(token):
+            parsed.problems.append(f"{token!r} is not a flag and belongs to none. Flags start with --")
+        elif collector := _collector(spelling, table):
+            name = spelling.removeprefix(collector.flag.captures or "").replace("-", "_")
+            parsed.captured.setdefault(collector.name, {})[name] = _captured_value(values)
+        else:
+            parsed.problems.append(explain_unknown(spelling, table))
     return parsed
 
 
-def build_parser(table: FlagTable) -> argparse.ArgumentParser:
-    """The parser of all flags.  Every action stores text, so that a missing value cannot be mistaken for a default."""
-    parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False, exit_on_error=False)
-    for spec in table.flags.values():
-        if spec.flag.captures is None:
-            _add(parser, spec)
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
-
-
-def _add(parser: argparse.ArgumentParser, spec: FlagSpec) -> None:
-    if spec.is_switch:
-        parser.add_argument(spec.spelling, dest=spec.name, action="store_const", const=not spec.flag.negates)
-        if opposite := opposite_spelling(spec):
-            parser.add_argument(opposite, dest=spec.name, action="store_const", const=False)
-    elif spec.is_list:
-        parser.add_argument(spec.spelling, dest=spec.name, nargs="+")
+def _take_switch(token: str, spec: FlagSpec, parsed: Parsed, *, value: bool) -> None:
+    if "=" in token:
+        undo = opposite_spelling(spec)
+        hint = f"; {undo} switches it off" if undo else ""
+        parsed.problems.append(f"{token}: {spec.spelling} takes no value{hint}")
     else:
-        parser.add_argument(spec.spelling, dest=spec.name)
+        parsed.values[spec.name] = value
+
+
+def _take_value(spec: FlagSpec, values: list[str], parsed: Parsed) -> None:
+    if values:
+        parsed.values[spec.name] = values if spec.is_list else values[0]
+    else:
+        parsed.problems.append(f"{spec.spelling} needs a value: expected {spec.expectation}")
+
+
+def _following(tokens: deque[str], limit: int | None) -> list[str]:
+    """Take the values at the head of ``tokens``, at most ``limit`` of them."""
+    values: list[str] = []
+    while tokens and not _is_flag(tokens[0]) and (limit is None or len(values) < limit):
+        values.append(tokens.popleft())
+    return values
+
+
+def _is_flag(token: str) -> bool:
+    return token.startswith("--")
 
 
 def opposite_spelling(spec: FlagSpec) -> str | None:
@@ -92,28 +110,6 @@ def opposite_spelling(spec: FlagSpec) -> str | None:
     if not spec.is_switch or spec.flag.negates or spec.spelling.startswith(("--no-", "--disable-")):
         return None
     return "--no-" + spec.spelling.removeprefix("--")
-
-
-def _capture(tokens: list[str], table: FlagTable, parsed: Parsed) -> list[str]:
-    """Take the flags that a field collects out of ``tokens``; return the others."""
-    rest: list[str] = []
-    position = 0
-    while position < len(tokens):
-        token = tokens[position]
-        spelling, has_value, value = token.partition("=")
-        position += 1
-        collector = None if spelling in table.by_spelling else _collector(spelling, table)
-        if collector is None:
-            rest.append(token)
-            continue
-        values = [value] if has_value else []
-        while not has_value and position < len(tokens) and not tokens[position].startswith("--"):
-            values.append(tokens[position])
-            position += 1
-        prefix = collector.flag.captures or ""
-        name = spelling.removeprefix(prefix).replace("-", "_")
-        parsed.captured.setdefault(collector.name, {})[name] = _captured_value(values)
-    return rest
 
 
 def _collector(spelling: str, table: FlagTable) -> FlagSpec | None:
@@ -137,17 +133,6 @@ def _scalar(text: str) -> Any:
     if not _NUMBER.fullmatch(text):
         return text
     return float(text) if any(sign in text for sign in ".eE") else int(text)
-
-
-def _explain_unknown(unknown: list[str], table: FlagTable) -> list[str]:
-    """One problem per flag that nobody declares; its values are not reported again."""
-    problems: list[str] = []
-    for position, token in enumerate(unknown):
-        if token.startswith("--"):
-            problems.append(explain_unknown(token.partition("=")[0], table))
-        elif position == 0 or not unknown[position - 1].startswith("--"):
-            problems.append(f"{token!r} is not a flag and belongs to none. Flags start with --")
-    return problems
 
 
 def explain_unknown(spelling: str, table: FlagTable) -> str:

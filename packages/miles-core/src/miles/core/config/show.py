@@ -54,7 +54,7 @@ def _text(config: Config, name: str) -> str:
 
 
 def _origin(config: Config, name: str) -> str:
-    return str(config.origin.get(name, "custom"))
+    return str(config.origin[name])
 
 
 def _reason(config: Config, name: str) -> str:
