@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 
-from miles.core import plugins
+from miles.core import environ, plugins
 from miles.core.config import Config, show
 from miles.core.config.discover import FlagTable, flag_table
 from miles.core.config.flag import FlagSpec
@@ -118,6 +118,7 @@ def train(flags: list[str]) -> int:
         print("usage: miles train [FLAG ...]\n\n" + all_flags(flag_table()))
         return 0
     config = Config.from_flags(flags)
+    environ.prepare_process(config.train_env_vars)
     from miles.core.driver.run import train as run  # the driver reaches torch, which --help must not
 
     run(config)

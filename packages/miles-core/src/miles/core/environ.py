@@ -1,8 +1,9 @@
-"""The environment variables that Miles reads: all of them, and the only place that does."""
+"""The environment variables that Miles reads and sets: all of them, and the only place that does."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 
 def plugins_disabled() -> bool:
@@ -24,3 +25,14 @@ def host_ip() -> str | None:
 def tensorboard_dir() -> str | None:
     """``TENSORBOARD_DIR``: where TensorBoard logs go without ``--tensorboard-dir``."""
     return os.environ.get("TENSORBOARD_DIR") or None
+
+
+def prepare_process(extra: Mapping[str, str]) -> None:
+    """Set what this process and its children need before torch is loaded: ``--train-env-vars``, and passive waiting.
+
+    By default OpenMP's threads spin while they wait.  As soon as a trainer and an engine share cores, that makes a step
+    tens of times slower.  Whoever sets ``OMP_WAIT_POLICY`` has the last word.
+    """
+    os.environ.update(extra)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
