@@ -37,7 +37,7 @@ def test_a_contradiction_is_reported(problems, flags, about):
 @pytest.mark.parametrize(
     ("flags", "about"),
     [
-        (("--kl-coef", "0.1"), "--kl-coef"),
+        (("--kl-coef", "0.1", "--advantage-estimator", "ppo"), "--kl-loss-coef"),
         (("--advantage-estimator", "reinforce_plus_plus", "--normalize-advantages"), "--normalize-advantages"),
         (("--use-dynamic-batch-size", "--max-tokens-per-gpu", "9"), "--max-tokens-per-gpu"),
         (("--num-epoch", "2"), "--num-rollout"),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from miles.core.protocols.backend import Role
 
-_WITHOUT_KL_PENALTY = ("grpo", "gspo", "on_policy_distillation")
+ESTIMATORS_WITHOUT_KL_PENALTY = ("grpo", "gspo", "on_policy_distillation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class ObjectiveSpec:
     @property
     def penalizes_kl_in_reward(self) -> bool:
         """Whether rewards are shaped by the KL divergence from the reference model."""
-        return self.kl_coef != 0.0 and self.advantage_estimator not in _WITHOUT_KL_PENALTY
+        return self.kl_coef != 0.0 and self.advantage_estimator not in ESTIMATORS_WITHOUT_KL_PENALTY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

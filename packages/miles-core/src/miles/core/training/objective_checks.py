@@ -1,0 +1,68 @@
+"""Rules across the flags of the objective.  Each yields one sentence per mistake.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from miles.core.config.discover import flag_table
+from miles.core.flags.algorithm import Algorithm
+from miles.core.training.objective_spec import ESTIMATORS_WITHOUT_KL_PENALTY
+
+if TYPE_CHECKING:
+    from miles.core.config.config import Config
+
+_MASKED_IMPORTANCE_ONLY = ("tis_mode", "tis_level", "tis_lower_bound", "tis_upper_bound", "tis_batch_normalize")
+_REJECTION_ONLY = ("rs_level", "rs_lower_bound", "rs_upper_bound", "rs_veto_threshold")
+_BOUNDS = (("tis_clip_low", "tis_clip"), ("tis_lower_bound", "tis_upper_bound"), ("rs_lower_bound", "rs_upper_bound"))
+
+
+def check_kl_penalty(config: Config) -> Iterator[str]:
+    """A KL penalty in the reward reaches the advantages."""
+    algorithm = config[Algorithm]
+    if algorithm.kl_coef != 0 and algorithm.advantage_estimator in ESTIMATORS_WITHOUT_KL_PENALTY:
+        yield (
+            f"--kl-coef {algorithm.kl_coef} has no effect with --advantage-estimator {algorithm.advantage_estimator}, "
+            "which does not shape rewards. Penalize in the loss, with --use-kl-loss and --kl-loss-coef "
+            f"{algorithm.kl_coef}, or choose another estimator"
+        )
+
+
+def check_masked_importance(config: Config) -> Iterator[str]:
+    """Flags of masked importance sampling and of rejection have something to act on."""
+    algorithm = config[Algorithm]
+    correction = algorithm.custom_tis_function_path
+    if algorithm.use_rs and correction in ("tis", "icepop"):
+        yield (
+            f"--custom-tis-function-path {correction} cannot reject, which --use-rs asks for. Use the correction mis, "
+            "or leave --use-rs out"
+        )
+    if algorithm.use_rs and algorithm.use_rollout_logprobs:
+        yield (
+            "--use-rs and --use-rollout-logprobs exclude each other: with the engine's log-probabilities as the old "
+            "ones there is no difference left to reject. Leave one of them out"
+        )
+    own_function = correction is not None and ("." in correction or ":" in correction)
+    if not own_function and correction != "mis" and not algorithm.use_rs:
+        yield from _without_effect(config, _MASKED_IMPORTANCE_ONLY, "--custom-tis-function-path mis")
+    if not own_function and not algorithm.use_rs:
+        yield from _without_effect(config, _REJECTION_ONLY, "--use-rs")
+
+
+def check_weight_bounds(config: Config) -> Iterator[str]:
+    """Lower bounds are below upper ones."""
+    flags = flag_table().flags
+    for low, high in _BOUNDS:
+        lower, upper = getattr(config, low), getattr(config, high)
+        if lower is not None and upper is not None and lower > upper:
+            yield f"{flags[low].spelling} {lower} is above {flags[high].spelling} {upper}: no weight lies between them"
+
+
+def _without_effect(config: Config, names: tuple[str, ...], needed: str) -> Iterator[str]:
+    for name in names:
+        spec = flag_table().flags[name]
+        if config.origin[name] in ("flag", "file") and getattr(config, name) != spec.default:
+            yield f"{spec.spelling} has no effect without {needed}. Add it, or leave {spec.spelling} out"
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_kl_penalty, check_masked_importance, check_weight_bounds)
