@@ -87,6 +87,12 @@ def test_explain_tells_value_and_reason(capsys):
     assert "0.4 (inherited: from --eps-clip)" in capsys.readouterr().out
 
 
+def test_explain_takes_the_flag_as_it_is_typed(capsys):
+    assert main(["config", "--explain", "--eps-clip", "--eps-clip", "0.4"]) == 0
+    assert "0.4 (flag" in capsys.readouterr().out
+    assert main(["config", "--explain"]) == 2
+
+
 def test_explain_of_a_misspelled_flag_names_the_nearest(capsys):
     assert main(["config", "--explain", "eps-clip-hihg"]) == 2
     assert "--eps-clip-high" in capsys.readouterr().err

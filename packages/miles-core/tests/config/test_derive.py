@@ -12,10 +12,6 @@ def test_a_value_is_inherited_until_it_is_given(resolve):
     ("flag", "value", "heir"),
     [
         ("--reward-key", "score", "eval_reward_key"),
-        ("--lr", "0.5", "critic_lr"),
-        ("--load", "here", "critic_load"),
-        ("--actor-num-nodes", "3", "critic_num_nodes"),
-        ("--actor-num-gpus-per-node", "2", "critic_num_gpus_per_node"),
         ("--hf-checkpoint", "model", "ref_load"),
     ],
 )
@@ -71,3 +67,7 @@ def test_auto_is_replaced_by_what_the_machine_has(resolve):
 
 def test_supervised_fine_tuning_needs_no_advantages(resolve):
     assert resolve("--loss-type", "sft_loss").compute_advantages_and_returns is False
+
+
+def test_a_flag_without_effect_inherits_nothing(resolve):
+    assert resolve("--lr", "0.5").critic_lr is None

@@ -77,6 +77,11 @@ def test_a_missing_file_is_named():
         Config.from_flags(["--rollout-batch-size", "4", "--config", "nowhere.yaml"], check=False)
 
 
+def test_a_file_that_cannot_be_read_is_the_only_problem():
+    _, found = Config.examine(["--config", "nowhere.yaml"])
+    assert len(found) == 1
+
+
 def test_an_empty_file_sets_nothing(tmp_path):
     path = write(tmp_path, "run.yaml", "# nothing\n")
     assert Config.from_flags(["--rollout-batch-size", "4", "--config", path], check=False).lr == 1e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -138,18 +137,18 @@ def config(flags: list[str]) -> int:
     if _wants_help(flags):
         print(_CONFIG_HELP)
         return 0
-    options, rest = _config_parser().parse_known_args(flags)
+    options, rest = _split_options(flags)
     table = flag_table()
-    if options.unsupported:
+    if "--unsupported" in options:
         return _print_unsupported(table)
-    if options.schema:
+    if "--schema" in options:
         print(json.dumps(json_schema(table), indent=2))
-    elif options.reference is not None:
-        _write(options.reference, markdown(table))
-    elif options.explain is not None:
-        return _explain(options.explain, rest, table)
+    elif "--reference" in options:
+        _write(options["--reference"], markdown(table))
+    elif "--explain" in options:
+        return _explain(options["--explain"], rest, table)
     else:
-        return _show(rest, show_all=options.all, as_json=options.json)
+        return _show(rest, show_all="--all" in options, as_json="--json" in options)
     return 0
 
 
@@ -188,13 +187,18 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-def _config_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="miles config", add_help=False, allow_abbrev=False)
-    for switch in ("--all", "--json", "--unsupported", "--schema"):
-        parser.add_argument(switch, action="store_true")
-    parser.add_argument("--explain")
-    parser.add_argument("--reference", nargs="?", const="-")
-    return parser
+def _split_options(flags: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Options of ``miles config`` itself, and the flags of the run it is asked about."""
+    options: dict[str, str] = {}
+    rest = list(flags)
+    for name in ("--all", "--json", "--unsupported", "--schema", "--explain", "--reference"):
+        if name in rest:
+            position = rest.index(name)
+            takes_value = name == "--explain" or (name == "--reference" and len(rest) > position + 1)
+            value = rest[position + 1 : position + 2] if takes_value else []
+            del rest[position : position + 1 + len(value)]
+            options[name] = value[0] if value else ""
+    return options, rest
 
 
 def _overview() -> str:
@@ -220,7 +224,9 @@ def _show(flags: list[str], *, show_all: bool, as_json: bool) -> int:
 
 
 def _explain(name: str, flags: list[str], table: FlagTable) -> int:
-    spec = table.find(name)
+    if not name:
+        raise ConfigError("--explain needs the name of a flag")
+    spec = table.find(name) or table.collector(name)
     if spec is None:
         raise ConfigError(explain_unknown("--" + name.lstrip("-"), table))
     config, problems = Config.examine(flags, check=False)
@@ -238,7 +244,7 @@ def _print_unsupported(table: FlagTable) -> int:
 
 
 def _write(target: str, text: str) -> None:
-    if target == "-":
+    if not target:
         print(text, end="")
         return
     path = Path(target)

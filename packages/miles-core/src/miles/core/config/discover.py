@@ -51,6 +51,12 @@ class FlagTable:
         """The flag spelled ``name``, with or without its dashes, or stored under that field name."""
         return self.by_spelling.get("--" + name.lstrip("-").replace("_", "-")) or self.flags.get(name.replace("-", "_"))
 
+    def collector(self, name: str) -> FlagSpec | None:
+        """The field that collects the undeclared flag ``name``, if one does."""
+        spelling = "--" + name.lstrip("-").replace("_", "-")
+        found = (spec for prefix, spec in self.capturing.items() if spelling.startswith(prefix) and spelling != prefix)
+        return next(found, None)
+
     def nearest(self, name: str) -> str | None:
         """Spelling that resembles ``name`` most, if any does."""
         wanted = "--" + name.lstrip("-").replace("_", "-")

@@ -63,9 +63,9 @@ class Draft:
             self.set(name, value, origin, reason)
 
     def inherit(self) -> None:
-        """Give every field without a value that of the field it inherits from."""
+        """Give every field without a value that of the field it inherits from; a flag without effect needs none."""
         for name, spec in self.flags.items():
-            parent = spec.flag.inherits
+            parent = spec.flag.inherits if spec.flag.unsupported is None else None
             if parent is not None and self.values[name] is None and not self.typed(name):
                 value = self[name]
                 if value is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from miles.core.config.discover import FlagTable
+from miles.core.config.parser import captured_name
 
 
 class FileProblem(ValueError):
@@ -41,7 +42,7 @@ def read_settings(path: str, table: FlagTable) -> tuple[dict[str, Any], dict[str
     problems: list[str] = []
     for key, value in read_mapping("--config", path).items():
         spec = table.find(key)
-        collector = None if spec else _collector(key, table)
+        collector = None if spec else table.collector(key)
         if spec is not None and spec.flag.source:
             problems.append(
                 f"{path}: {key} cannot stand in a file of settings; give {spec.spelling} on the command line"
@@ -50,8 +51,7 @@ def read_settings(path: str, table: FlagTable) -> tuple[dict[str, Any], dict[str
             inverted = spec.flag.negates and table.by_spelling.get(_spelling(key)) is spec
             values[spec.name] = not value if inverted and isinstance(value, bool) else value
         elif collector is not None:
-            field, name = collector
-            captured.setdefault(field, {})[name] = value
+            captured.setdefault(collector.name, {})[captured_name(key, collector)] = value
         else:
             problems.append(_unknown(path, key, table))
     return values, captured, problems
@@ -59,13 +59,6 @@ def read_settings(path: str, table: FlagTable) -> tuple[dict[str, Any], dict[str
 
 def _spelling(key: str) -> str:
     return "--" + key.lstrip("-").replace("_", "-")
-
-
-def _collector(key: str, table: FlagTable) -> tuple[str, str] | None:
-    for prefix, spec in table.capturing.items():
-        if _spelling(key).startswith(prefix):
-            return spec.name, _spelling(key).removeprefix(prefix).replace("-", "_")
-    return None
 
 
 def _unknown(path: str, key: str, table: FlagTable) -> str:

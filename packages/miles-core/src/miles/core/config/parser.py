@@ -69,9 +69,8 @@ def parse(flags: Sequence[str], table: FlagTable) -> Parsed:
             _take_value(spec, values, parsed)
         elif not _is_flag(token):
             parsed.problems.append(f"{token!r} is not a flag and belongs to none. Flags start with --")
-        elif collector := _collector(spelling, table):
-            name = spelling.removeprefix(collector.flag.captures or "").replace("-", "_")
-            parsed.captured.setdefault(collector.name, {})[name] = _captured_value(values)
+        elif collector := table.collector(spelling):
+            parsed.captured.setdefault(collector.name, {})[captured_name(spelling, collector)] = _captured_value(values)
         else:
             parsed.problems.append(explain_unknown(spelling, table))
     return parsed
@@ -112,11 +111,10 @@ def opposite_spelling(spec: FlagSpec) -> str | None:
     return "--no-" + spec.spelling.removeprefix("--")
 
 
-def _collector(spelling: str, table: FlagTable) -> FlagSpec | None:
-    for prefix, spec in table.capturing.items():
-        if spelling.startswith(prefix) and spelling != prefix:
-            return spec
-    return None
+def captured_name(name: str, collector: FlagSpec) -> str:
+    """Key under which ``collector`` holds a flag: without the prefix, with underscores."""
+    prefix = (collector.flag.captures or "").removeprefix("--").replace("-", "_")
+    return name.lstrip("-").replace("-", "_").removeprefix(prefix)
 
 
 def _captured_value(values: list[str]) -> Any:

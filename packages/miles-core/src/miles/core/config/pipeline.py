@@ -62,6 +62,8 @@ def resolve(draft: Draft) -> None:
 
 def check(config: Config, draft: Draft) -> list[str]:
     """Problems found by the rules of all packages.  Those about a flag whose value was refused already are left out."""
+    if _unread_file(draft):
+        return []
     refused = [draft.flags[name].spelling for name in draft.refused]
     problems = [problem for rule in checks() for problem in rule(config)]
     return [problem for problem in dict.fromkeys(problems) if not any(_names(problem, flag) for flag in refused)]
@@ -111,7 +113,7 @@ _PLACEHOLDER = 1
 def _require(draft: Draft) -> None:
     for name, spec in draft.flags.items():
         if spec.required and draft.values[name] is None:
-            if name not in draft.refused:
+            if name not in draft.refused and not _unread_file(draft):
                 draft.refuse(name, f"{spec.spelling} is required: {spec.help}")
             draft.values[name] = _PLACEHOLDER
 
@@ -123,6 +125,11 @@ def _refuse_unsupported(draft: Draft) -> None:
             draft.refuse(name, f"{draft.spell(name)}: not supported: {reason}. Leave it out")
         elif spec.flag.unsupported_values and (reason := spec.flag.unsupported_values.get(draft.values[name])):
             draft.refuse(name, f"{draft.spell(name)}: not supported: {reason}. Choose another value")
+
+
+def _unread_file(draft: Draft) -> bool:
+    """Whether the settings are unknown, so that complaints about what is missing would mislead."""
+    return "config" in draft.refused
 
 
 def _names(problem: str, flag: str) -> bool:

@@ -52,7 +52,7 @@ class Data(Group):
     """Further arguments of the chat template, as a JSON object."""
 
     rollout_batch_size: PositiveInt
-    """Prompts per rollout. Required."""
+    """Prompts per rollout."""
 
     n_samples_per_prompt: PositiveInt = 1
     """Responses per prompt."""
