@@ -83,7 +83,7 @@ def run(spec, samples):
     return build_objective(spec, spec)(scores, batch)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SPECS, batches())
 def test_loss_and_metrics_equal_the_oracle(spec, samples):
     output = run(spec, samples)

@@ -58,7 +58,6 @@ class RolloutTrainer:
         self._objective = build_objective(spec, config)
         self._estimator = build_advantages(spec) if algorithm.compute_advantages_and_returns else None
         self._needs = {one: required_inputs(spec, one_step=one) for one in (True, False)}
-        self._old_is_rollout = algorithm.use_rollout_logprobs
         self._log_entropy = algorithm.use_rollout_entropy
         self._fresh_optimizer = algorithm.reset_optimizer_states
 
@@ -113,13 +112,13 @@ class RolloutTrainer:
     def _add_advantages(self, columns: Columns) -> None:
         if self._estimator is None:
             return
-        policy_logp_A = columns.rollout_logp_A if self._old_is_rollout else columns.old_logp_A
         result = self._estimator(
             AdvantageInputs(
                 layout=columns.layout,
                 mask_A=columns.mask_A,
                 reward_S=columns.reward_S,
-                old_logp_A=policy_logp_A,
+                old_logp_A=columns.old_logp_A,
+                rollout_logp_A=columns.rollout_logp_A,
                 ref_logp_A=columns.ref_logp_A,
                 teacher_logp_A=columns.teacher_logp_A,
             )
