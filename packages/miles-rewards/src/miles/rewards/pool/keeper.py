@@ -26,6 +26,8 @@ _BATCH_S = 0.02
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
 _MAX_BATCH = 256
 _UNKNOWN_COST_S = 0.002
+_PATIENCE_S = 0.05
+"""After this long at one call, a worker's other calls go to workers that have nothing to do."""
 _RECYCLE_AFTER = 20_000
 """Calls after which a worker is replaced, so that leaks of a grader stay small."""
 _MAX_FAILURES_IN_A_ROW = 8
@@ -135,6 +137,7 @@ class Keeper:
                 break
         self._admit()
         self._enforce_deadlines()
+        self._rebalance()
         self._hand_out()
         self._flush()
 
@@ -146,8 +149,11 @@ class Keeper:
                 return 0.0
         now = time.monotonic()
         waits = [member.check_at - now for member in self._members if member.batch]
-        if self._queue and any(not member.batch for member in self._members):
-            waits.append(self._queued_since + _LINGER_S - now)
+        if any(not member.batch for member in self._members):
+            if self._queue:
+                waits.append(self._queued_since + _LINGER_S - now)
+            elif any(member.num_open > 1 for member in self._members):
+                waits.append(_PATIENCE_S)
         return max(0.0, min(waits)) if waits else None
 
     def _admit(self) -> None:
@@ -289,6 +295,14 @@ class Keeper:
         for member in idle:
             if member in self._members and (batch := self._take(self._share())):
                 self._give(member, batch)
+
+    def _rebalance(self) -> None:
+        if self._queue or all(member.batch for member in self._members):
+            return
+        now = time.monotonic()
+        for member in self._members:
+            if member.num_open > 1:
+                self._queue.extend(member.recall(now, _PATIENCE_S))
 
     def _lingering(self) -> bool:
         few = len(self._queue) < len(self._members)

@@ -6,11 +6,15 @@ import json
 import pickle
 import socket
 import time
+from itertools import count
 
 from miles.rewards.pool.job import Result
 from miles.rewards.pool.progress import IDLE, LOADING, Progress
 from miles.rewards.pool.ticket import Ticket
 from miles.rewards.pool.wire import FrameReader, FrameWriter
+
+# Never used twice: what a dead worker left on the progress page must not speak for its successor.
+_serials = count(1)
 
 
 class Member:
@@ -31,17 +35,25 @@ class Member:
         self._known: set[int] = set()
         self._serial = 0
         self._given_at = 0.0
+        self._shortest_s = 0.0
         self._num_open = 0
+        self._recalled: set[int] = set()
+
+    @property
+    def num_open(self) -> int:
+        """Calls in its hands that have no answer."""
+        return self._num_open
 
     def give(self, batch: list[Ticket]) -> bool:
         """Hand over a batch; whether it is sent completely.  Raises OSError when the worker is gone."""
         new = {ticket.job.key: ticket.job for ticket in batch if ticket.job.key not in self._known}
         self._known.update(new)
-        self._serial += 1
+        self._serial = next(_serials)
         self.batch = list(batch)
         self._num_open = len(batch)
         self._given_at = time.monotonic()
-        self.check_at = self._given_at + min(ticket.timeout_s for ticket in batch)
+        self._shortest_s = min(ticket.timeout_s for ticket in batch)
+        self.check_at = self._given_at + self._shortest_s
         items = [(ticket.job.key, ticket.arguments) for ticket in batch]
         return self.writer.send(pickle.dumps((self._serial, [job.definition() for job in new.values()], items)))
 
@@ -51,16 +63,21 @@ class Member:
         answers: list[tuple[Ticket, Result]] = []
         for payload in frames:
             serial, replies = json.loads(payload)
-            if serial != self._serial:
+            if serial != self._serial and serial not in self._recalled:
                 raise ValueError("an answer to a batch that was not asked")
-            answers += [self._accept(*reply) for reply in replies]
+            answers += [answer for reply in replies if (answer := self._accept(serial, *reply)) is not None]
         if not self._num_open:
             self.batch = []
         return answers, alive
 
-    def _accept(self, index: int, status: str, value: object, detail: str, seconds: float) -> tuple[Ticket, Result]:
-        ticket = self.batch[index] if 0 <= index < len(self.batch) else None
+    def _accept(
+        self, serial: int, index: int, status: str, value: object, detail: str, seconds: float
+    ) -> tuple[Ticket, Result] | None:
+        asked = serial == self._serial and 0 <= index < len(self.batch)
+        ticket = self.batch[index] if asked else None
         if ticket is None:
+            if serial in self._recalled:
+                return None
             raise ValueError("an answer to a call that was not asked")
         self.batch[index] = None
         self._num_open -= 1
@@ -79,8 +96,20 @@ class Member:
             since, limit, doing = note.since, ticket.timeout_s, "grading"
         if now >= since + limit:
             return f"{doing} for more than {limit:g} s"
-        self.check_at = since + limit
+        # Not later than the earliest deadline of a call that starts right now.
+        self.check_at = min(since + limit, now + self._shortest_s)
         return None
+
+    def recall(self, now: float, patience_s: float) -> list[Ticket]:
+        """Take back all calls but the one it works on, if it has been at that one for ``patience_s``."""
+        current, others = self.unanswered()
+        if current is None or not others or now - self._progress.read(self.slot).since < patience_s:
+            return []
+        self._progress.recall(self.slot, self._serial)
+        self._recalled.add(self._serial)
+        self.batch = [ticket if ticket is current else None for ticket in self.batch]
+        self._num_open = 1
+        return others
 
     def unanswered(self) -> tuple[Ticket | None, list[Ticket]]:
         """The call in the worker's hands, if any, and the others of its batch that have no answer."""

@@ -9,7 +9,9 @@ import tempfile
 from dataclasses import dataclass
 
 _NOTE = struct.Struct("=QIId")
+_RECALL = struct.Struct("=Q")
 _SLOT_BYTES = 64  # a cache line
+_RECALL_OFFSET = 32
 
 IDLE, LOADING, WORKING = 0, 1, 2
 
@@ -28,7 +30,7 @@ class Note:
 
 
 class Progress:
-    """Slots of notes.  A slot has one writer, its worker."""
+    """Slots of notes, written by their worker, and of recalls, written by the pool."""
 
     def __init__(self, fd: int, num_slots: int) -> None:
         self._page = mmap.mmap(fd, num_slots * _SLOT_BYTES)
@@ -54,6 +56,15 @@ class Progress:
             first = self._page[start : start + _NOTE.size]
             if first == self._page[start : start + _NOTE.size]:
                 return Note(*_NOTE.unpack(first))
+
+    def recall(self, slot: int, batch: int) -> None:
+        """Ask the worker not to start any more calls of ``batch``."""
+        _RECALL.pack_into(self._page, slot * _SLOT_BYTES + _RECALL_OFFSET, batch)
+
+    def recalled(self, slot: int) -> int:
+        """The batch that was recalled last."""
+        batch: int = _RECALL.unpack_from(self._page, slot * _SLOT_BYTES + _RECALL_OFFSET)[0]
+        return batch
 
     def close(self) -> None:
         self._page.close()

@@ -80,6 +80,8 @@ class _Calls:
         replies: list[Reply] = []
         flushed = time.monotonic()
         for index, (key, arguments) in enumerate(items):
+            if self._progress.recalled(self._slot) == self._batch:
+                break
             replies.append(self._call(index, key, arguments))
             if self.exhausted or time.monotonic() - flushed > _FLUSH_AFTER_S:
                 self._send(replies)
