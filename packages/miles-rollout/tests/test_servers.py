@@ -14,7 +14,8 @@ from rollout_fakes import FakeLauncher, FakeServer, answer
 
 from miles.core.config import Config
 from miles.core.errors import ConfigError, EngineError
-from miles.rollout.servers import Servers, free_ports
+from miles.rollout.engines.external import ExternalEngine
+from miles.rollout.servers import Servers, _router_flags, free_ports
 
 
 @pytest.fixture
@@ -93,6 +94,32 @@ def test_a_router_that_cannot_be_reached_is_named(tmp_path: Path, server: FakeSe
     with pytest.raises(EngineError, match=r"router at http://127\.0\.0\.1:9 did not take engine"):
         servers.wait_ready()
     servers.stop()
+
+
+def test_engines_that_already_run_are_used_and_left_alone(tmp_path: Path, server: FakeServer) -> None:
+    address = server.url.removeprefix("http://")
+    values = {"rollout_external": True, "rollout_external_engine_addrs": [address]}
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, **values)
+    servers.launch()
+    servers.wait_ready()
+    servers.check_alive()
+    assert servers.engine_urls == [server.url]
+    assert FakeLauncher.engines == []
+    servers.stop()
+
+
+def test_an_external_engine_that_is_not_there_is_named() -> None:
+    with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:9 is not ready: ConnectionRefusedError"):
+        ExternalEngine("127.0.0.1:9").wait_ready(0)
+
+
+def test_the_router_is_told_the_runs_flags() -> None:
+    pytest.importorskip("miles.router")
+    config = Config.of(rollout_health_check_interval=2, miles_router_timeout=7, miles_router_max_connections=9)
+    flags = dict(zip(_router_flags(config)[::2], _router_flags(config)[1::2], strict=True))
+    assert (flags["--health-check-interval-s"], flags["--request-timeout-s"]) == ("2.0", "7.0")
+    assert (flags["--max-connections"], flags["--health-check-failure-threshold"]) == ("9", "3")
+    assert _router_flags(Config.of())[:2] == ["--request-timeout-s", "14400"]
 
 
 def test_a_model_is_required(tmp_path: Path, server: FakeServer) -> None:

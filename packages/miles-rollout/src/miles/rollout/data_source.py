@@ -232,10 +232,11 @@ def _open_prompts(args: Any) -> PromptDataset:
             "--prompt-data is not set: name a .jsonl or .parquet file, or give --disable-rollout-global-dataset if the "
             "rollout function brings its own prompts"
         )
-    needs_tokenizer = args.apply_chat_template or args.rollout_max_prompt_len is not None
+    form = prompt_format(args)
+    needs_tokenizer = form.apply_chat_template or args.rollout_max_prompt_len is not None
     return open_dataset(
         args.prompt_data,
-        prompt_format(args),
+        form,
         load_tokenizer(args.hf_checkpoint) if needs_tokenizer else None,
         max_prompt_len=args.rollout_max_prompt_len,
     )
@@ -248,6 +249,7 @@ def prompt_format(args: Any) -> PromptFormat:
         label_key=args.label_key,
         metadata_key=args.metadata_key,
         tool_key=args.tool_key,
-        apply_chat_template=args.apply_chat_template,
+        # Supervised fine-tuning writes whole conversations itself.
+        apply_chat_template=args.apply_chat_template and args.loss_type != "sft_loss",
         chat_template_kwargs=args.apply_chat_template_kwargs,
     )

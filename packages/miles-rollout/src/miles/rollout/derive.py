@@ -37,6 +37,9 @@ def derive_engines(draft: Draft) -> None:
         draft.set("rollout_engine", "sglang" if sglang else "embedded", Origin.DERIVED, why)
     if not generates(draft):
         draft.derive("rollout_num_engines", 0, "the run generates nothing")
+    elif draft["rollout_external"]:
+        count = len(draft["rollout_external_engine_addrs"] or ())
+        draft.derive("rollout_num_engines", count, "the addresses of --rollout-external-engine-addrs")
     elif draft["rollout_num_gpus"]:
         engines = draft["rollout_num_gpus"] // draft["rollout_num_gpus_per_engine"]
         draft.derive("rollout_num_engines", engines, "--rollout-num-gpus // --rollout-num-gpus-per-engine")

@@ -57,12 +57,10 @@ class Rollout(Group):
     rollout_seed: int = 42
     """Seed of shuffling and sampling."""
 
-    rollout_external: Annotated[bool, Flag(unsupported="engines are always started by the run")] = False
+    rollout_external: bool = False
     """Use engines that already run instead of starting them."""
 
-    rollout_external_engine_addrs: Annotated[
-        list[str] | None, Flag(unsupported="engines are always started by the run")
-    ] = None
+    rollout_external_engine_addrs: list[str] | None = None
     """Addresses (``host:port``) of the engines that already run."""
 
     custom_generate_function_path: Annotated[str | None, Flag(plugin="miles.generators")] = None
@@ -208,10 +206,10 @@ class FaultTolerance(Group):
     use_fault_tolerance: Annotated[bool, Flag(unsupported=_NO_FAULT_TOLERANCE)] = False
     """Watch the engines while they generate, and replace one that does not answer."""
 
-    rollout_health_check_interval: Annotated[PositiveFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 30.0
-    """Seconds between two health checks of an engine."""
+    rollout_health_check_interval: PositiveFloat = 30.0
+    """Seconds between two health checks of an engine by the router."""
 
-    rollout_health_check_timeout: Annotated[PositiveFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 30.0
+    rollout_health_check_timeout: PositiveFloat = 30.0
     """Seconds an engine has to answer a health check."""
 
     rollout_health_check_first_wait: Annotated[NonNegativeFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 0.0

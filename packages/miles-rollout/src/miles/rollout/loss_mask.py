@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from miles.rollout.data.prompts import Messages
@@ -54,7 +55,7 @@ class LossMasks:
 
         A message with ``step_loss_mask`` other than 1 does not train.  ValueError: the template cannot be taken apart.
         """
-        segments = [self._segments(messages, tools) for messages, tools in conversations]
+        segments = [_merged(self._segments(messages, tools)) for messages, tools in conversations]
         encoded = iter(self._tokenizer.encode_batch([segment.text for pieces in segments for segment in pieces]))
         return [_joined([(next(encoded), segment.trains) for segment in pieces]) for pieces in segments]
 
@@ -94,6 +95,14 @@ class LossMasks:
 
 def _may_train(message: dict[str, Any]) -> bool:
     return bool(message.get("step_loss_mask", 1) == 1)
+
+
+def _merged(segments: list[Segment]) -> list[Segment]:
+    """Neighbours that train alike as one piece, so that a prompt's tokens are those that generation would see."""
+    return [
+        Segment("".join(segment.text for segment in alike), trains)
+        for trains, alike in groupby(segments, key=lambda segment: segment.trains)
+    ]
 
 
 def _joined(pieces: list[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:

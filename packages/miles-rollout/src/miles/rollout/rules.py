@@ -78,6 +78,33 @@ def check_engines(config: Config) -> Iterator[str]:
         yield from ENGINES.get(engines.rollout_engine)().check(engines.sglang_options)
 
 
+def check_sft(config: Config) -> Iterator[str]:
+    """Supervised fine-tuning takes every conversation as it is."""
+    if config.rollout_function_path in SFT_ROLLOUTS and config.n_samples_per_prompt != 1:
+        yield (
+            f"--n-samples-per-prompt {config.n_samples_per_prompt}: supervised fine-tuning takes every conversation "
+            "once; leave it at 1"
+        )
+
+
+def check_external_engines(config: Config) -> Iterator[str]:
+    """Engines that already run have addresses, as many as there are engines."""
+    rollout, count = config[Rollout], config[Engines].rollout_num_engines
+    addresses = rollout.rollout_external_engine_addrs or []
+    if rollout.rollout_external and not addresses:
+        yield "--rollout-external needs --rollout-external-engine-addrs: the host:port of every engine"
+    if addresses and not rollout.rollout_external:
+        yield "--rollout-external-engine-addrs has no effect without --rollout-external. Add it, or leave the first out"
+    if rollout.rollout_external and config[Engines].sglang_options:
+        given = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in config[Engines].sglang_options)
+        yield f"{given} cannot change engines that already run (--rollout-external). Give it to whoever starts them"
+    if rollout.rollout_external and addresses and count not in (0, len(addresses)):
+        yield (
+            f"--rollout-num-engines {count} contradicts the {len(addresses)} addresses of "
+            "--rollout-external-engine-addrs. Leave it out"
+        )
+
+
 def check_router_address(config: Config) -> Iterator[str]:
     """A router that already runs has an address and a port; a port alone is where the run's own router listens."""
     engines = config[Engines]
@@ -92,5 +119,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_sampling,
     check_evaluation,
     check_engines,
+    check_sft,
+    check_external_engines,
     check_router_address,
 )

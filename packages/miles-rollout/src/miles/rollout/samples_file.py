@@ -10,13 +10,13 @@ from typing import Any
 import orjson
 
 from miles.core.errors import DataError
-from miles.core.types.sample import Sample
+from miles.core.types.sample import PrefixCacheInfo, Sample, SpecInfo
 from miles.rollout import sample_json
 from miles.rollout.text import ChatTokenizer
 
 _PIECES = "pieces"
 _FIELDS = tuple(field.name for field in dataclasses.fields(Sample))
-_COUNTS = ("spec_info", "prefix_cache_info")
+_COUNTS = {"spec_info": SpecInfo(), "prefix_cache_info": PrefixCacheInfo()}
 
 
 def write_samples(path: Path, samples: Iterable[Sample], tokenizer: ChatTokenizer | None = None) -> None:
@@ -47,10 +47,10 @@ def read_samples(path: Path) -> list[Sample]:
 def _line(sample: Sample, tokenizer: ChatTokenizer | None) -> dict[str, Any]:
     """Fields that say something; what is left out reads back as its default."""
     data = {name: value for name in _FIELDS if (value := getattr(sample, name)) is not None}
-    for name in _COUNTS:
-        counts = dataclasses.asdict(data.pop(name))
-        if any(counts.values()):
-            data[name] = counts
+    for name, nothing in _COUNTS.items():
+        counts = data.pop(name)
+        if counts != nothing:
+            data[name] = dataclasses.asdict(counts)
     if tokenizer is not None:
         data[_PIECES] = tokenizer.pieces(sample.response_tokens)
     return data

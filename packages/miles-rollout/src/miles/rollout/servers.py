@@ -8,6 +8,7 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -20,7 +21,8 @@ from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpec
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
-from miles.rollout.flags import Engines, Rollout
+from miles.rollout.engines.external import ExternalEngine
+from miles.rollout.flags import Engines, FaultTolerance, Rollout
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -68,13 +70,16 @@ class Servers:
 
     def launch(self) -> None:
         """Start everything and return at once."""
-        engines = self._config[Engines]
+        engines, addresses = self._config[Engines], self._config[Rollout].rollout_external_engine_addrs
+        *ports, router_port = free_ports(engines.rollout_num_engines + 1)
+        self._router_address = self._start_router(engines, router_port)
+        if self._config[Rollout].rollout_external:
+            self._engines = [ExternalEngine(address) for address in addresses or ()]
+            return
         launcher: EngineLauncher = ENGINES.get(engines.rollout_engine)()
         problems = launcher.check(engines.sglang_options)
         if problems:
             raise ConfigError(*problems)
-        ports = free_ports(engines.rollout_num_engines + 1)
-        self._router_address = self._start_router(engines, ports.pop())
         for index, port in enumerate(ports):
             self._engines.append(launcher.launch(engine_spec(self._config, index, port, self._logs)))
 
@@ -115,8 +120,10 @@ class Servers:
                 )
             return Address(engines.sglang_router_ip, engines.sglang_router_port)
         address = Address(LOOPBACK, engines.sglang_router_port or port)
+        if find_spec("miles.router") is None:
+            raise ConfigError("runs that generate need the router: pip install miles-router")
         command = [sys.executable, "-m", "miles.router", "--host", address.host, "--port", str(address.port)]
-        command += router_options(self._config)
+        command += _router_flags(self._config)
         self._router = ChildProcess(command, log_path=self._logs.log_file("router"), name="router")
         return address
 
@@ -127,6 +134,19 @@ def router_options(config: Config) -> list[str]:
         "--request-timeout-s": config.miles_router_timeout or config[Engines].sglang_router_request_timeout_secs,
         "--max-connections": config.miles_router_max_connections,
         "--health-check-failure-threshold": config.miles_router_health_check_failure_threshold,
+    }
+    return [text for flag, value in values.items() if value is not None for text in (flag, str(value))]
+
+
+def _router_flags(config: Config) -> list[str]:
+    """The run's flags that are the router's as well.  Its own group is known where it is installed."""
+    faults, timeout_s = config[FaultTolerance], config[Engines].sglang_router_request_timeout_secs
+    values = {
+        "--request-timeout-s": config.miles_router_timeout or timeout_s,
+        "--max-connections": config.miles_router_max_connections,
+        "--health-check-failure-threshold": config.miles_router_health_check_failure_threshold,
+        "--health-check-interval-s": faults.rollout_health_check_interval,
+        "--health-check-timeout-s": faults.rollout_health_check_timeout,
     }
     return [text for flag, value in values.items() if value is not None for text in (flag, str(value))]
 
