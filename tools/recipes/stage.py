@@ -16,10 +16,12 @@ CPU_TRAINER: dict[str, Value] = {
     "attn-implementation": "sdpa",
     "actor-num-gpus-per-node": 1,
     "device": "cpu",
+    "train-num-threads": 1,
+    "engine-num-threads": 1,
     "use-dynamic-batch-size": True,
     "max-tokens-per-gpu": 8192,
 }
-"""One rank on the CPU, samples packed into micro-batches of so many tokens."""
+"""One rank on the CPU, samples packed into micro-batches; so small a model gains nothing from more threads."""
 
 
 @dataclass(frozen=True, slots=True)

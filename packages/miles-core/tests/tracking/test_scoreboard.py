@@ -68,3 +68,12 @@ def test_durations(seconds, text):
 @pytest.mark.parametrize(("value", "text"), [(0.62, "0.62"), (12310.4, "12,310"), (0.0123456, "0.0123")])
 def test_numbers(value, text):
     assert number(value) == text
+
+
+def test_what_only_some_rollouts_do_is_not_carried_over():
+    board = Scoreboard()
+    board.add({names.LOSS: 0.5}, kind="train", rollout_id=0)
+    board.add({"perf/eval_time": 3.0, names.STEP_TIME: 4.0}, kind="rollout", rollout_id=0)
+    board.add({names.LOSS: 0.25}, kind="train", rollout_id=1)
+    board.add({names.STEP_TIME: 1.0}, kind="rollout", rollout_id=1)
+    assert board.latest == {names.LOSS: 0.25, names.STEP_TIME: 1.0}

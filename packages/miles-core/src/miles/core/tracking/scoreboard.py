@@ -24,7 +24,9 @@ class Scoreboard:
     done: int = 0
     """Rollouts that were trained on."""
     latest: dict[str, float] = field(default_factory=dict)
-    """The last value of every metric."""
+    """Metrics of the last rollout and of its last optimizer step."""
+    step: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last optimizer step."""
     history: dict[str, list[float]] = field(default_factory=dict)
     """Values of the metrics of rollouts and optimizer steps, in order."""
     evaluations: dict[str, list[float]] = field(default_factory=dict)
@@ -34,12 +36,14 @@ class Scoreboard:
 
     def add(self, metrics: Mapping[str, float], *, kind: str, rollout_id: int) -> None:
         """Take in one event."""
-        self.latest.update(metrics)
+        if kind == "train":
+            self.step = dict(metrics)
         if kind == "eval":
             for name, score in names.eval_scores(metrics).items():
                 self.evaluations.setdefault(name, []).append(score)
         if kind == "rollout":
             self.done = rollout_id + 1
+            self.latest = {**self.step, **metrics}
         if kind != "eval":
             for name, value in metrics.items():
                 self.history.setdefault(name, []).append(value)
