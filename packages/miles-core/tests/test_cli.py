@@ -7,6 +7,7 @@ import pytest
 from miles.core import cli
 from miles.core.cli import main
 from miles.core.errors import EngineError
+from miles.core.tracking.jsonl import JsonlTracker
 
 
 def test_help_explains_the_commands(capsys):
@@ -132,3 +133,17 @@ def test_a_reader_that_leaves_early_is_no_error(arguments):
         assert process.stderr is not None
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
+
+
+def test_report_of_a_directory_without_metrics_says_so(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert "no metrics there" in capsys.readouterr().err
+
+
+def test_report_writes_the_page(tmp_path, capsys):
+    tracker = JsonlTracker(None, tmp_path)
+    tracker.log({"train/loss": 0.5}, step=0, kind="train", rollout_id=0)
+    tracker.close()
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").is_file()

@@ -32,7 +32,10 @@ def test_curves_of_a_continued_run_hold_every_step_once(tmp_path):
     assert curve(tmp_path, "train/loss") == [(0, 0.5), (1, 7.5)]
 
 
-def test_flags_choose_the_folder(tmp_path):
+def test_flags_choose_the_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("TENSORBOARD_DIR", raising=False)
     flags = Logging(tensorboard_dir="/logs", tb_project_name="gsm8k", tb_experiment_name="first")
     assert str(log_folder(flags, tmp_path)) == "/logs/gsm8k/first"
     assert log_folder(Logging(), tmp_path) == tmp_path / "tensorboard"
+    monkeypatch.setenv("TENSORBOARD_DIR", "/everyone")
+    assert str(log_folder(Logging(), tmp_path)) == "/everyone"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from miles.core.config.help import all_flags, explain, plain, usage
 from miles.core.config.parser import explain_unknown
 from miles.core.config.reference import json_schema, markdown
 from miles.core.errors import ConfigError, MilesError, PluginError
+from miles.core.report import write_report
 
 _HELP = """usage: miles COMMAND [FLAG ...]
 
@@ -30,6 +32,7 @@ commands:
   train-async    train on one rollout while the next is generated
   config         show what a command line resolves to, explain flags, write the reference
   plugins        list what is installed: backends, engines, rewards, filters, trackers ...
+  report         write the page about a run: curves, results, samples
   version        show the versions of Miles and of what it runs on
 
 A first run, on any machine:
@@ -159,9 +162,21 @@ def list_plugins(flags: list[str]) -> int:
         print(group)
         entries = list(found)
         names = [plugin.name for plugin in entries]
-        for plugin in entries:
+        owners = [f"{plugin.distribution} {plugin.version}" for plugin in entries]
+        wide, wider = max(map(len, names)), max(map(len, owners))
+        for plugin, owner in zip(entries, owners):
             clash = "   <- registered twice, uninstall one" if names.count(plugin.name) > 1 else ""
-            print(f"  {plugin.name:<22} {plugin.distribution + ' ' + plugin.version:<24} {plugin.target}{clash}")
+            print(f"  {plugin.name:<{wide}}  {owner:<{wider}}  {plugin.target}{clash}")
+    return 0
+
+
+def report(flags: list[str]) -> int:
+    """``miles report``."""
+    parser = argparse.ArgumentParser(prog="miles report", description="Write one self-contained page about a run.")
+    parser.add_argument("run", type=Path, help="directory of the run (--save)")
+    parser.add_argument("--output", type=Path, help="file to write (default: report.html in the directory)")
+    options = parser.parse_args(flags)
+    print(write_report(options.run, options.output))
     return 0
 
 
@@ -183,6 +198,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train-async": train_async,
     "config": config,
     "plugins": list_plugins,
+    "report": report,
     "version": show_versions,
 }
 

@@ -11,6 +11,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from miles.core import environ
 from miles.core.flags.logging import Logging
 from miles.core.run_directory import RunDirectory
 from miles.core.tracking.jsonl import read_records
@@ -49,6 +50,7 @@ class TensorboardTracker:
 
 
 def log_folder(flags: Logging, run_dir: Path) -> Path:
-    """``--tensorboard-dir``/project/experiment; without the flag, a folder of the run."""
-    root = Path(flags.tensorboard_dir) if flags.tensorboard_dir else run_dir / "tensorboard"
+    """``--tensorboard-dir``/project/experiment; without the flag ``TENSORBOARD_DIR``, else a folder of the run."""
+    given = flags.tensorboard_dir or environ.tensorboard_dir()
+    root = Path(given) if given else run_dir / "tensorboard"
     return root.joinpath(*filter(None, (flags.tb_project_name, flags.tb_experiment_name)))
