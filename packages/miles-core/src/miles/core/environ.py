@@ -17,11 +17,6 @@ def visible_devices() -> list[str] | None:
     return None if value is None else [device for device in value.split(",") if device.strip() not in ("", "-1")]
 
 
-def host_ip() -> str | None:
-    """``MILES_HOST_IP``: address under which other machines reach this one."""
-    return os.environ.get("MILES_HOST_IP") or None
-
-
 def tensorboard_dir() -> str | None:
     """``TENSORBOARD_DIR``: where TensorBoard logs go without ``--tensorboard-dir``."""
     return os.environ.get("TENSORBOARD_DIR") or None
