@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,10 +23,8 @@ from miles.core.math.policy import clipped_surrogate
 from miles.core.math.ragged import Ragged
 from miles.core.training.loss_batch import LossBatch, LossOutput
 from miles.core.training.metric_sums import MetricSums
-from miles.core.training.micro_batch import MicroBatch, pack, response_offsets
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import ObjectiveSpec
-from miles.core.types.batch import RolloutBatch
 
 GOLDEN = Path(os.environ.get("MILES_GOLDEN", Path(__file__).parent / "data" / "loss-math.json"))
 
@@ -75,22 +72,13 @@ def spec_of(flags: dict[str, Any]) -> tuple[ObjectiveSpec, float]:
     return ObjectiveSpec(**given), temperature
 
 
-def micro_batch(case: Case) -> MicroBatch:
-    """The samples of a case packed as the trainer packs them."""
-    tokens = case.get("tokens") or [[0] * length for length in case["total_lengths"]]
-    size = len(tokens)
-    batch = RolloutBatch(
-        rollout_id=0,
-        tokens=tuple(np.asarray(sample) for sample in tokens),
-        response_lengths=tuple(case["response_lengths"]),
-        loss_masks=tuple(np.asarray(mask, np.float32) for mask in case["loss_masks"]),
-        rewards=(0.0,) * size,
-        raw_rewards=(0.0,) * size,
-        truncated=(False,) * size,
-        sample_indices=tuple(range(size)),
-        group_indices=(0,) * size,
-    )
-    return pack(batch, range(size), response_offsets(batch), torch.device("cpu"))
+def predicting_rows(case: Case) -> torch.Tensor:
+    """Row, in samples laid end to end, that predicts each response token: the one before it."""
+    rows, end = [], 0
+    for total, response in zip(case["total_lengths"], case["response_lengths"], strict=True):
+        end += total
+        rows += range(end - response - 1, end - 1)
+    return torch.tensor(rows, dtype=torch.long)
 
 
 def loss_batch(case: Case) -> LossBatch:
@@ -186,9 +174,10 @@ def test_losses_of_logits(case: Case, logprobs: LogProbsOfLogits) -> None:
         spec = replace(spec, loss_type="sft_loss")
     objective = build_objective(spec, args=spec)
     logits_NV = torch.tensor(inputs["logits"], requires_grad=True)
-    packed, batch = micro_batch(inputs), loss_batch(inputs)
+    rows_T, batch = predicting_rows(inputs), loss_batch(inputs)
+    tokens_N = torch.tensor([token for sample in inputs["tokens"] for token in sample])
     scores = logprobs(
-        logits_NV[packed.rows_T], packed.targets_T, temperature=temperature, with_entropy=spec.entropy_coef != 0
+        logits_NV[rows_T], tokens_N[rows_T + 1], temperature=temperature, with_entropy=spec.entropy_coef != 0
     )
     (batch,) = objective.prepare([batch])
     output = objective(scores, batch)
@@ -206,7 +195,7 @@ def test_value_loss(case: Case) -> None:
     spec, _ = spec_of(inputs["flags"])
     objective = build_objective(spec, spec, role="critic")
     values_N = torch.tensor(inputs["values"], requires_grad=True)
-    output = objective(values_N[micro_batch(inputs).rows_T], loss_batch(inputs))
+    output = objective(values_N[predicting_rows(inputs)], loss_batch(inputs))
     output.loss.backward()
     check_metrics(output, expected["metrics"])
     close(output.loss, expected["loss"])

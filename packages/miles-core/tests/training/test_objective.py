@@ -230,14 +230,19 @@ def run_context_parallel(objective, scores, whole, halves):
     return {name: sum(metrics[name] for metrics in merged) for name in merged[0]}
 
 
-@pytest.mark.parametrize("spec", [ObjectiveSpec(), everything(), everything(advantage_estimator="gspo")])
+ONE_STEP_SPECS = [ObjectiveSpec(), everything(), everything(advantage_estimator="gspo"), everything(use_rs=True)]
+
+
+@pytest.mark.parametrize("spec", ONE_STEP_SPECS)
 def test_without_old_log_probs_the_forward_pass_is_the_old_policy(spec):
     samples = [random_sample(np.random.default_rng(seed), 5) for seed in range(3)]
     samples = [replace(sample, old_logp=sample.logp) for sample in samples]
     outputs, gradients = [], []
     for old_known in (True, False):
         scores, batch = packed(samples)
-        output = build_objective(spec, spec)(scores, batch if old_known else replace(batch, old_logp_T=None))
+        objective = build_objective(spec, spec)
+        (batch,) = objective.prepare([batch if old_known else replace(batch, old_logp_T=None)])
+        output = objective(scores, batch)
         output.loss.backward()
         outputs.append({"loss": output.loss.detach()} | output.token_metrics | output.sample_metrics)
         gradients.append(scores.logp_T.grad)
@@ -322,6 +327,13 @@ def test_a_missing_column_is_named(spec, column, name):
     scores, batch = packed([random_sample(np.random.default_rng(0), 3)])
     with pytest.raises(ValueError, match=name):
         build_objective(spec, spec)(scores, replace(batch, **column))
+
+
+def test_normalized_weights_need_old_log_probs_of_their_own():
+    spec = everything(custom_tis_function_path="mis", tis_batch_normalize=True)
+    _, batch = packed([random_sample(np.random.default_rng(0), 3)])
+    with pytest.raises(ValueError, match="old_logp_T"):
+        build_objective(spec, spec).prepare([replace(batch, old_logp_T=None)])
 
 
 def test_an_unknown_correction_is_refused_by_name():

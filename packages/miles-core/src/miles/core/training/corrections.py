@@ -47,7 +47,7 @@ class Correction(Protocol):
     def __call__(self, loss_T: torch.Tensor, train_logp_T: torch.Tensor, batch: LossBatch) -> Corrected:
         """Correct ``loss_T``.  ``train_logp_T`` is the trainer's view of the tokens that the engine sampled."""
 
-    def weight_totals(self, train_logp_T: torch.Tensor, batch: LossBatch) -> torch.Tensor | None:
+    def weight_totals(self, batch: LossBatch) -> torch.Tensor | None:
         """``[sum of weights, number of weights]`` of one micro-batch, fp64; None: weights are not normalized.
 
         The totals of an optimizer step come back as ``LossBatch.weight_scale``.
@@ -74,7 +74,7 @@ class TokenWeights:
         metrics = {"tis": ratio_T, "tis_clipfrac": changed_T, "tis_abs": (ratio_T - 1.0).abs()}
         return Corrected(loss_T * weight_T, token_metrics=metrics)
 
-    def weight_totals(self, train_logp_T: torch.Tensor, batch: LossBatch) -> None:
+    def weight_totals(self, batch: LossBatch) -> None:
         return None
 
 
@@ -109,10 +109,12 @@ class MaskedImportance:
             self._weights = WeightRule(args.tis_mode, args.tis_level, tis_lower, args.tis_upper_bound)
         self._normalizes = bool(args.tis_batch_normalize)
 
-    def weight_totals(self, train_logp_T: torch.Tensor, batch: LossBatch) -> torch.Tensor | None:
+    def weight_totals(self, batch: LossBatch) -> torch.Tensor | None:
         if self._weights is None or not self._normalizes:
             return None
-        log_ratio_T = log_mismatch(train_logp_T, batch)
+        if batch.old_logp_T is None:
+            raise ValueError("weights that are normalized over a step need old_logp_T, and this batch has none")
+        log_ratio_T = log_mismatch(batch.old_logp_T, batch)
         bounded = self._bounded(log_ratio_T, batch)
         mask_T, _ = self._kept(log_ratio_T, bounded, batch)
         return weight_totals(bounded.weight_T, self._weights.level, replace(batch.trainable, mask_T=mask_T))

@@ -146,7 +146,7 @@ class CustomCorrection:
         mask_T = torch.cat([mask.to(loss_T.dtype) for mask in masks]) if masks else batch.mask_T
         return Corrected(corrected_T, mask_T, {name: row.detach().to(loss_T.dtype) for name, row in metrics.items()})
 
-    def weight_totals(self, train_logp_T: torch.Tensor, batch: LossBatch) -> None:
+    def weight_totals(self, batch: LossBatch) -> None:
         return None
 
 

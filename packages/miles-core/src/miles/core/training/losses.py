@@ -86,7 +86,7 @@ class PolicyLoss:
         """The micro-batches of one optimizer step with what depends on all of them.  Every rank calls it."""
         if self.correction is None:
             return list(batches)
-        totals = [self.correction.weight_totals(_known(batch.old_logp_T, "old_logp_T"), batch) for batch in batches]
+        totals = [self.correction.weight_totals(batch) for batch in batches]
         known = [total for total in totals if total is not None]
         if not known:
             return list(batches)
