@@ -34,9 +34,3 @@ def test_sample_files_are_found_in_order(tmp_path):
         path.write_text("")
     assert list(run.rollout_files()) == [(2, run.rollout_samples(2)), (10, run.rollout_samples(10))]
     assert list(run.eval_files()) == [(4, "my_data_set", run.eval_samples(4, "my_data_set"))]
-
-
-def test_secrets_stay_out_of_the_file(tmp_path):
-    run = RunDirectory(tmp_path)
-    run.write_config({"wandb_key": "swordfish"}, {"wandb_key": "flag"})
-    assert "swordfish" not in run.config.read_text()

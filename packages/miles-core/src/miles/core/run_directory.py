@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECRETS = frozenset({"wandb_key"})
-"""Flags whose values stay out of ``config.json``."""
 _ROLLOUT = re.compile(r"rollout_(\d+)\.jsonl")
 _EVALUATION = re.compile(r"eval_(\d+)_(.+)\.jsonl")
 
@@ -84,11 +82,8 @@ class RunDirectory:
         return self
 
     def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-        """Write ``config.json``: the value of every flag and its origin (default, flag, file, derived ...)."""
-        entries = {
-            name: {"value": "***" if name in SECRETS and value else value, "origin": origins.get(name, "default")}
-            for name, value in values.items()
-        }
+        """Write ``config.json``: the value of every flag (``Config.record``) and its origin (``Config.origin``)."""
+        entries = {name: {"value": value, "origin": origins.get(name, "default")} for name, value in values.items()}
         partial = self.config.with_suffix(".partial")
         partial.write_text(json.dumps(entries, indent=1, default=str) + "\n")
         partial.replace(self.config)

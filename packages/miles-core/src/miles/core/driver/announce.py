@@ -12,7 +12,7 @@ from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
 from miles.core.flags.training import Training
-from miles.core.run_directory import SECRETS, RunDirectory
+from miles.core.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -37,7 +37,7 @@ def changes(previous: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
     return [
         f"{name} {previous[name]} -> {value}"
         for name, value in as_written.items()
-        if name in previous and name not in SECRETS and previous[name] != value
+        if name in previous and previous[name] != value
     ]
 
 

@@ -29,9 +29,9 @@ def train(config: Config) -> RunDirectory:
     resumed = resume.find(config[Checkpoint], run_dir.path)
     run_dir.create()
     _say(announce.plan(config, run_dir, resumed))
-    for change in announce.changes(run_dir.read_config(), config.values()):
+    for change in announce.changes(run_dir.read_config(), config.record()):
         _say(f"changed since the last start: {change}")
-    run_dir.write_config(config.values(), config.origin)
+    run_dir.write_config(config.record(), config.origin)
     with _terminating(), Job(config, run_dir, resumed) as job:
         if config[Debug].debug_rollout_only:
             loop.run_rollout_only(job)
