@@ -130,7 +130,7 @@ def imitation_stage(output: Path, model: Path, data: Data, seed: int, num_rollou
             "global-batch-size": 32,
             "lr": 2e-3,
             "lr-decay-style": "cosine",
-            "lr-warmup-iters": 20,
+            "lr-warmup-fraction": 0.05,
             "adam-beta2": 0.95,
             "save-interval": 50,
             "seed": seed,

@@ -92,7 +92,7 @@ def demonstrations_stage(output: Path, model: Path, data: addition.Data, seed: i
             "global-batch-size": 64,
             "lr": 4e-3,
             "lr-decay-style": "cosine",
-            "lr-warmup-iters": 20,
+            "lr-warmup-fraction": 0.05,
             "adam-beta2": 0.95,
             "weight-decay": 0.01,
             "save-interval": 20,
