@@ -165,7 +165,7 @@ class FakeRewards:
         return [RewardOutcome(float(sample.tokens == best)) for sample in samples]
 
     def metrics(self) -> dict[str, float]:
-        return {"rollout/reward/count": float(len(self.scored))}
+        return {"rollout/reward/count": float(len(self.scored)), "eval/reward/count": 1.0}
 
     async def close(self) -> None:
         self.closed = True

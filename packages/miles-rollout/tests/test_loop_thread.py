@@ -18,6 +18,7 @@ def test_work_runs_in_the_thread_and_its_result_and_errors_come_back() -> None:
         raise KeyError("x")
 
     assert loop.run(name()) == "named"
+    assert loop.submit(name()).result(5) == "named"
     with pytest.raises(KeyError):
         loop.run(fail())
     loop.stop()

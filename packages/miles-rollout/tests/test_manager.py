@@ -211,11 +211,37 @@ def test_evaluation_covers_every_data_set(make: Make, tmp_path: Path, server: Fa
     assert 0 <= metrics["eval/first"] <= 1
     assert metrics["eval/second/response_len/mean"] == 4
     assert metrics["eval/first-truncated_ratio"] == 0
+    assert metrics["eval/reward/count"] == 1
+    assert "rollout/reward/count" not in metrics
     assert {"eval/first-pass@1", "eval/first-pass@2"} <= set(metrics)
     assert {payload["sampling_params"]["temperature"] for payload in server.payloads} == {0.0}
     lines = (tmp_path / "run/rollouts/eval_0000007_first.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3, 4, 5]
     assert role.evaluate(8) == metrics
+
+
+def test_an_evaluation_data_set_may_have_its_own_reward_and_metadata(
+    make: Make, tmp_path: Path, rewards: FakeRewards
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"input": "a", "answer": 1, "metadata": {"k": 0, "l": 0}}])
+    spec = {"name": "x", "path": str(path), "rm_type": "f1", "metadata_overrides": {"k": 1}}
+    (tmp_path / "eval.yaml").write_text(json.dumps({"datasets": [spec]}))
+    make(eval_interval=1, eval_config=str(tmp_path / "eval.yaml")).evaluate(0)
+    line = json.loads((tmp_path / "run/rollouts/eval_0000000_x.jsonl").read_text())
+    assert line["metadata"] == {"k": 1, "l": 0, "rm_type": "f1", "reward_category": "scored"}
+
+
+def test_failed_samples_of_an_evaluation_are_left_out_and_shown(make: Make, tmp_path: Path, server: FakeServer) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"input": "good", "answer": 1}, {"input": "bad", "answer": 1}])
+    bad = ord("b") - 33
+    server.respond = lambda payload: 400 if payload["input_ids"][0] == bad else answer(payload)
+    role = make(eval_interval=1, eval_prompt_data=["x", str(path)])
+    metrics = role.evaluate(0)
+    assert metrics["eval/x-failed_ratio"] == 0.5
+    assert metrics["eval/x/response_len/mean"] == 4
+    server.respond = lambda payload: 400
+    with pytest.raises(EngineError, match="evaluation data set 'x': every sample failed"):
+        role.evaluate(1)
 
 
 def test_evaluation_does_not_move_training(make: Make, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class RolloutManager:
         self._reporter = Reporter(config, self._args, self._hooks, scored=scored)
         self._servers = Servers(config, run_dir)
         self._runtime: Runtime | None = None
+        self._rewards_started: Future[None] | None = None
         self._last_rollout: int | None = None
 
     def launch(self) -> None:
@@ -87,6 +89,8 @@ class RolloutManager:
         if self._runtime is None:
             return
         self._servers.wait_ready()
+        if self._rewards_started is not None:
+            self._rewards_started.result()
         self._runtime.engine_urls = self._servers.engine_urls
 
     def num_rollouts_per_epoch(self) -> int | None:
@@ -111,8 +115,8 @@ class RolloutManager:
         output = _as_eval_output(self._call(self._eval_fn, rollout_id, evaluation=True))
         for name, result in output.data.items():
             write_samples(self._files.eval_samples(rollout_id, name), result.samples, self._tokenizer)
-        self._reward_metrics()  # evaluation's grading does not belong to the next rollout's figures
-        return self._reporter.evaluation(rollout_id, output)
+        grading = {name: value for name, value in self._reward_metrics().items() if name.startswith("eval/")}
+        return self._reporter.evaluation(rollout_id, RolloutFnEvalOutput(output.data, output.metrics | grading))
 
     def engine_urls(self) -> list[str]:
         return self._servers.engine_urls
@@ -177,7 +181,7 @@ class RolloutManager:
             check_alive=self._servers.check_alive,
         )
         self._args.generate_state, self._args.runtime = state, runtime
-        runtime.loop.run(rewards.start())
+        self._rewards_started = runtime.loop.submit(rewards.start())
         return runtime
 
     def _generated(self, rollout_id: int) -> RolloutFnTrainOutput:
