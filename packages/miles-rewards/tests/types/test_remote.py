@@ -1,0 +1,141 @@
+"""remote_rm against a real server that misbehaves on demand."""
+
+import asyncio
+import contextlib
+import json
+import time
+
+import pytest
+from aiohttp import web
+
+from miles.core.types import Sample
+from miles.rewards.context import Settings
+from miles.rewards.types.remote import RemoteScorer
+
+
+@contextlib.asynccontextmanager
+async def service(*behaviours, **settings):
+    """A server that treats its n-th request as the n-th behaviour says, and the last behaviour for ever."""
+    requests = []
+
+    async def handle(request):
+        requests.append(await request.json())
+        behaviour = behaviours[min(len(requests), len(behaviours)) - 1]
+        return await behaviour(request) if callable(behaviour) else web.json_response(behaviour)
+
+    app = web.Application()
+    app.router.add_post("/", handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]
+    scorer = RemoteScorer(Settings(url=f"http://127.0.0.1:{port}/", **settings))
+    try:
+        yield scorer, requests
+    finally:
+        await scorer.close()
+        await runner.cleanup()
+
+
+def answer(status, text="", **headers):
+    async def respond(request):
+        return web.Response(status=status, text=text, headers=headers)
+
+    return respond
+
+
+async def drop(request):
+    request.transport.close()
+    return web.Response()
+
+
+async def never(request):
+    await asyncio.sleep(60)
+    return web.Response()
+
+
+SAMPLE = Sample(prompt="1+1", response="2 \ud800", label="2", metadata={"source": "here"})
+
+
+async def test_the_request_holds_prompt_response_label_and_metadata():
+    async with service(0.5) as (scorer, requests):
+        outcome = await scorer.score(SAMPLE)
+    assert (outcome.score, outcome.failed) == (0.5, False)
+    assert requests == [{"prompt": "1+1", "response": "2 \ud800", "label": "2", "metadata": {"source": "here"}}]
+
+
+async def test_mappings_are_rewards():
+    async with service({"score": 1.0, "why": "right"}) as (scorer, _):
+        assert (await scorer.score(SAMPLE)).score == {"score": 1.0, "why": "right"}
+
+
+@pytest.mark.parametrize(
+    "trouble", [answer(500), answer(429, **{"Retry-After": "0.01"}), answer(503), answer(408), drop]
+)
+async def test_what_may_pass_is_tried_again(trouble):
+    async with service(trouble, trouble, 1.0) as (scorer, requests):
+        assert (await scorer.score(SAMPLE)).score == 1.0
+    assert len(requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("trouble", "detail"),
+    [
+        (answer(400, "no label"), "answered 400: no label"),
+        (answer(404), "404"),
+        (answer(200, "<html>"), "not JSON: <html>"),
+    ],
+)
+async def test_what_will_not_pass_fails_at_once(trouble, detail):
+    async with service(trouble) as (scorer, requests):
+        outcome = await scorer.score(SAMPLE)
+    assert (outcome.category, outcome.failed) == ("remote_error", True)
+    assert detail in outcome.detail
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("junk", ["good", None, [1, 2, 3], float("nan")])
+async def test_an_answer_that_is_no_reward_is_a_bad_score(junk):
+    async with service(answer(200, json.dumps(junk))) as (scorer, _):
+        assert (await scorer.score(SAMPLE)).category == "bad_score"
+
+
+@pytest.mark.parametrize("trouble", [answer(500), never, answer(429, **{"Retry-After": "1000"})])
+async def test_the_deadline_covers_all_attempts(trouble):
+    async with service(trouble, timeout_s=0.5) as (scorer, _):
+        started = time.perf_counter()
+        outcome = await scorer.score(SAMPLE)
+        assert time.perf_counter() - started < 5
+    assert outcome.category == "remote_error"
+    assert "gave up after 0.5 s" in outcome.detail
+
+
+async def test_a_service_that_is_not_there_is_named():
+    scorer = RemoteScorer(Settings(url="http://127.0.0.1:9/", timeout_s=0.2))
+    outcome = await scorer.score(SAMPLE)
+    await scorer.close()
+    assert "http://127.0.0.1:9/" in outcome.detail
+
+
+async def test_concurrency_is_bounded():
+    busy, most = 0, 0
+
+    async def slow(request):
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        await asyncio.sleep(0.01)
+        busy -= 1
+        return web.json_response(1.0)
+
+    async with service(slow, concurrency=3) as (scorer, _):
+        outcomes = await asyncio.gather(*(scorer.score(SAMPLE) for _ in range(20)))
+    assert [outcome.score for outcome in outcomes] == [1.0] * 20
+    assert most == 3
+
+
+async def test_one_sample_that_cannot_be_sent_fails_alone():
+    async with service(1.0) as (scorer, _):
+        outcomes = [await scorer.score(sample) for sample in (Sample(label=object()), SAMPLE)]
+    assert [outcome.category for outcome in outcomes] == ["error", "scored"]
