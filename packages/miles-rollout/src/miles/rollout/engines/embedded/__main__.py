@@ -61,6 +61,7 @@ def main(argv: list[str]) -> int:
         port=args.port,
         log_level="warning",
         access_log=False,
+        proxy_headers=False,
         lifespan="off",
         ws="none",
         timeout_graceful_shutdown=2,

@@ -109,13 +109,28 @@ def _decode(
     count, num_heads, dim = queries.shape
     num_kv_heads = keys.shape[1]
     group = num_heads // num_kv_heads
-    grouped = queries.view(count, num_kv_heads, group, dim)
     if group < MIN_QUERY_ROWS:
-        padded = grouped.new_zeros(count, num_kv_heads, MIN_QUERY_ROWS, dim)
-        padded[:, :, :group] = grouped
-        grouped = padded
+        grouped = _with_more_rows(queries, num_kv_heads, group)
+    else:
+        grouped = queries.view(count, num_kv_heads, group, dim)
     result = _weighted(grouped, keys, values, mask, scale, softcap)
     out.view(count, num_kv_heads, group, -1).copy_(result[:, :, :group])
+
+
+def _with_more_rows(queries: torch.Tensor, num_kv_heads: int, group: int) -> torch.Tensor:
+    """``queries`` [N, H, D] as [N, K, MIN_QUERY_ROWS, D]; only the first ``group`` rows are meant.
+
+    Where memory goes on behind the queries the other rows are whatever lies there, without a copy.
+    """
+    count, _, dim = queries.shape
+    row, head, element = queries.stride()
+    last_head = (num_kv_heads - 1) * group + MIN_QUERY_ROWS - 1
+    end = queries.storage_offset() + (count - 1) * row + last_head * head + (dim - 1) * element
+    if end < queries.untyped_storage().nbytes() // queries.element_size():
+        return queries.as_strided((count, num_kv_heads, MIN_QUERY_ROWS, dim), (row, group * head, head, element))
+    padded = queries.new_zeros(count, num_kv_heads, MIN_QUERY_ROWS, dim)
+    padded[:, :, :group] = queries.view(count, num_kv_heads, group, dim)
+    return padded
 
 
 def _prefill(

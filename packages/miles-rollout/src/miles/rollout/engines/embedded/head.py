@@ -15,8 +15,23 @@ from miles.rollout.engines.embedded.sampling import SamplingRows, log_probs, pad
 from miles.rollout.engines.embedded.sequence import Seats, Sequence
 
 TopLogps = list[tuple[float, int]]
+Ints = npt.NDArray[np.int64]
 _SCORED_ROWS = 256
 """Prompt rows whose logits are made at once."""
+
+
+class Rows:
+    """The sequences of one sampling, and what about them matters at every token.  Made anew when they change."""
+
+    def __init__(self, sequences: list[Sequence], seats: Seats) -> None:
+        self.sequences = sequences
+        self.seats: Ints = np.fromiter((sequence.seat for sequence in sequences), np.int64, len(sequences))
+        self.sampling = SamplingRows([sequence.params for sequence in sequences], seats.seed[self.seats])
+        numbered = list(enumerate(sequences))
+        self.altering = [(row, sequence) for row, sequence in numbered if sequence.alters_logits]
+        self.topping = [(row, sequence) for row, sequence in numbered if sequence.num_top_logps]
+        self.stopping = [(row, sequence) for row, sequence in numbered if sequence.matches_stop is not None]
+        self.streaming = [(row, sequence) for row, sequence in numbered if sequence.stream]
 
 
 class Head:
@@ -25,24 +40,24 @@ class Head:
     def __init__(self, model: Model, seats: Seats) -> None:
         self._model = model
         self._seats = seats
-        self._rows: tuple[list[Sequence], SamplingRows] | None = None
+        self._rows = Rows([], seats)
         self._logits = torch.empty(0, 0)
         self._probs = torch.empty(0, 0)
 
-    def draw(
-        self, rows: list[Sequence], seats: npt.NDArray[np.int64], hidden: torch.Tensor
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def rows(self, sequences: list[Sequence]) -> Rows:
+        """What ``draw`` needs to know of ``sequences``; the last answer is kept."""
+        if self._rows.sequences != sequences:
+            self._rows = Rows(sequences, self._seats)
+        return self._rows
+
+    def draw(self, rows: Rows, hidden: torch.Tensor) -> tuple[Ints, npt.NDArray[np.float32]]:
         """The next token of each of ``rows`` from ``hidden`` [N, hidden], and its log-probability."""
         logits = self._compute(hidden)
-        for row, sequence in enumerate(rows):
-            if sequence.alters_logits:
-                self._alter(logits[row], sequence)
-        if self._rows is None or self._rows[0] != rows:
-            self._rows = (rows, SamplingRows([s.params for s in rows], self._seats.seed[seats]))
-        tokens, logps = sample(logits, self._probs[: len(rows)], self._rows[1], self._seats.held[seats])
-        for row, sequence in enumerate(rows):
-            if sequence.num_top_logps:
-                sequence.top_logps.append(_top(log_probs(logits[row : row + 1])[0], sequence.num_top_logps))
+        for row, sequence in rows.altering:
+            self._alter(logits[row], sequence)
+        tokens, logps = sample(logits, self._probs[: len(logits)], rows.sampling, self._seats.held[rows.seats])
+        for row, sequence in rows.topping:
+            sequence.top_logps.append(_top(log_probs(logits[row : row + 1])[0], sequence.num_top_logps))
         return tokens.numpy(), logps.numpy()
 
     def score(self, sequence: Sequence, hidden: torch.Tensor, targets: list[int]) -> None:

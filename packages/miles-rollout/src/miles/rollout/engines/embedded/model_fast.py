@@ -193,7 +193,8 @@ class FastModel:
             buffers = _Buffers(
                 hidden=torch.zeros(num_rows, shape.hidden, **options),
                 qkv=torch.zeros(num_rows, (turned + shape.kv_heads) * shape.dim, **options),
-                rotated=torch.zeros(num_rows, turned, shape.dim, **options),
+                # One row more: attention may read a few heads beyond the last row's (see attention.py).
+                rotated=torch.zeros(num_rows + 1, turned, shape.dim, **options)[:num_rows],
                 attended=torch.zeros(num_rows, shape.heads * shape.dim, **options),
                 gate=torch.zeros(num_rows, shape.intermediate, **options),
                 up=torch.zeros(num_rows, shape.intermediate, **options),

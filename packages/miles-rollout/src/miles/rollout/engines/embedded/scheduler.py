@@ -280,38 +280,31 @@ class Scheduler:
             self._end(sequence, {"type": "length", "length": 0})
         return [rows[row] for row in keep], hidden[keep]
 
-    def _sample(self, rows: list[Sequence], hidden: torch.Tensor) -> None:
-        """Draw the next token of each of ``rows`` from its hidden state, and end those that are done."""
-        seats = np.fromiter((sequence.seat for sequence in rows), np.int64, len(rows))
-        tokens, logps = self._head.draw(rows, seats, hidden)
-        matched, full = self.seats.record(seats, tokens, logps)
+    def _sample(self, sequences: list[Sequence], hidden: torch.Tensor) -> None:
+        """Draw the next token of each of ``sequences`` from its hidden state, and end those that are done."""
+        rows = self._head.rows(sequences)
+        tokens, logps = self._head.draw(rows, hidden)
+        matched, full = self.seats.record(rows.seats, tokens, logps)
         broken = np.isnan(logps)
-        self.counters.generated_tokens += len(rows)
+        self.counters.generated_tokens += len(sequences)
         finishes: dict[int, Finish] = {}
         for row in np.flatnonzero(full).tolist():
-            finishes[row] = {"type": "length", "length": rows[row].params.max_new_tokens}
+            finishes[row] = {"type": "length", "length": sequences[row].params.max_new_tokens}
         for row in np.flatnonzero(matched).tolist():
             finishes[row] = {"type": "stop", "matched": int(tokens[row])}
+        for row, sequence in rows.stopping:
+            text = sequence.matches_stop and sequence.matches_stop(self.seats.output(sequence)[0])
+            if text is not None:
+                finishes[row] = {"type": "stop", "matched": text}
         for row in np.flatnonzero(broken).tolist():
             finishes[row] = {"type": "abort", "message": "the model's probabilities are not numbers"}
-        self._watch(rows, finishes)
-        ended = [rows[row] for row in finishes]
+        for row, sequence in rows.streaming:
+            if row not in finishes:
+                sequence.notify(self._progress(sequence, None))
+        ended = [sequences[row] for row in finishes]
         self._leave_slots(ended)
         for sequence, finish in zip(ended, finishes.values(), strict=True):
             self._end(sequence, finish)
-
-    def _watch(self, rows: list[Sequence], finishes: dict[int, Finish]) -> None:
-        """What only some sequences need after every token: stop strings, streaming, the time of the first token."""
-        now = time.perf_counter()
-        for row, sequence in enumerate(rows):
-            if not sequence.first_token:
-                sequence.first_token = now
-            if sequence.matches_stop is not None and finishes.get(row, {}).get("type") != "abort":
-                text = sequence.matches_stop(self.seats.output(sequence)[0])
-                if text is not None:
-                    finishes[row] = {"type": "stop", "matched": text}
-            if sequence.stream and row not in finishes:
-                sequence.notify(self._progress(sequence, None))
 
     # -- slots ---------------------------------------------------------------------------------------------------
 

@@ -64,7 +64,6 @@ class Sequence:
     prompt_top_logps: list[list[tuple[float, int]]] = field(default_factory=list)
     top_logps: list[list[tuple[float, int]]] = field(default_factory=list)
     created: float = field(default_factory=time.perf_counter)
-    first_token: float = 0.0
     finished: float = 0.0
 
     @property

@@ -23,7 +23,7 @@ class Text:
         self._directory = directory
         self._lock = threading.Lock()
 
-    @property
+    @cached_property
     def available(self) -> bool:
         """Whether the checkpoint comes with a tokenizer that decodes without transformers."""
         return (self._directory / "tokenizer.json").exists()
