@@ -79,18 +79,20 @@ def actor(config):
 
 
 def make_rollout(rollout_id=0, num_samples=8, responses=None, seed=0):
-    """Samples of random tokens and lengths; the last response token of every third sample is masked."""
+    """Random tokens and lengths; two samples per prompt; the last response token of every third sample is masked."""
     rng = np.random.default_rng((seed, rollout_id))
     if responses is None:
         responses = rng.integers(1, 20, num_samples).tolist()
-    prompts = rng.integers(2, 9, len(responses)).tolist()
+    prompts = [rng.integers(0, VOCABULARY, rng.integers(2, 9)) for _ in responses[::2]]
     masks = [np.ones(r, np.float32) for r in responses]
     for mask in masks[::3]:
         mask[-1:] = 0.0
     rewards = tuple(rng.normal(size=len(responses)).tolist())
     return RolloutBatch(
         rollout_id=rollout_id,
-        tokens=tuple(rng.integers(0, VOCABULARY, p + r) for p, r in zip(prompts, responses, strict=True)),
+        tokens=tuple(
+            np.concatenate([prompts[i // 2], rng.integers(0, VOCABULARY, r)]) for i, r in enumerate(responses)
+        ),
         response_lengths=tuple(responses),
         loss_masks=tuple(masks),
         rewards=rewards,

@@ -56,3 +56,18 @@ def test_a_filler_computes_but_trains_on_nothing():
     micro_batch = pack_filler(BATCH, 0, response_offsets(BATCH), CPU)
     assert len(micro_batch.tokens_P) == 5
     assert len(micro_batch.targets_T) == 0
+
+
+def test_a_prompt_that_samples_share_is_packed_once():
+    shared = rollout(([1, 2], [3, 4]), ([9], [8]), ([1, 2], [5]))
+    micro_batch = pack(shared, [0, 1, 2], response_offsets(shared), CPU)
+    assert micro_batch.tokens_P.tolist() == [1, 2, 3, 4, 9, 8, 5]
+    assert micro_batch.positions_P.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert micro_batch.targets_T.tolist() == [3, 4, 8, 5]
+    assert micro_batch.rows_T.tolist() == [1, 2, 4, 1]
+    assert micro_batch.segments.end_to_end.token_of_cell.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 6]
+
+
+def test_the_same_first_tokens_in_a_longer_prompt_are_not_shared():
+    different = rollout(([1, 2], [3]), ([1, 2, 3], [4]))
+    assert len(pack(different, [0, 1], response_offsets(different), CPU).tokens_P) == 7

@@ -31,47 +31,6 @@ def kernel_name(attn_implementation: str) -> str:
     return _KERNELS[attn_implementation]
 
 
-class _ToCells(torch.autograd.Function):  # type: ignore[misc]
-    """Tokens to padded cells.  Padding repeats token 0; what flows back from it is dropped."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-        ctx.bucket = bucket
-        return tokens.index_select(0, bucket.token_of_cell)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad.index_select(0, ctx.bucket.cell_of_token), None
-
-
-class _ToTokens(torch.autograd.Function):  # type: ignore[misc]
-    """Padded cells back to tokens."""
-
-    @staticmethod
-    def forward(ctx: Any, cells: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-        ctx.bucket = bucket
-        return cells.index_select(0, bucket.cell_of_token)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        bucket = ctx.bucket
-        cells = grad.new_zeros((bucket.rows * bucket.width, *grad.shape[1:]))
-        return cells.index_copy_(0, bucket.cell_of_token, grad), None
-
-
-def _batched(tokens: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-    """[pack, heads, dim] -> [rows, heads, width, dim]."""
-    tokens = tokens[bucket.start : bucket.stop]
-    cells = tokens if bucket.token_of_cell is None else _ToCells.apply(tokens, bucket)
-    return cells.view(bucket.rows, bucket.width, *tokens.shape[1:]).transpose(1, 2)
-
-
-def _flat(batched: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-    """[rows, heads, width, dim] -> [tokens of the bucket, heads, dim]."""
-    cells = batched.transpose(1, 2).reshape(bucket.rows * bucket.width, batched.shape[1], batched.shape[3])
-    return cells if bucket.cell_of_token is None else _ToTokens.apply(cells, bucket)
-
-
 def _window_mask(width: int, window: int | None, device: torch.device) -> torch.Tensor | None:
     """[width, width] of the causal band when a sliding window cuts into it; None when plain causality says it all."""
     if window is None or window >= width:
@@ -109,36 +68,50 @@ _BUCKET_KERNELS: dict[str, _BucketKernel] = {SDPA: _sdpa_bucket, EAGER: _eager_b
 
 def _by_buckets(
     attend: _BucketKernel,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q_P: torch.Tensor,
+    k_P: torch.Tensor,
+    v_P: torch.Tensor,
     segments: Segments,
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
+    cells = segments.bucketed
+    q_C, k_C, v_C = cells.spread(q_P), cells.spread(k_P), cells.spread(v_P)
     parts = []
     for bucket in segments.buckets:
-        out = attend(_batched(q, bucket), _batched(k, bucket), _batched(v, bucket), scale, window)
-        parts.append(_flat(out, bucket))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        out = attend(_rows(q_C, bucket), _rows(k_C, bucket), _rows(v_C, bucket), scale, window)
+        parts.append(out.transpose(1, 2).reshape(bucket.rows * bucket.width, out.shape[1], out.shape[3]))
+    return cells.collect(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def _rows(x_C: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+    """[cells, heads, dim] -> [rows, heads, width, dim]."""
+    cells = x_C[bucket.start : bucket.start + bucket.rows * bucket.width]
+    return cells.view(bucket.rows, bucket.width, *x_C.shape[1:]).transpose(1, 2)
 
 
 def _by_varlen_kernel(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, scale: float | None, window: int | None
+    q_P: torch.Tensor,
+    k_P: torch.Tensor,
+    v_P: torch.Tensor,
+    segments: Segments,
+    scale: float | None,
+    window: int | None,
 ) -> torch.Tensor:
-    left = -1 if window is None else window - 1
-    return varlen_attn(
-        q,
-        k,
-        v,
+    cells = segments.end_to_end
+    out_C = varlen_attn(
+        cells.spread(q_P),
+        cells.spread(k_P),
+        cells.spread(v_P),
         segments.offsets,
         segments.offsets,
         segments.max_length,
         segments.max_length,
         scale=scale,
-        window_size=(left, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=q_P.shape[1] != k_P.shape[1],
     )
+    return cells.collect(out_C)
 
 
 # What some models ask of their attention and no packed kernel here computes.

@@ -1,6 +1,6 @@
-"""Samples as tensors: the columns of a rollout laid end to end, and the micro-batches cut from them.
+"""The samples of one forward pass, packed.
 
-P = prompt and response tokens of one micro-batch, T = its response tokens, A = response tokens of the whole rollout.
+P = tokens of the pack, T = response tokens of its samples, A = response tokens of the whole rollout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from miles.core.types.batch import Ints, RolloutBatch
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Samples packed end to end, without padding, for one forward pass."""
+    """Samples packed without padding.  A prompt that several of them begin with is there once."""
 
     samples: tuple[int, ...]
     """Positions in the rollout's columns."""
@@ -29,7 +29,7 @@ class MicroBatch:
     positions_P: torch.Tensor
     """Position of each token in its own sample."""
     rows_T: torch.Tensor
-    """Row of the pack whose output predicts each response token."""
+    """Token of the pack whose output predicts each response token."""
     targets_T: torch.Tensor
     """The response tokens themselves."""
     columns_T: torch.Tensor
@@ -54,8 +54,12 @@ def pack_filler(batch: RolloutBatch, sample: int, offsets: Ints, device: torch.d
 def _packed(
     batch: RolloutBatch, samples: Sequence[int], responses: Sequence[int], offsets: Ints, device: torch.device
 ) -> MicroBatch:
+    pieces = _Pieces()
+    for sample, response in zip(samples, responses, strict=True):
+        pieces.add(batch.tokens[sample], response)
     lengths = [len(batch.tokens[i]) for i in samples]
-    tokens = np.concatenate([batch.tokens[i] for i in samples]).astype(np.int64, copy=False)
+    tokens = np.concatenate(pieces.tokens).astype(np.int64, copy=False)
+    token_of_position = _ranges(*pieces.spans)
     targets = _ranges(np.cumsum(lengths) - np.asarray(responses, dtype=np.int64), responses)
 
     def tensor(array: Ints) -> torch.Tensor:
@@ -63,14 +67,47 @@ def _packed(
 
     return MicroBatch(
         samples=tuple(samples),
-        segments=Segments(lengths, device),
+        segments=Segments(lengths, device, token_of_position),
         layout=Ragged(responses, device),
         tokens_P=tensor(tokens),
-        positions_P=tensor(_ranges(np.zeros(len(lengths), dtype=np.int64), lengths)),
-        rows_T=tensor(targets - 1),
-        targets_T=tensor(tokens[targets]),
+        positions_P=tensor(np.concatenate(pieces.positions)),
+        rows_T=tensor(token_of_position[targets - 1]),
+        targets_T=tensor(tokens[token_of_position[targets]]),
         columns_T=tensor(_ranges(offsets[list(samples)], responses)),
     )
+
+
+class _Pieces:
+    """Prompts and responses end to end, each prompt once."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Ints] = []
+        self.positions: list[Ints] = []
+        self._starts: list[int] = []
+        self._lengths: list[int] = []
+        self._start_of_prompt: dict[bytes, int] = {}
+        self._num_tokens = 0
+
+    @property
+    def spans(self) -> tuple[Ints, Sequence[int]]:
+        """Begin and length in the pack of each sample's prompt and response, in turn."""
+        return np.asarray(self._starts), self._lengths
+
+    def add(self, tokens: Ints, response: int) -> None:
+        prompt_length = len(tokens) - response
+        key = tokens[:prompt_length].tobytes()
+        start = self._start_of_prompt.get(key)
+        if start is None:
+            start = self._start_of_prompt[key] = self._append(tokens[:prompt_length], 0)
+        self._starts += [start, self._append(tokens[prompt_length:], prompt_length)]
+        self._lengths += [prompt_length, response]
+
+    def _append(self, tokens: Ints, first_position: int) -> int:
+        start = self._num_tokens
+        self.tokens.append(tokens)
+        self.positions.append(np.arange(first_position, first_position + len(tokens)))
+        self._num_tokens += len(tokens)
+        return start
 
 
 def _ranges(starts: Ints, lengths: Sequence[int]) -> Ints:

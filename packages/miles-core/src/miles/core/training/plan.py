@@ -10,7 +10,7 @@ import torch
 
 from miles.core.errors import TrainingError
 from miles.core.training.micro_batch import MicroBatch, pack, pack_filler, response_offsets
-from miles.core.training.packing import Packing, plan_micro_batches
+from miles.core.training.packing import Item, Packing, plan_micro_batches
 from miles.core.training.ranks import Ranks
 from miles.core.types.batch import Ints, RolloutBatch
 
@@ -33,22 +33,33 @@ def plan_rollout(
     """
     _check(batch, global_batch_size)
     offsets = response_offsets(batch)
+    items = _items(batch)
     steps = []
     for start in range(0, len(batch), global_batch_size):
-        samples = range(start, start + global_batch_size)
-        bins = plan_micro_batches([len(batch.tokens[i]) for i in samples], ranks.count, packing)[ranks.index]
-        micro_batches = tuple(_packed(batch, [start + i for i in chosen], samples, offsets, device) for chosen in bins)
-        steps.append(StepPlan(micro_batches, tuple(float(np.sum(batch.loss_masks[i])) for i in samples)))
+        step = items[start : start + global_batch_size]
+        micro_batches = tuple(
+            pack(batch, chosen, offsets, device) if chosen else _filler(batch, step, offsets, device)
+            for chosen in plan_micro_batches(step, ranks.count, packing)[ranks.index]
+        )
+        steps.append(StepPlan(micro_batches, tuple(float(np.sum(batch.loss_masks[item.sample])) for item in step)))
     return tuple(steps)
 
 
-def _packed(
-    batch: RolloutBatch, chosen: list[int], samples: Sequence[int], offsets: Ints, device: torch.device
-) -> MicroBatch:
-    """The micro-batch of ``chosen``; where there is none, one that computes on the step's shortest sample."""
-    if chosen:
-        return pack(batch, chosen, offsets, device)
-    return pack_filler(batch, min(samples, key=lambda i: len(batch.tokens[i])), offsets, device)
+def _items(batch: RolloutBatch) -> list[Item]:
+    """The samples; those with the same prompt are a family."""
+    families: dict[bytes, int] = {}
+    items = []
+    for sample, (tokens, response) in enumerate(zip(batch.tokens, batch.response_lengths, strict=True)):
+        prompt = len(tokens) - response
+        family = families.setdefault(tokens[:prompt].tobytes(), len(families))
+        items.append(Item(sample, family, prompt, response))
+    return items
+
+
+def _filler(batch: RolloutBatch, step: Sequence[Item], offsets: Ints, device: torch.device) -> MicroBatch:
+    """What a rank without samples computes on: the step's shortest one."""
+    shortest = min(step, key=lambda item: item.prompt + item.response)
+    return pack_filler(batch, shortest.sample, offsets, device)
 
 
 def _check(batch: RolloutBatch, global_batch_size: int) -> None:

@@ -1,0 +1,201 @@
+"""The trainer against a plain padded PyTorch loop: same model, same samples, same optimizer.
+
+    python tools/bench/trainer.py --lengths lognormal
+
+Each measurement runs in a process of its own; the two alternate, and medians are printed as one JSON line: tokens per
+CPU-second (prompt and response tokens, padding not counted) and peak memory of either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from miles.core.config import Config
+from miles.core.protocols.backend import Rank
+from miles.core.types.batch import RolloutBatch
+from miles.fsdp.backend import FsdpBackend
+
+CONTENDERS = ("miles", "padded")
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28
+LR = 1e-4
+
+
+def main() -> None:
+    flags = parse_flags()
+    if flags.only:
+        print(json.dumps(measure(flags)))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        make_checkpoint(flags, directory)
+        runs = {name: [] for name in CONTENDERS}
+        for _ in range(flags.repeats):
+            for name in CONTENDERS:
+                runs[name].append(run_alone(name, directory))
+    print(json.dumps(summary(flags, runs)))
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", choices=("even", "lognormal"), default="even")
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--group", type=int, default=8, help="samples per prompt")
+    parser.add_argument("--prompt-tokens", type=int, default=14)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--vocab", type=int, default=512)
+    parser.add_argument("--max-tokens", type=int, default=4096, help="--max-tokens-per-gpu of the trainer")
+    parser.add_argument(
+        "--padded-micro-batch", type=int, default=0, help="samples per padded micro-batch; 0: all at once"
+    )
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_alone(name: str, directory: str) -> dict[str, float]:
+    command = [sys.executable, *sys.argv, "--only", name, "--checkpoint", directory]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def summary(flags: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:
+    medians = {name: {key: statistics.median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
+    return {
+        "bench": "trainer",
+        "machine": platform.processor() or platform.machine(),
+        **{key: value for key, value in vars(flags).items() if key not in ("only", "checkpoint")},
+        **medians,
+        "speedup": round(medians["miles"]["tokens_per_cpu_s"] / medians["padded"]["tokens_per_cpu_s"], 2),
+    }
+
+
+def make_checkpoint(flags: argparse.Namespace, directory: str) -> None:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=flags.vocab,
+        hidden_size=flags.hidden,
+        intermediate_size=3 * flags.hidden,
+        num_hidden_layers=flags.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=flags.hidden // 4,
+        tie_word_embeddings=True,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+
+
+def make_rollout(flags: argparse.Namespace, rollout_id: int) -> RolloutBatch:
+    rng = np.random.default_rng(rollout_id)
+    if flags.lengths == "even":
+        responses = rng.integers(25, 36, flags.samples)
+    else:
+        responses = np.clip(rng.lognormal(np.log(60), 0.9, flags.samples), 16, 512).astype(int)
+    prompts = [rng.integers(0, flags.vocab, flags.prompt_tokens) for _ in range(0, flags.samples, flags.group)]
+    rewards = tuple(rng.normal(size=flags.samples).tolist())
+    return RolloutBatch(
+        rollout_id=rollout_id,
+        tokens=tuple(
+            np.concatenate([prompts[i // flags.group], rng.integers(0, flags.vocab, response)])
+            for i, response in enumerate(responses)
+        ),
+        response_lengths=tuple(responses.tolist()),
+        loss_masks=tuple(np.ones(r, np.float32) for r in responses),
+        rewards=rewards,
+        raw_rewards=rewards,
+        truncated=(False,) * flags.samples,
+        sample_indices=tuple(range(flags.samples)),
+        group_indices=tuple(i // flags.group for i in range(flags.samples)),
+    )
+
+
+def measure(flags: argparse.Namespace) -> dict[str, float]:
+    torch.set_num_threads(flags.threads)
+    step = (miles_step if flags.only == "miles" else padded_step)(flags)
+    rollouts = [make_rollout(flags, i) for i in range(flags.steps + 1)]
+    step(rollouts[0])
+    cpu, wall = time.process_time(), time.perf_counter()
+    for rollout in rollouts[1:]:
+        step(rollout)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    tokens = sum(sum(rollout.total_lengths) for rollout in rollouts[1:])
+    return {
+        "tokens_per_cpu_s": round(tokens / cpu, 1),
+        "cpu_s_per_step": round(cpu / flags.steps, 4),
+        "wall_s_per_step": round(wall / flags.steps, 4),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def miles_step(flags: argparse.Namespace) -> Callable[[RolloutBatch], object]:
+    config = Config.of(
+        train_backend="fsdp",
+        device="cpu",
+        hf_checkpoint=flags.checkpoint,
+        rollout_batch_size=flags.samples,
+        use_dynamic_batch_size=True,
+        max_tokens_per_gpu=flags.max_tokens,
+        lr=LR,
+        eps_clip=CLIP_LOW,
+        eps_clip_high=CLIP_HIGH,
+    )
+    return FsdpBackend().create(config, Rank()).train
+
+
+def padded_step(flags: argparse.Namespace) -> Callable[[RolloutBatch], object]:
+    """What a careful script does: right padding, logits at response positions only, one optimizer step."""
+    model = AutoModelForCausalLM.from_pretrained(flags.checkpoint, dtype=torch.float32)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+
+    def step(rollout: RolloutBatch) -> None:
+        size = flags.padded_micro_batch or len(rollout)
+        for start in range(0, len(rollout), size):
+            padded_loss(model, rollout, range(start, min(start + size, len(rollout)))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def padded_loss(model: torch.nn.Module, rollout: RolloutBatch, samples: range) -> torch.Tensor:
+    width = max(len(rollout.tokens[i]) for i in samples)
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    attended = torch.zeros_like(ids)
+    weight = torch.zeros(len(samples), width)
+    advantage = torch.zeros(len(samples), width)
+    for row, i in enumerate(samples):
+        length, response = len(rollout.tokens[i]), rollout.response_lengths[i]
+        ids[row, :length] = torch.from_numpy(rollout.tokens[i])
+        attended[row, :length] = 1
+        weight[row, length - response : length] = 1.0 / response / len(rollout)
+        advantage[row] = rollout.rewards[i]
+    chosen = weight[:, 1:] > 0
+    hidden = model.model(input_ids=ids, attention_mask=attended, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, :-1][chosen])
+    logp = logits.log_softmax(-1).gather(1, ids[:, 1:][chosen][:, None])[:, 0]
+    ratio = (logp - logp.detach()).exp()
+    gain = advantage[:, 1:][chosen]
+    surrogate = torch.min(ratio * gain, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * gain)
+    return -(surrogate * weight[:, 1:][chosen]).sum()
+
+
+if __name__ == "__main__":
+    main()
