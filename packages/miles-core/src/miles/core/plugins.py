@@ -27,7 +27,7 @@ WELL_KNOWN: Mapping[str, Mapping[str, str]] = {
     "miles.data_sources": {"buffered": "miles-rollout"},
     "miles.filters": {"reward_nonzero_std": "miles-rollout", "pop_first": "miles-rollout"},
     "miles.rewards": dict.fromkeys(
-        ("math", "dapo", "deepscaler", "f1", "gpqa", "ifbench", "random", "reasoning_gym", "remote_rm"), "miles-rewards"
+        ("math", "dapo", "deepscaler", "f1", "gpqa", "random", "reasoning_gym", "remote_rm"), "miles-rewards"
     ),
     "miles.reward_dispatchers": {"default": "miles-rewards"},
     "miles.routers": {"miles": "miles-router"},

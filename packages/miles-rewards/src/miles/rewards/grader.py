@@ -33,6 +33,8 @@ class Grader:
     """Entries of a sample's metadata that matter; None: all."""
     preload: tuple[str, ...] = ()
     """Modules that ``grade`` imports when it is called."""
+    extra: str | None = None
+    """Extra of this package that installs what ``preload`` names."""
     timeout_s: float = 2.0
     failure_score: Score = 0.0
     """Reward of a response that could not be graded: that of a wrong answer."""

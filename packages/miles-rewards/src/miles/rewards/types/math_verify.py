@@ -38,4 +38,4 @@ def _boxed(label: str) -> str:
     return f"\\boxed{{{label.strip('$')}}}"
 
 
-reward = Grader("math_verify", grade, preload=("math_verify",), timeout_s=5.0, finds_answer=True)
+reward = Grader("math_verify", grade, preload=("math_verify",), extra="math-verify", timeout_s=5.0, finds_answer=True)

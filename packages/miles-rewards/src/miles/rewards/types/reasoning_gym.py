@@ -43,4 +43,4 @@ def _verifier(dataset: str) -> _Score:
     return verifier
 
 
-reward = Grader("reasoning_gym", grade, reads=None, preload=("reasoning_gym",), timeout_s=5.0)
+reward = Grader("reasoning_gym", grade, reads=None, preload=("reasoning_gym",), extra="reasoning-gym", timeout_s=5.0)

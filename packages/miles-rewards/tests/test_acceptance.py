@@ -1,0 +1,69 @@
+"""The pool under the worst that models write: what a run relies on, with the numbers it relies on."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from miles.rewards.pool import Job, Pool
+
+CASES = Path(__file__).parent / "cases"
+MATH = Job("miles.rewards.types.math:grade")
+HANG = Job("hostile:hang_in_c")
+
+
+def ordinary_items(count):
+    cases = [json.loads(line) for line in (CASES / "math_recorded.jsonl").read_text().splitlines()]
+    return [(case["response"], case["label"], {}) for case in (cases * (count // len(cases) + 1))[:count]]
+
+
+async def watch(stop: asyncio.Event) -> float:
+    """The longest time for which the event loop was late."""
+    worst = 0.0
+    while not stop.is_set():
+        started = time.perf_counter()
+        await asyncio.sleep(0.01)
+        worst = max(worst, time.perf_counter() - started - 0.01)
+    return worst
+
+
+async def grade_all(pool: Pool, items, num_hangs: int):
+    stop = asyncio.Event()
+    watcher = asyncio.ensure_future(watch(stop))
+    started = time.perf_counter()
+    calls = [pool.run(MATH, *item) for item in items]
+    for position in range(num_hangs):
+        calls.insert(position * len(items) // max(num_hangs, 1), pool.run(HANG, 1))
+    results = await asyncio.gather(*calls)
+    elapsed = time.perf_counter() - started
+    stop.set()
+    return results, elapsed, await watcher
+
+
+@pytest.mark.slow
+async def test_nine_hangs_cost_nine_verdicts_and_little_more_than_their_own_time():
+    items, num_hangs, limit_s, num_workers = ordinary_items(2000), 9, 2.0, 2
+    async with Pool(num_workers, timeout_s=limit_s) as pool:
+        plain, plain_s, _ = await grade_all(pool, items, 0)
+        results, elapsed, late = await grade_all(pool, items, num_hangs)
+        assert [result.status for result in results].count("timeout") == num_hangs
+        assert [result.value for result in results if result.status == "ok"] == [result.value for result in plain]
+        # Five rounds of two workers and one of one: the last hang has nobody to share its time with.
+        rounds_s = -(-num_hangs // num_workers) * limit_s
+        assert elapsed < 1.3 * max(rounds_s, num_hangs * limit_s / num_workers) + plain_s + 0.5
+        assert late < 0.25  # 0.1 on an idle machine
+        assert len(pool.pids) == num_workers + 1
+
+
+@pytest.mark.parametrize("function", ["die", "segfault", "eat_memory", "recurse", "fail", "leave", "huge_answer"])
+async def test_the_next_hundred_verdicts_are_right(function):
+    items = ordinary_items(100)
+    async with Pool(2, timeout_s=5.0) as pool:
+        results = await asyncio.gather(
+            pool.run(Job(f"hostile:{function}"), 1), *(pool.run(MATH, *item) for item in items)
+        )
+    assert results[0].status in ("crash", "error", "timeout")
+    assert {result.status for result in results[1:]} == {"ok"}
+    assert sum(result.value[0] for result in results[1:]) > 30
