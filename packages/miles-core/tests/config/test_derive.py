@@ -38,7 +38,7 @@ def test_a_group_of_one_is_not_divided_by_its_deviation(resolve):
 
 
 def test_dump_details_names_the_dump_unless_it_is_named(resolve):
-    assert resolve("--dump-details", "d").save_debug_rollout_data == "d/rollout_data/{rollout_id}.pt"
+    assert resolve("--dump-details", "d").save_debug_rollout_data == "d/rollout_data/{rollout_id}.jsonl"
     assert resolve("--dump-details", "d", "--save-debug-rollout-data", "x.pt").save_debug_rollout_data == "x.pt"
 
 

@@ -40,7 +40,7 @@ def derive_device(draft: Draft) -> None:
 def derive_data_dumps(draft: Draft) -> None:
     """``--dump-details`` names the dumps that are not named; loaded samples leave nothing to generate."""
     if directory := draft["dump_details"]:
-        path = PurePath(directory) / "rollout_data" / "{rollout_id}.pt"
+        path = PurePath(directory) / "rollout_data" / "{rollout_id}.jsonl"
         draft.derive("save_debug_rollout_data", str(path), f"--dump-details {directory}")
     if draft["load_debug_rollout_data"]:
         draft.derive("debug_train_only", True, "--load-debug-rollout-data replaces the engines")
