@@ -1,0 +1,98 @@
+"""Grading many samples outside a run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles.core.errors import DataError
+from miles.core.protocols.reward import RewardOutcome
+from miles.core.types.sample import Sample
+from miles.rewards.catalogue import Catalogue
+from miles.rewards.context import Context, Settings
+
+_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the columns of a file to grade."""
+
+    response: str = "response"
+    label: str = "label"
+    metadata: str = "metadata"
+    prompt: str = "prompt"
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file.  Raises DataError naming the line."""
+    try:
+        return [_row(line, path, number) for number, line in _lines(path)]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def samples_of(rows: Sequence[dict[str, Any]], path: Path, columns: Columns) -> list[Sample]:
+    """One sample per row.  Raises DataError for a row without response."""
+    return [_sample(row, f"{path}, row {number}", columns) for number, row in enumerate(rows, 1)]
+
+
+async def grade_samples(rm_type: str, samples: Sequence[Sample], settings: Settings) -> list[RewardOutcome]:
+    """Outcomes in order.  Raises ConfigError when there is no such type."""
+    context = Context(settings)
+    scorer = Catalogue(context).scorer(rm_type)
+    try:
+        outcomes: list[RewardOutcome] = []
+        for start in range(0, len(samples), _AT_ONCE):
+            outcomes += await asyncio.gather(*map(scorer.score, samples[start : start + _AT_ONCE]))
+        return outcomes
+    finally:
+        await scorer.close()
+        await asyncio.to_thread(context.close)
+
+
+def scalar(outcome: RewardOutcome, key: str | None) -> float:
+    """The reward as a number: the entry ``key`` of a mapping, or its first number."""
+    if not isinstance(outcome.score, dict):
+        return outcome.score
+    if key is not None:
+        return float(outcome.score[key])
+    return float(next(value for value in outcome.score.values() if isinstance(value, (int, float))))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line
+
+
+def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, line {number}: a {type(row).__name__} where an object is expected")
+    return row
+
+
+def _sample(row: dict[str, Any], where: str, columns: Columns) -> Sample:
+    response, metadata = row.get(columns.response), row.get(columns.metadata) or {}
+    if not isinstance(response, str):
+        raise DataError(f"{where}: {columns.response!r} is {response!r}; it must be text")
+    if not isinstance(metadata, dict):
+        raise DataError(f"{where}: {columns.metadata!r} is a {type(metadata).__name__}; it must be an object")
+    return Sample(
+        index=row.get("index"),
+        prompt=row.get(columns.prompt) or "",
+        response=response,
+        label=row.get(columns.label),
+        metadata=metadata,
+        tokens=row.get("tokens") or [],
+        response_length=row.get("response_length") or 0,
+    )

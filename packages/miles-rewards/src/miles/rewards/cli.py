@@ -1,0 +1,124 @@
+"""``miles-rewards``: grade a file, or serve rewards over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from miles.core.errors import MilesError
+from miles.core.registry import Registry
+from miles.rewards import __version__
+from miles.rewards.batch import Columns, grade_samples, read_rows, samples_of
+from miles.rewards.catalogue import GROUP
+from miles.rewards.context import Settings
+from miles.rewards.table import Graded, report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except MilesError as error:
+        print(f"miles-rewards: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="miles-rewards", description="Grade answers of language models.")
+    parser.add_argument("--version", action="version", version=f"miles-rewards {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_grade(commands.add_parser("grade", help="grade a file", description="Grade the rows of a JSON Lines file."))
+    _add_serve(commands.add_parser("serve", help="serve rewards over HTTP", description="Serve rewards over HTTP."))
+    types = commands.add_parser("types", help="list the reward types", description="List the installed reward types.")
+    types.set_defaults(command=_types)
+    return parser
+
+
+def _add_grade(parser: argparse.ArgumentParser) -> None:
+    columns = Columns()
+    parser.add_argument("--type", required=True, help="reward type, as in --rm-type of a run")
+    parser.add_argument("--input", required=True, type=Path, help="JSON Lines file")
+    parser.add_argument("--output", type=Path, help="write the rows with their outcomes to this file")
+    for name in ("response", "label", "metadata"):
+        parser.add_argument(f"--{name}-key", default=getattr(columns, name), help=f"column of the {name} (%(default)s)")
+    parser.add_argument("--expected", help="column with known rewards, to list the disagreements")
+    parser.add_argument("--reward-key", help="entry of rewards that are mappings (default: their first number)")
+    parser.add_argument("--list", type=int, default=5, help="rows in each list (%(default)s)")
+    _add_execution(parser)
+    parser.set_defaults(command=_grade)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--type", required=True, action="append", help="type to offer; the first is the default")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (%(default)s)")
+    parser.add_argument("--max-body-bytes", type=int, default=16 << 20, help="longest request (%(default)s)")
+    parser.add_argument("--max-batch", type=int, default=1024, help="most items of a batch (%(default)s)")
+    _add_execution(parser)
+    parser.set_defaults(command=_serve)
+
+
+def _add_execution(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, help="processes that grade (default: a quarter of the cores, 2 to 8)")
+    parser.add_argument("--timeout", type=float, help="seconds one grading may take (default: the type's own)")
+    parser.add_argument("--strict-upstream", action="store_true", help="grade as the original graders do")
+    parser.add_argument("--url", help="address of the service of the type remote_rm")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(
+        num_workers=options.workers,
+        timeout_s=options.timeout,
+        strict_upstream=options.strict_upstream,
+        url=options.url,
+        reward_key=getattr(options, "reward_key", None),
+    )
+
+
+def _grade(options: argparse.Namespace) -> int:
+    columns = Columns(options.response_key, options.label_key, options.metadata_key)
+    rows = read_rows(options.input)
+    samples = samples_of(rows, options.input, columns)
+    started = time.perf_counter()
+    outcomes = asyncio.run(grade_samples(options.type, samples, _settings(options)))
+    elapsed_s = time.perf_counter() - started
+    if options.output is not None:
+        lines = (
+            json.dumps({**row, "outcome": dataclasses.asdict(outcome)}) + "\n" for row, outcome in zip(rows, outcomes)
+        )
+        options.output.write_text("".join(lines))
+    graded = Graded(rows, outcomes, options.reward_key, columns.label, columns.response, options.expected)
+    for line in report(graded, elapsed_s, options.list):
+        print(line)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from miles.rewards import server
+    except ModuleNotFoundError as error:
+        raise MilesError(f"serving needs {error.name!r}: pip install 'miles-rewards[serve]'") from error
+    limits = server.Limits(options.max_body_bytes, options.max_batch)
+    app = server.create_app(options.type, _settings(options), limits)
+    uvicorn.run(app, host=options.host, port=options.port, log_level="info", access_log=False)
+    return 0
+
+
+def _types(options: argparse.Namespace) -> int:
+    registry = Registry(GROUP)
+    for name in registry.names():
+        print(f"{name:22} {registry.find(name) or ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

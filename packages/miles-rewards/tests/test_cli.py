@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from miles.rewards.cli import main
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+ROWS = [
+    {"response": r"\boxed{42}", "label": "42", "known": 1},
+    {"response": r"\boxed{41}", "label": "42", "known": 1},
+    {"response": "none \ud800", "label": "42", "known": False},
+]
+
+
+def test_a_file_is_graded_and_compared(tmp_path, capsys):
+    assert main(["grade", "--type", "math", "--input", write(tmp_path / "in", ROWS), "--expected", "known"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 rows" in printed
+    assert "mean reward 0.3333" in printed
+    assert "agreement with 'known': 2 of 3" in printed
+    assert "row 2: 0 (wrong)  label 42" in printed
+    assert "slowest:" in printed
+
+
+def test_outcomes_are_written(tmp_path):
+    output = tmp_path / "out"
+    main(["grade", "--type", "dapo", "--input", write(tmp_path / "in", ROWS), "--output", str(output)])
+    outcomes = [json.loads(line)["outcome"] for line in output.read_text().splitlines()]
+    assert [outcome["category"] for outcome in outcomes] == ["no_answer"] * 3
+    assert outcomes[0]["score"] == {"score": -1.0, "acc": False, "pred": "[INVALID]"}
+
+
+def test_other_columns(tmp_path, capsys):
+    path = write(tmp_path / "in", [{"text": r"\boxed{1}", "gold": 1}])
+    main(["grade", "--type", "math", "--input", path, "--response-key", "text", "--label-key", "gold"])
+    assert "mean reward 1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "line 1: not JSON"),
+        ("[]", "line 1: a list where an object is expected"),
+        ('{"label": 1}', "row 1: 'response' is None"),
+        ('{"response": "x", "metadata": 3}', "row 1: 'metadata' is a int"),
+    ],
+)
+def test_a_malformed_row_is_named(tmp_path, capsys, content, message):
+    path = tmp_path / "in"
+    path.write_text(content)
+    assert main(["grade", "--type", "math", "--input", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_file_and_an_unknown_type_are_named(tmp_path, capsys):
+    assert main(["grade", "--type", "math", "--input", str(tmp_path / "none")]) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert main(["grade", "--type", "mth", "--input", write(tmp_path / "in", ROWS)]) == 2
+    assert "Did you mean 'math'" in capsys.readouterr().err
+
+
+def test_an_empty_file(tmp_path, capsys):
+    assert main(["grade", "--type", "math", "--input", write(tmp_path / "in", [])]) == 0
+    assert capsys.readouterr().out == "no rows\n"
+
+
+def test_types_are_listed(capsys):
+    assert main(["types"]) == 0
+    assert "remote_rm" in capsys.readouterr().out
