@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,6 +150,8 @@ class Job:
         self.num_rollout = _num_rollout(config[Data], per_epoch)
         self._steps_per_rollout = config[Data].num_steps_per_rollout or 1
         self._schedule = _schedule(config, self.num_rollout, per_epoch)
+        gc.collect()
+        gc.freeze()  # models and data sets live as long as the run: a full collection need not walk through them
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         if self._actors is not None:
