@@ -93,7 +93,7 @@ def compare(
 def teach(work: Path) -> tuple[Path, Data]:
     """The model of the quick start after its demonstrations."""
     model, data = quickstart.prepare(work, seed=0)
-    stage = quickstart.demonstrations_stage(work, model, data, seed=0, num_rollout=60)
+    stage = quickstart.demonstrations_stage(work, model, data, seed=0, num_rollout=80)
     process_tree.run([str(miles_command()), *stage.command()[1:]], log=work / "teach.log")
     return work / "taught", data
 
@@ -122,7 +122,8 @@ def run_opponent(opponent: Opponent, workload: Workload, checkpoint: Path, data:
     marks = place / "marks.jsonl"
     command = [opponent.python, opponent.script, "--checkpoint", checkpoint, "--data", data.train]
     command += ["--marks", marks, "--output", place / "other", "--steps", workload.steps]
-    command += ["--threads", opponent.threads, *(["--spread"] if workload.spread else [])]
+    learning_rate = quickstart.practice_stage(place, data, seed=0, num_rollout=1).flags["lr"]
+    command += ["--lr", learning_rate, "--threads", opponent.threads, *(["--spread"] if workload.spread else [])]
     environment = {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(opponent.threads)}
     usage = process_tree.run(list(map(str, command)), watch=marks, log=place / "other.log", env=environment)
     return figures(workload, usage, [json.loads(line)["mean_length"] for line in marks.read_text().splitlines()])

@@ -46,7 +46,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and sampling (default: 0)")
     parser.add_argument("--output", type=Path, help="where everything is made (default: runs/quickstart-SEED)")
-    parser.add_argument("--sft-steps", type=int, default=60, help="batches of 640 demonstrations (default: 60)")
+    parser.add_argument("--sft-steps", type=int, default=80, help="batches of 640 demonstrations (default: 80)")
     parser.add_argument("--steps", type=int, default=60, help="rollouts to practise (default: 60)")
     return parser.parse_args()
 
@@ -126,11 +126,11 @@ def practice_stage(output: Path, data: addition.Data, seed: int, num_rollout: in
             "use-rollout-logprobs": True,  # in fp32 engine and trainer agree: no second forward pass
             "eps-clip": 0.2,
             "eps-clip-high": 0.28,
-            "lr": 2e-4,
+            "lr": 1e-4,
             "lr-decay-style": "constant",
             "adam-beta2": 0.98,
             "eval-prompt-data": ("sums", data.evaluation),
-            "eval-interval": 20,
+            "eval-interval": 5,
             "eval-temperature": 0,
             "save-interval": 20,
             "seed": seed,
