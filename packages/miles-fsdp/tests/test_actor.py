@@ -176,6 +176,28 @@ def test_same_seed_and_data_give_bit_equal_weights(actor, rollout):
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
+def mean_log_prob_loss(args, batch, logits, sum_of_sample_mean):
+    """What ``--loss-type sft_loss`` computes, from logits."""
+    ends = np.cumsum(batch["total_lengths"])
+    chosen = []
+    for ids, end, response in zip(batch["tokens"], ends, batch["response_lengths"], strict=True):
+        rows = logits[end - response - 1 : end - 1].log_softmax(-1)
+        chosen.append(rows.gather(1, ids[len(ids) - response :, None])[:, 0])
+    loss = -sum_of_sample_mean(torch.cat(chosen))
+    return loss, {"scale": loss.detach() * args.scale}
+
+
+def test_a_custom_loss_gets_logits(actor, rollout, monkeypatch):
+    monkeypatch.setattr(math, "custom_loss", mean_log_prob_loss, raising=False)
+    batching = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 60}
+    custom = actor(loss_type="custom_loss", custom_loss_function_path="math.custom_loss", scale=2.0, **batching)
+    built_in = actor(loss_type="sft_loss", **batching)
+    step, expected = (trained.train(rollout()).steps[0] for trained in (custom, built_in))
+    assert step["train/scale"] == pytest.approx(2 * step["train/loss"])
+    assert step["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
+    assert step["train/grad_norm"] == pytest.approx(expected["train/grad_norm"], rel=1e-4)
+
+
 def test_learning_rate_follows_the_schedule(actor, rollout):
     trained = actor(lr=1.0, lr_warmup_iters=2, lr_decay_style="linear", lr_decay_iters=4)
     rates = [trained.train(rollout()).steps[0]["train/lr-pg_0"] for _ in range(5)]

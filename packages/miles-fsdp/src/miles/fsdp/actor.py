@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,7 +124,6 @@ class FsdpActor:
     def _counters(self) -> checkpoint.Counters:
         return checkpoint.Counters(
             steps_done=self._trainer.steps_done,
-            schedule=asdict(self._trainer.schedule),
             world_size=self._site.rank.world_size,
             has_optimizer=not self._checkpoint.no_save_optim,
         )

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,8 +30,6 @@ class Counters:
 
     steps_done: int
     """Optimizer steps."""
-    schedule: dict[str, Any]
-    """The learning-rate schedule they followed."""
     world_size: int
     has_optimizer: bool
 

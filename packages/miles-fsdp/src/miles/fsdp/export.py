@@ -41,12 +41,11 @@ def save_weights(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -
         (directory / _temporary_name(0)).rename(directory / "model.safetensors")
         return
     weight_map = {}
-    for number, names in enumerate(shards):
+    for number, (names, _) in enumerate(shards):
         final = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / _temporary_name(number)).rename(directory / final)
         weight_map.update(dict.fromkeys(names, final))
-    total = sum(path.stat().st_size for path in directory.glob("model-*.safetensors"))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": sum(size for _, size in shards)}, "weight_map": weight_map}
     (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -58,6 +57,8 @@ def save_companions(model: PreTrainedModel, dtype: torch.dtype, source: Path, di
     config.save_pretrained(directory)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(directory)
+    if source.resolve() == directory.resolve():
+        return
     for pattern in _COMPANIONS:
         for path in source.glob(pattern):
             if path.name not in _OURS and not path.name.endswith(".index.json"):
@@ -97,16 +98,17 @@ def _temporary_name(number: int) -> str:
     return f"shard-{number}.partial"
 
 
-def _written_shards(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> Iterator[list[str]]:
+def _written_shards(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> Iterator[tuple[list[str], int]]:
+    """Names and bytes of each file."""
     shard: dict[str, torch.Tensor] = {}
     size = number = 0
     for name, tensor in weights:
         if shard and size + tensor.nbytes > _MAX_SHARD_BYTES:
-            yield _write(shard, directory / _temporary_name(number))
+            yield _write(shard, directory / _temporary_name(number)), size
             shard, size, number = {}, 0, number + 1
         shard[name] = tensor.contiguous().cpu()
         size += tensor.nbytes
-    yield _write(shard, directory / _temporary_name(number))
+    yield _write(shard, directory / _temporary_name(number)), size
 
 
 def _write(shard: dict[str, torch.Tensor], path: Path) -> list[str]:

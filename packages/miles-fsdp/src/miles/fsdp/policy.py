@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel
 
 from miles.core.math.logprobs import LogProbs, linear_logprobs
 from miles.core.training.micro_batch import MicroBatch
+
+Output = Literal["logprobs", "entropy", "logits"]
+"""Log-probabilities; those and entropies; or logits of all tokens of all samples."""
 
 
 class PolicyModule(nn.Module):  # type: ignore[misc]
@@ -27,21 +31,27 @@ class PolicyModule(nn.Module):  # type: ignore[misc]
         self._chunk_size = chunk_size
         self._logit_scale = _logit_scale(lm)
 
-    def forward(self, batch: MicroBatch, with_entropy: bool) -> LogProbs:
+    def forward(self, batch: MicroBatch, output: Output) -> LogProbs | torch.Tensor:
         body = self.lm.base_model(
             input_ids=batch.tokens_P[None],
             position_ids=batch.positions_P[None],
             use_cache=False,
             segments=batch.segments,
         )
-        hidden_TD = body.last_hidden_state[0].index_select(0, batch.rows_T)
+        hidden_PD = body.last_hidden_state[0]
         if self._logit_scale != 1.0:
-            hidden_TD = hidden_TD * self._logit_scale
+            hidden_PD = hidden_PD * self._logit_scale
+        if output == "logits":
+            logits_PV = self.lm.get_output_embeddings()(hidden_PD).float() / self.temperature
+            return batch.segments.end_to_end.spread(logits_PV)
+        return self._log_probs(hidden_PD.index_select(0, batch.rows_T), batch.targets_T, output == "entropy")
+
+    def _log_probs(self, hidden_TD: torch.Tensor, target_T: torch.Tensor, with_entropy: bool) -> LogProbs:
         head = self.lm.get_output_embeddings()
         return linear_logprobs(
             hidden_TD,
             head.weight,
-            batch.targets_T,
+            target_T,
             bias_V=head.bias,
             temperature=self.temperature,
             chunk_size=self._chunk_size,
@@ -73,7 +83,7 @@ class FrozenPolicy:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score(self, micro_batch: MicroBatch) -> LogProbs:
-        return _scores(self.module, micro_batch, False)
+        return _scores(self.module, micro_batch, with_entropy=False)
 
 
 class Policy:
@@ -89,10 +99,14 @@ class Policy:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
-        return _scores(self.module, micro_batch, with_entropy)
+        return _scores(self.module, micro_batch, with_entropy=with_entropy)
 
     def forward(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
-        return _scores(self.module, micro_batch, with_entropy)
+        return _scores(self.module, micro_batch, with_entropy=with_entropy)
+
+    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
+        logits_NV: torch.Tensor = self.module(micro_batch, "logits")
+        return logits_NV
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         if isinstance(self.module, FSDPModule):
@@ -132,9 +146,9 @@ class Policy:
             state.update({name: value.to(device) for name, value in state.items()})
 
 
-def _scores(module: PolicyModule, micro_batch: MicroBatch, with_entropy: bool) -> LogProbs:
+def _scores(module: PolicyModule, micro_batch: MicroBatch, *, with_entropy: bool) -> LogProbs:
     """Through the module's call, whose hooks gather sharded weights."""
-    scores: LogProbs = module(micro_batch, with_entropy)
+    scores: LogProbs = module(micro_batch, "entropy" if with_entropy else "logprobs")
     return scores
 
 

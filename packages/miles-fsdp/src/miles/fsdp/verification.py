@@ -28,7 +28,7 @@ def verify_packing(module: PolicyModule, path: str) -> None:
     probe = _probe(module.lm.config.get_text_config().vocab_size)
     packed = pack(probe, range(len(probe)), response_offsets(probe), torch.device("cpu"))
     alone = torch.cat([_alone(module, *sample) for sample in zip(probe.tokens, probe.response_lengths, strict=True)])
-    difference = (module(packed, False).logp_T - alone).abs().max().item()
+    difference = (module(packed, "logprobs").logp_T - alone).abs().max().item()
     if not difference <= _TOLERANCE:
         raise TrainingError(
             f"{path}: {type(module.lm).__name__} gives other log-probabilities for packed samples than for the same "

@@ -43,8 +43,8 @@ class Columns:
             teacher_logp_A=None if batch.teacher_log_probs is None else _flat(batch.teacher_log_probs, device),
         )
 
-    def loss_batch(self, micro_batch: MicroBatch) -> LossBatch:
-        """The columns of one micro-batch's tokens."""
+    def loss_batch(self, micro_batch: MicroBatch, *, with_tokens: bool = False) -> LossBatch:
+        """The columns of one micro-batch's tokens; and their ids, which only a user's loss looks at."""
 
         def part(column_A: torch.Tensor | None) -> torch.Tensor | None:
             return None if column_A is None else column_A.index_select(0, micro_batch.columns_T)
@@ -58,6 +58,7 @@ class Columns:
             ref_logp_T=part(self.ref_logp_A),
             rollout_logp_T=part(self.rollout_logp_A),
             total_lengths=micro_batch.segments.lengths,
+            tokens=micro_batch.whole_samples() if with_tokens else None,
         )
 
     def broken_samples(self, *further_A: torch.Tensor) -> list[int]:

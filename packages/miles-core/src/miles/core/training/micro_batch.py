@@ -35,6 +35,11 @@ class MicroBatch:
     columns_T: torch.Tensor
     """Place of each response token in the rollout's columns of A."""
 
+    def whole_samples(self) -> tuple[torch.Tensor, ...]:
+        """Prompt and response token ids of each sample."""
+        ids: tuple[torch.Tensor, ...] = self.segments.end_to_end.spread(self.tokens_P).split(self.segments.lengths)
+        return ids
+
 
 def response_offsets(batch: RolloutBatch) -> Ints:
     """[samples + 1] where the response of each sample begins in the rollout's columns of A."""

@@ -26,6 +26,9 @@ class Model(Protocol):
     def forward(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
         """Log-probabilities of the response tokens, with a graph."""
 
+    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
+        """Logits of all tokens of all samples, end to end, divided by the temperature: [N, V] in fp32, with a graph."""
+
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add this micro-batch's gradient.  ``last`` is the step's last one: gradients are summed over ranks then."""
 

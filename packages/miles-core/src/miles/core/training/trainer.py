@@ -48,7 +48,7 @@ class RolloutTrainer:
     ) -> None:
         algorithm, data = config[Algorithm], config[Data]
         spec = ObjectiveSpec.from_flags(config)
-        self.schedule = learning_rate(config[Optimizer], data)
+        self._schedule = learning_rate(config[Optimizer], data)
         self._model = model
         self._reference = reference
         self._ranks = ranks
@@ -129,23 +129,28 @@ class RolloutTrainer:
         """All optimizer steps.  The scores of a single step are those of the old policy, if nobody asked before."""
         recorder = _Recorder(columns, self._ranks)
         metrics = [self._step(batch, step, columns, recorder) for step in steps]
-        if len(steps) == 1 and columns.old_logp_A is None:
+        if len(steps) == 1 and columns.old_logp_A is None and self._objective.consumes == "logprobs":
             columns.old_logp_A, columns.entropy_A = recorder.result()
         return metrics
 
     def _step(self, batch: RolloutBatch, step: StepPlan, columns: Columns, recorder: _Recorder) -> dict[str, float]:
         denominator = self._objective.denominator(step.mask_sums)
+        on_logits = self._objective.consumes == "logits"
         loss_batches = self._objective.prepare(
-            [columns.loss_batch(micro_batch) for micro_batch in step.micro_batches], self._ranks.sum
+            [columns.loss_batch(micro_batch, with_tokens=on_logits) for micro_batch in step.micro_batches],
+            self._ranks.sum,
         )
         with_entropy = self._needs[True].entropy or (self._log_entropy and columns.old_logp_A is None)
         sums = MetricSums()
         losses = []
         for number, (micro_batch, loss_batch) in enumerate(zip(step.micro_batches, loss_batches, strict=True), 1):
-            scores = self._model.forward(micro_batch, with_entropy=with_entropy)
-            output = self._objective(scores, loss_batch)
+            if on_logits:
+                output = self._objective(self._model.logits(micro_batch), loss_batch)
+            else:
+                scores = self._model.forward(micro_batch, with_entropy=with_entropy)
+                recorder.add(micro_batch, scores)
+                output = self._objective(scores, loss_batch)
             self._model.backward(output.loss / denominator, last=number == len(step.micro_batches))
-            recorder.add(micro_batch, scores)
             sums.add(output)
             losses.append(output.loss.detach())
         means = sums.means(denominator=denominator, num_samples=len(step.mask_sums), all_reduce=self._ranks.sum)
@@ -155,7 +160,7 @@ class RolloutTrainer:
         """Take the optimizer step, unless loss or gradient is not finite."""
         if not math.isfinite(means["loss"]):
             raise TrainingError(f"the loss is {means['loss']}: {blame()}")
-        rate = self.schedule.at(self.steps_done)
+        rate = self._schedule.at(self.steps_done)
         grad_norm = self._model.step(rate)
         if not math.isfinite(grad_norm):
             raise TrainingError(f"the norm of the gradient is {grad_norm}: {blame()}")

@@ -1,0 +1,176 @@
+"""The training procedure over a table of logits: next token from present token alone."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from miles.core.config import Config
+from miles.core.errors import TrainingError
+from miles.core.math.logprobs import token_logprobs
+from miles.core.training.ranks import SingleRank
+from miles.core.training.trainer import RolloutTrainer
+from miles.core.types.batch import RolloutBatch
+
+VOCABULARY = 11
+CPU = torch.device("cpu")
+
+
+class TableModel:
+    """Counts its passes."""
+
+    def __init__(self, seed=0):
+        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        self.forwards = self.scorings = self.resets = 0
+        self.lasts = []
+
+    def score(self, micro_batch, *, with_entropy=False):
+        self.scorings += 1
+        with torch.no_grad():
+            return self._log_probs(micro_batch, with_entropy)
+
+    def forward(self, micro_batch, *, with_entropy=False):
+        self.forwards += 1
+        return self._log_probs(micro_batch, with_entropy)
+
+    def backward(self, loss, *, last):
+        self.lasts.append(last)
+        loss.backward()
+
+    def step(self, learning_rate):
+        norm = float(self.table.grad.norm())
+        if math.isfinite(norm):
+            with torch.no_grad():
+                self.table -= learning_rate * self.table.grad
+        self.table.grad = None
+        return norm
+
+    def reset_optimizer(self):
+        self.resets += 1
+
+    def _log_probs(self, micro_batch, with_entropy):
+        logits = self.table[micro_batch.tokens_P[micro_batch.rows_T]]
+        return token_logprobs(logits, micro_batch.targets_T, with_entropy=with_entropy)
+
+
+def make_batch(num_samples=8, seed=0, **changes):
+    rng = np.random.default_rng(seed)
+    responses = rng.integers(1, 9, num_samples).tolist()
+    rewards = tuple(rng.normal(size=num_samples).tolist())
+    columns = {
+        "rollout_id": 3,
+        "tokens": tuple(rng.integers(0, VOCABULARY, 3 + r) for r in responses),
+        "response_lengths": tuple(responses),
+        "loss_masks": tuple(np.ones(r, np.float32) for r in responses),
+        "rewards": rewards,
+        "raw_rewards": rewards,
+        "truncated": (True, False) * (num_samples // 2),
+        "sample_indices": tuple(range(40, 40 + num_samples)),
+        "group_indices": tuple(range(num_samples)),
+    }
+    return RolloutBatch(**columns | changes)
+
+
+def make_trainer(model=None, reference=None, **flags):
+    config = Config.of(**{"train_backend": "fsdp", "rollout_batch_size": 8, "lr": 0.1, "micro_batch_size": 3} | flags)
+    return RolloutTrainer(config, model or TableModel(), reference=reference, ranks=SingleRank(), device=CPU)
+
+
+def test_one_step_takes_one_pass_over_the_samples():
+    model = TableModel()
+    make_trainer(model).train(make_batch())
+    assert (model.forwards, model.scorings) == (3, 0)
+
+
+def test_gradients_are_summed_over_ranks_once_per_step():
+    model = TableModel()
+    make_trainer(model, num_steps_per_rollout=2).train(make_batch())
+    assert model.lasts == [False, True, False, True]
+
+
+def test_several_steps_take_a_scoring_pass_first():
+    model = TableModel()
+    report = make_trainer(model, num_steps_per_rollout=2).train(make_batch())
+    assert (model.forwards, model.scorings, len(report.steps)) == (4, 4, 2)
+
+
+def test_the_engines_log_probs_as_old_ones_take_no_scoring_pass():
+    batch = make_batch()
+    batch = make_batch(rollout_log_probs=tuple(np.full(r, -2.0, np.float32) for r in batch.response_lengths))
+    model = TableModel()
+    report = make_trainer(model, use_rollout_logprobs=True, num_steps_per_rollout=2).train(batch)
+    assert model.scorings == 0
+    assert report.steps[0]["train/ppo_kl"] != 0.0
+
+
+def test_the_reference_scores_once_per_micro_batch_and_is_reported():
+    reference = TableModel(seed=1)
+    report = make_trainer(reference=reference, use_kl_loss=True, kl_loss_coef=0.1).train(make_batch())
+    assert (reference.scorings, reference.forwards) == (3, 0)
+    assert "rollout/ref_log_probs" in report.metrics
+    assert "ref_log_probs" in report.timings
+
+
+def test_entropy_is_reported_when_asked_for():
+    assert "rollout/entropy" not in make_trainer().train(make_batch()).metrics
+    for flags in ({}, {"num_steps_per_rollout": 2}):
+        metrics = make_trainer(use_rollout_entropy=True, **flags).train(make_batch()).metrics
+        assert 0 < metrics["rollout/entropy"] < math.log(VOCABULARY)
+
+
+def test_columns_of_the_rollout_are_averaged_over_samples():
+    batch = make_batch()
+    metrics = make_trainer().train(batch).metrics
+    assert metrics["rollout/raw_reward"] == pytest.approx(np.mean(batch.raw_rewards))
+    assert metrics["rollout/response_lengths"] == np.mean(batch.response_lengths)
+    assert metrics["rollout/truncated"] == 0.5
+    assert metrics["rollout/advantages"] == pytest.approx(np.mean(batch.rewards), abs=1e-6)
+
+
+def test_log_probs_of_a_single_step_are_those_before_it():
+    batch, model = make_batch(), TableModel()
+    expected = make_trainer(TableModel(), num_steps_per_rollout=2).train(batch).metrics["rollout/log_probs"]
+    assert make_trainer(model).train(batch).metrics["rollout/log_probs"] == pytest.approx(expected)
+
+
+def test_steps_are_counted_over_rollouts_for_the_schedule():
+    trainer = make_trainer(num_steps_per_rollout=2, lr=1.0, lr_warmup_iters=4)
+    rates = [step["train/lr-pg_0"] for _ in range(2) for step in trainer.train(make_batch()).steps]
+    assert rates == [0.0, 0.25, 0.5, 0.75]
+    assert trainer.steps_done == 4
+
+
+def test_the_optimizer_is_reset_when_asked():
+    model = TableModel()
+    trainer = make_trainer(model, reset_optimizer_states=True)
+    trainer.train(make_batch())
+    trainer.train(make_batch())
+    assert model.resets == 2
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_no_step():
+    model = TableModel()
+    trainer = make_trainer(model)
+    model.step = lambda learning_rate: math.inf
+    with pytest.raises(TrainingError, match="norm of the gradient is inf: rollout 3, optimizer step 0; every sample's"):
+        trainer.train(make_batch())
+    assert trainer.steps_done == 0
+
+
+def test_scores_that_are_not_finite_name_their_samples():
+    model = TableModel()
+    with torch.no_grad():
+        model.table[5] = math.nan
+    batch = make_batch()
+    broken = [i for i, t, r in zip(batch.sample_indices, batch.tokens, batch.response_lengths) if 5 in t[-r - 1 : -1]]
+    for flags in ({}, {"num_steps_per_rollout": 2}):
+        with pytest.raises(TrainingError) as caught:
+            make_trainer(model, **flags).train(batch)
+        assert str(broken) in str(caught.value)
+
+
+def test_a_response_without_prompt_is_refused():
+    batch = make_batch(tokens=tuple(np.arange(r) for r in make_batch().response_lengths))
+    with pytest.raises(TrainingError, match=r"the samples \[40, 41, .* have no prompt token"):
+        make_trainer().train(batch)
