@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ class Status(StrEnum):
     """Could not be generated; ``metadata["error"]`` says why."""
 
 
+_Status: TypeAlias = Status  # inside Sample the name is taken
 _STATUS_OF_FINISH_REASON = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
@@ -68,7 +69,7 @@ class Sample:
     R = response tokens, T = prompt + response tokens.
     """
 
-    Status = Status
+    Status: ClassVar = Status  # hooks write Sample.Status.COMPLETED
 
     group_index: int | None = None
     """Index of the prompt group; counts up over the whole run."""
@@ -103,7 +104,7 @@ class Sample:
     multimodal_train_inputs: dict[str, Any] | None = None
     remove_sample: bool = False
     """Mask the whole sample out of the loss; it still counts in its group's reward statistics."""
-    status: Status = Status.PENDING
+    status: _Status = Status.PENDING
     metadata: dict[str, Any] = field(default_factory=dict)
     train_metadata: dict[str, Any] | None = None
     generate_function_path: str | None = None
@@ -170,11 +171,13 @@ class Sample:
         for name, values in lengths.items():
             if values is not None and len(values) != self.response_length:
                 raise ValueError(
-                    f"sample {self.index}: {name} has {len(values)} entries, the response has {self.response_length} tokens"
+                    f"sample {self.index}: {name} has {len(values)} entries, "
+                    f"the response has {self.response_length} tokens"
                 )
         if self.response_length > len(self.tokens):
             raise ValueError(
-                f"sample {self.index}: response_length is {self.response_length}, but there are {len(self.tokens)} tokens"
+                f"sample {self.index}: response_length is {self.response_length}, "
+                f"but there are {len(self.tokens)} tokens"
             )
 
     def to_dict(self) -> dict[str, Any]:
