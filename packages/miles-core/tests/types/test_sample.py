@@ -4,9 +4,8 @@ from miles.core.types import Sample, Status
 
 
 def generated(**values) -> Sample:
-    return Sample(
-        **{"index": 3, "tokens": [5, 6, 7, 8], "response_length": 2, "rollout_log_probs": [-1.0, -2.0]} | values
-    )
+    fields = {"index": 3, "tokens": [5, 6, 7, 8], "response_length": 2, "rollout_log_probs": [-1.0, -2.0]}
+    return Sample(**fields | values)
 
 
 def test_prompt_and_response_split_the_tokens():

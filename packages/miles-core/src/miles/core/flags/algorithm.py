@@ -96,11 +96,12 @@ class Algorithm(Group):
     """Correction used instead of the truncated weight: name of an installed one, or a dotted path."""
 
     tis_mode: Literal["truncate", "clip", "mask"] = "truncate"
-    """Correction ``mis``: what happens to a weight out of bounds. ``truncate`` cuts it to the upper bound, ``clip`` to both,
-    ``mask`` takes its tokens out of the loss."""
+    """Correction ``mis``: what happens to a weight out of bounds. ``truncate`` cuts it to the upper bound, ``clip`` to
+    both, ``mask`` takes its tokens out of the loss."""
 
     tis_level: Literal["token", "sequence", "geometric"] = "token"
-    """Correction ``mis``: what a weight belongs to. ``geometric``: a sequence, by the mean of its tokens' log-ratios."""
+    """Correction ``mis``: what a weight belongs to. ``geometric``: a sequence, by the mean of its tokens'
+    log-ratios."""
 
     tis_lower_bound: PositiveFloat | None = None
     """Correction ``mis``: lower bound of a weight. Defaults to 1 / ``--tis-upper-bound``."""
@@ -112,8 +113,8 @@ class Algorithm(Group):
     """Correction ``mis``: divide the weights by their mean over the optimizer step."""
 
     use_rs: bool = False
-    """Rejection sampling: tokens whose ratio of trainer to engine is out of bounds leave the loss. Chooses the correction
-    ``mis``."""
+    """Rejection sampling: tokens whose ratio of trainer to engine is out of bounds leave the loss. Chooses the
+    correction ``mis``."""
 
     rs_level: Literal["token", "sequence", "geometric"] = "token"
     """What the ratio of a rejection belongs to."""

@@ -43,7 +43,7 @@ class TrainReport:
 
 
 class Actor(Protocol):
-    """One rank of the model being trained.  Methods without "local" in their text are collective: every rank calls them."""
+    """One rank of the model being trained.  Every rank calls a method at the same time, unless its text says local."""
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         """Train on one rollout.  ``batch`` is the whole rollout on every rank; a rank picks its own share."""

@@ -35,7 +35,7 @@ class EngineProcess(Protocol):
         """``http://host:port``."""
 
     def wait_ready(self, deadline_s: float) -> None:
-        """Return when ``/health_generate`` answers 200; raise EngineError with the end of its log when it dies or is late."""
+        """Return when ``/health_generate`` answers 200; EngineError with the end of its log when it dies or is late."""
 
     def alive(self) -> bool:
         """Whether the process runs."""
