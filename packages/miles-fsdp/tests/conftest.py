@@ -18,6 +18,13 @@ from miles.core.types.batch import RolloutBatch
 from miles.fsdp.backend import FsdpBackend
 
 VOCABULARY = 96
+# Flags that the trainer reads and another package owns, which need not be installed here.
+OF_THE_ROLLOUT_PACKAGE = {
+    "rollout_temperature": 1.0,
+    "rollout_max_prompt_len": None,
+    "rollout_max_response_len": None,
+    "use_dynamic_global_batch_size": False,
+}
 # Forked children cannot use the parent's thread pool.
 torch.set_num_threads(1)
 
@@ -58,7 +65,7 @@ def config(checkpoint):
             "n_samples_per_prompt": 2,
             "lr": 1e-2,
             "num_rollout": 10,
-        }
+        } | OF_THE_ROLLOUT_PACKAGE
         return Config.of(**(defaults | values))
 
     return make

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,35 @@ def test_kl_in_the_reward_changes_the_advantages(actor, rollout):
     assert second["rollout/advantages"] != pytest.approx(second["rollout/rewards"], abs=1e-3)
 
 
+ALGORITHMS = {
+    "gspo": {"advantage_estimator": "gspo"},
+    "dual clip": {"eps_clip_high": 0.28, "eps_clip_c": 3.0},
+    "reinforce++": {"advantage_estimator": "reinforce_plus_plus", "normalize_advantages": True, "kl_coef": 0.1},
+    "distillation": {"advantage_estimator": "on_policy_distillation"},
+    "tis": {"use_tis": True},
+    "icepop": {"use_tis": True, "custom_tis_function_path": "icepop"},
+    "rejection": {"use_rs": True, "rs_level": "geometric", "rs_upper_bound": 1.5},
+    "opsm": {"use_opsm": True},
+    "engine's log-probs": {"use_rollout_logprobs": True},
+    "unbiased kl": {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k3", "use_unbiased_kl": True},
+    "entropy bonus": {"entropy_coef": 0.01},
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_moves_the_weights(actor, rollout, name, steps):
+    batch = rollout()
+    batch = replace(batch, teacher_log_probs=tuple(logp + 0.5 for logp in batch.rollout_log_probs))
+    trained = actor(**ALGORITHMS[name], num_steps_per_rollout=steps, use_dynamic_batch_size=True, max_tokens_per_gpu=60)
+    before = weights_of(trained)
+    report = trained.train(batch)
+    assert len(report.steps) == steps
+    assert all(math.isfinite(value) for step in report.steps for value in step.values())
+    assert all(step["train/grad_norm"] > 0 for step in report.steps)
+    assert not torch.equal(weights_of(trained)["model.norm.weight"], before["model.norm.weight"])
+
+
 def test_whitened_advantages_have_mean_zero_over_tokens(actor, rollout):
     batch = rollout(responses=[5] * 8)
     report = actor(normalize_advantages=True).train(batch)
@@ -142,7 +172,7 @@ def test_a_reward_that_is_not_a_number_stops_before_the_step_and_names_the_sampl
     trained = actor()
     before = weights_of(trained)
     batch = rollout()
-    batch = type(batch)(**{f: getattr(batch, f) for f in batch.__slots__} | {"rewards": (math.nan, *batch.rewards[1:])})
+    batch = replace(batch, rewards=(math.nan, *batch.rewards[1:]))
     with pytest.raises(TrainingError, match=r"the loss is nan: rollout 0, optimizer step 0.*\[100\]"):
         trained.train(batch)
     for name, tensor in trained.named_weights():

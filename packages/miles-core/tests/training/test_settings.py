@@ -4,7 +4,7 @@ from miles.core.config import Config
 from miles.core.flags.data import Data
 from miles.core.flags.optimizer import Optimizer
 from miles.core.training.packing import Packing
-from miles.core.training.settings import learning_rate, packing, schedule_problems
+from miles.core.training.settings import cap_warning, learning_rate, packing, schedule_problems
 
 
 def config(**values):
@@ -25,6 +25,14 @@ def test_the_token_cap_counts_only_with_dynamic_batches():
     assert packing(config(max_tokens_per_gpu=100, micro_batch_size=3)[Data]) == Packing(None, 3)
     dynamic = config(use_dynamic_batch_size=True, max_tokens_per_gpu=100, balance_data=True)
     assert packing(dynamic[Data]) == Packing(100, 1, balance=True)
+
+
+def test_samples_that_may_exceed_the_cap_are_announced():
+    data = config(use_dynamic_batch_size=True, max_tokens_per_gpu=100)[Data]
+    assert "--max-tokens-per-gpu 100" in cap_warning(data, 60, 50)
+    assert cap_warning(data, 50, 50) is None
+    assert cap_warning(data, None, 500) is None
+    assert cap_warning(config(max_tokens_per_gpu=100)[Data], 60, 50) is None
 
 
 def test_the_decay_ends_with_the_run():

@@ -115,7 +115,7 @@ class Policy:
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = _whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         norm_value = float(norm)
         if math.isfinite(norm_value):

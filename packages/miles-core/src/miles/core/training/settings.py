@@ -35,6 +35,17 @@ def learning_rate(optimizer: Optimizer, data: Data) -> LearningRate:
     )
 
 
+def cap_warning(data: Data, max_prompt: int | None, max_response: int | None) -> str | None:
+    """What to tell a user whose samples may exceed the cap on tokens; None when they cannot or nobody knows."""
+    cap = packing(data).max_tokens
+    if cap is None or max_prompt is None or max_response is None or max_prompt + max_response <= cap:
+        return None
+    return (
+        f"a sample may have --rollout-max-prompt-len {max_prompt} + --rollout-max-response-len {max_response} tokens, "
+        f"more than --max-tokens-per-gpu {cap}: it will be alone in a micro-batch that exceeds the cap"
+    )
+
+
 def schedule_problems(optimizer: Optimizer, data: Data) -> list[str]:
     """What stops the schedule from being computed."""
     problems = []

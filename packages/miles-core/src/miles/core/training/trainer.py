@@ -6,6 +6,7 @@ so that everyone computes advantages, whitening and metrics on the whole rollout
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.ranks import Ranks
-from miles.core.training.settings import learning_rate, packing
+from miles.core.training.settings import cap_warning, learning_rate, packing
 from miles.core.types.batch import RolloutBatch
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class RolloutTrainer:
         self._ranks = ranks
         self._device = device
         self._packing = packing(data)
+        if ranks.index == 0 and (
+            warning := cap_warning(data, config.rollout_max_prompt_len, config.rollout_max_response_len)
+        ):
+            logging.getLogger(__name__).warning(warning)
         self._samples_per_step = None if config.use_dynamic_global_batch_size else data.global_batch_size
         self._objective = build_objective(spec, config)
         self._estimator = build_advantages(spec) if algorithm.compute_advantages_and_returns else None
