@@ -33,14 +33,12 @@ class AsgiProxy:
 class AsgiExchange(Exchange):
     """A proxied request of an ASGI server."""
 
-    __slots__ = ("_messages", "_open", "_queued_bytes", "_ready", "_scanner")
-
     def __init__(self, dispatcher: Dispatcher, scope: Scope) -> None:
         headers: list[Header] = list(scope["headers"])
         lengths = [int(value) for name, value in headers if name == b"content-length"]
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
         method = scope["method"].encode("ascii")
-        super().__init__(dispatcher, method, target, headers, lengths[0] if lengths else None, dispatcher.loop.time())
+        super().__init__(dispatcher, method, target, headers, lengths[0] if lengths else None)
         self._messages: list[Message | None] = []  # None: the answer is broken
         self._queued_bytes = 0
         self._ready = asyncio.Event()
@@ -63,7 +61,7 @@ class AsgiExchange(Exchange):
                 self.feed_end()
 
     async def answer(self, send: Send) -> None:
-        """Send the answer; raises ConnectionError in the middle of a broken one, which makes the server close."""
+        """Send the answer; returns in the middle of a broken one, which makes the server close the connection."""
         more = True
         while more:
             await self._ready.wait()
@@ -72,7 +70,7 @@ class AsgiExchange(Exchange):
             self._queued_bytes = 0
             for message in messages:
                 if message is None:
-                    raise ConnectionError("the worker's answer broke off")
+                    return
                 await send(message)
                 more = message["type"] == "http.response.start" or message["more_body"]
             if self.connection is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import uuid
 from typing import Any
@@ -22,11 +23,25 @@ OPEN_PATHS = frozenset(("/health", "/liveness", "/readiness"))
 
 WORKER_PATHS = frozenset(("/add_worker", "/remove_worker", "/list_workers", "/workers", "/metrics", "/router/status"))
 
+_MAX_KNOWN_TARGETS = 1024
+
 _CONTROL_TARGETS = frozenset(path.encode() for path in OPEN_PATHS | WORKER_PATHS | FAN_OUT_PATHS)
+
+
+_known_targets: dict[bytes, bool] = {}  # needs_asgi of targets seen lately
 
 
 def needs_asgi(target: bytes) -> bool:
     """Whether a request target is the control plane's, or written so that only a full parse can tell."""
+    known = _known_targets.get(target)
+    if known is None:
+        if len(_known_targets) >= _MAX_KNOWN_TARGETS:
+            _known_targets.clear()
+        known = _known_targets[target] = _is_unusual(target)
+    return known
+
+
+def _is_unusual(target: bytes) -> bool:
     query = target.find(b"?")
     path = target if query < 0 else target[:query]
     return (
@@ -191,10 +206,11 @@ class ControlPlane:
         for worker in self._fleet:
             if name in (worker.url, _identity(worker)):
                 return worker
-        worker_or_none = self._fleet.get(name)
-        if worker_or_none is None:
-            raise HTTPException(404, f"no worker {name!r}")
-        return worker_or_none
+        with contextlib.suppress(ConfigError):
+            worker_or_none = self._fleet.get(name)
+            if worker_or_none is not None:
+                return worker_or_none
+        raise HTTPException(404, f"no worker {name!r}")
 
     def _in_flight(self) -> dict[str, int]:
         return {worker.url: worker.in_flight for worker in self._fleet}

@@ -32,17 +32,24 @@ class Dispatcher:
         self.policy = policy
         self.metrics = metrics
         self.loop = asyncio.get_running_loop()
-        self.in_flight = 0
+        self.buffered_body_bytes = min(settings.buffered_body_bytes, settings.max_body_bytes)
         self.waiting: OrderedDict[Exchange, None] = OrderedDict()
+        self._limited = settings.max_connections is not None or settings.max_in_flight_per_worker is not None
         self._tasks: set[asyncio.Task[None]] = set()
         fleet.on_ready = self.pump
         fleet.on_quarantine = self._leave
 
+    @property
+    def in_flight(self) -> int:
+        """Requests at workers."""
+        return sum(worker.in_flight for worker in self.fleet)
+
     def place(self, exchange: Exchange) -> None:
         """Send ``exchange`` to a worker, or let it wait for one."""
-        worker = None if self.waiting else self._choose(exchange)
-        if worker is not None:
+        if not self.waiting and (worker := self._choose(exchange)) is not None:
             exchange.assign(worker)
+        elif exchange.ended:  # its choice failed
+            return
         elif not len(self.fleet):
             exchange.refuse(Refusal(503, "no worker is registered", _RETRY_AFTER_S))
         elif len(self.waiting) >= self.settings.queue_size:
@@ -67,7 +74,6 @@ class Dispatcher:
 
     def released(self, worker: Worker) -> None:
         """``worker`` has finished with one request."""
-        self.in_flight -= 1
         if self.waiting:
             self.pump()
         if worker.draining and not worker.in_flight:
@@ -78,10 +84,11 @@ class Dispatcher:
         while self.waiting:
             exchange = next(iter(self.waiting))
             worker = self._choose(exchange)
-            if worker is None:
+            if worker is not None:
+                self.waiting.popitem(last=False)
+                exchange.assign(worker)
+            elif not exchange.ended:
                 return
-            self.waiting.popitem(last=False)
-            exchange.assign(worker)
 
     def connect(self, exchange: Exchange, worker: Worker) -> asyncio.Task[None]:
         """Open a connection for ``exchange``, which learns how that went."""
@@ -140,14 +147,24 @@ class Dispatcher:
                 connection.abandon()
 
     def _choose(self, exchange: Exchange) -> Worker | None:
+        ready = self.fleet.ready
+        if self._limited or exchange.tried:
+            ready = self._eligible(exchange)
+        try:
+            return self.policy.choose(ready, exchange) if ready else None
+        except Exception:  # a plugin's fault must cost one request, not the router
+            logger.exception("policy %s failed", self.settings.policy)
+            exchange.refuse(Refusal(500, f"policy {self.settings.policy} failed"))
+            return None
+
+    def _eligible(self, exchange: Exchange) -> list[Worker]:
+        """Ready workers below their limit, those that have not had ``exchange`` if there are any."""
         settings, ready = self.settings, self.fleet.ready
         if settings.max_connections is not None and self.in_flight >= settings.max_connections:
-            return None
+            return []
         if settings.max_in_flight_per_worker is not None:
             ready = [worker for worker in ready if worker.in_flight < settings.max_in_flight_per_worker]
-        if exchange.tried:
-            ready = [worker for worker in ready if worker not in exchange.tried] or ready
-        return self.policy.choose(ready, exchange) if ready else None
+        return [worker for worker in ready if worker not in exchange.tried] or ready
 
     def _leave(self, worker: Worker) -> None:
         for exchange in list(worker.exchanges):

@@ -11,10 +11,9 @@ import json
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from miles.router.framing import Header, ResponseHead, connection_options
+from miles.router.framing import CONNECTION_FIELDS, Header, ResponseHead, connection_options
 
 if TYPE_CHECKING:
     from miles.router.dispatcher import Dispatcher
@@ -25,25 +24,7 @@ _PEEK_BYTES = 4096
 _JOIN_BYTES = 64 * 1024  # below it one joined write is cheaper than several
 _REQUEST_ID = re.compile(rb'"rid"\s*:\s*("(?:[^"\\]|\\.){1,512}"|\[[^\[\]]{1,4096}\])')
 _WRITTEN_ANEW = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect", b"trailer"))
-
-
-def request_ids(body: bytes) -> str | list[str] | None:
-    """The engine's name for a request, its ``rid``; a list for a batch; None when the client gave none."""
-    match = _REQUEST_ID.search(body)
-    try:
-        value = json.loads(match[1]) if match else None
-    except ValueError:
-        return None
-    return value if isinstance(value, str | list) else None
-
-
-class Outcome(StrEnum):
-    """How an exchange ended."""
-
-    ANSWERED = "answered"  # the client got a worker's whole answer
-    REFUSED = "refused"  # the client got an error from the router
-    CUT = "cut"  # the answer broke off; the client's connection was closed so that it sees that
-    CANCELLED = "cancelled"  # the client left first
+_DROPPED = CONNECTION_FIELDS | _WRITTEN_ANEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +41,33 @@ class Refusal:
 
 
 class Exchange(ABC):
-    """One request and its answer.  ``start`` is the loop time at which its head was complete."""
+    """One request and its answer.
 
-    __slots__ = (
-        "attempts", "backoff", "bodiless", "body", "body_size", "connection", "declared_length", "dial", "dispatcher",
-        "ended", "fresh", "headers", "held", "method", "peeked", "received", "replayable", "start", "started", "status",
-        "streaming", "target", "tried", "uploaded", "waiting_since", "worker",
-    )  # fmt: skip
+    ``start`` is the loop time at which its head was complete.  What most requests leave as it is has its value on the
+    class, which makes an exchange cheap to create.
+    """
+
+    # The request: pieces of its body; whether all came, whether all were written, whether it can be sent again.
+    body_size = 0
+    received = False
+    uploaded = False
+    streaming = False
+    replayable = True
+    peeked = b""
+    # Its way: the worker it counts at, the connection that carries it.
+    worker: Worker | None = None
+    connection: UpstreamConnection | None = None
+    dial: asyncio.Task[None] | None = None
+    backoff: asyncio.TimerHandle | None = None
+    waiting_since: float | None = None
+    tried: tuple[Worker, ...] = ()
+    attempts = 0
+    fresh = False
+    # The answer: its status, the part held back, whether any of it went to the client.
+    status = 0
+    held: tuple[ResponseHead, int, list[bytes]] | None = None
+    started = False
+    ended = False
 
     def __init__(
         self,
@@ -75,44 +76,25 @@ class Exchange(ABC):
         target: bytes,
         headers: list[Header],
         declared_length: int | None,
-        start: float,
     ) -> None:
         self.dispatcher = dispatcher
         self.method = method
         self.target = target
         self.headers = headers
         self.declared_length = declared_length
-        self.start = start
         self.bodiless = method == b"HEAD"
-        # The request: pieces of its body, whether all came, whether all were written, whether it can be sent again.
+        self.start = dispatcher.loop.time()
         self.body: list[bytes] = []
-        self.body_size = 0
-        self.received = False
-        self.uploaded = False
-        self.streaming = False
-        self.replayable = True
-        self.peeked = b""
-        # Its way: the worker it counts at, the connection that carries it.
-        self.worker: Worker | None = None
-        self.connection: UpstreamConnection | None = None
-        self.dial: asyncio.Task[None] | None = None
-        self.backoff: asyncio.TimerHandle | None = None
-        self.waiting_since: float | None = None
-        self.tried: tuple[Worker, ...] = ()
-        self.attempts = 0
-        self.fresh = False
-        # The answer: its status, the part held back, whether any of it went to the client.
-        self.status = 0
-        self.held: tuple[ResponseHead, int, list[bytes]] | None = None
-        self.started = False
-        self.ended = False
         dispatcher.metrics.received += 1
 
     # The client's side.
 
     @abstractmethod
     def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
-        """Send the head and ``data[body_at:]``, the first part of the body as on the wire."""
+        """Send the head and ``data[body_at:]``, the first part of the body as on the wire.
+
+        ``data[:body_at]`` is the head as on the wire.
+        """
 
     @abstractmethod
     def deliver(self, data: bytes, complete: bool) -> None:
@@ -151,20 +133,11 @@ class Exchange(ABC):
 
     def feed(self, data: bytes) -> None:
         """A piece of the request's body came."""
-        if self.ended:
-            return
         self.body_size += len(data)
-        settings = self.dispatcher.settings
-        if self.body_size > settings.max_body_bytes:
-            self.refuse(Refusal(413, f"request body above {settings.max_body_bytes} bytes"))
-        elif self.streaming and self.connection is not None:
-            self._upload(data)
-        else:
+        if self.body_size <= self.dispatcher.buffered_body_bytes:
             self.body.append(data)
-            if self.body_size > settings.buffered_body_bytes and not self.streaming:
-                self.streaming = True
-                self.pause_client()
-                self.begin()
+        elif not self.ended:
+            self._feed_long(data)
 
     def feed_end(self) -> None:
         """The request is complete."""
@@ -187,7 +160,8 @@ class Exchange(ABC):
         if self.worker is not None and self.connection is not None:
             self.dispatcher.abort_request(self.worker, request_ids(self.peeked or self.body_start()))
         self._detach()
-        self._end(Outcome.CANCELLED)
+        self._end()
+        self.dispatcher.metrics.cancelled += 1
 
     # Called by the dispatcher.
 
@@ -197,10 +171,8 @@ class Exchange(ABC):
         self.waiting_since = None
         worker.in_flight += 1
         worker.exchanges.add(self)
-        self.dispatcher.in_flight += 1
-        connection = None if self.fresh or self.streaming else worker.take_idle()
-        if connection is not None:
-            self.attach(connection)
+        if worker.idle and not self.fresh and not self.streaming:
+            self.attach(worker.idle.popitem()[0])
         else:
             self.dial = self.dispatcher.connect(self, worker)
 
@@ -212,39 +184,32 @@ class Exchange(ABC):
         connection.begin(self)
         head = self._request_head(connection.worker.authority)
         if not self.received:
-            self.replayable = False
-        if self.body_size < _JOIN_BYTES and self.received:
+            self._begin_upload(connection, head)
+            return
+        self.uploaded = True
+        if self.body_size < _JOIN_BYTES:
             connection.transport.write(b"".join((head, *self.body)))
-            self.uploaded = True
-            return
-        pieces, self.uploaded = self.body, False
-        if self.received:
-            connection.transport.writelines((head, *pieces))
-            self.uploaded = True
-            return
-        self.peeked = b"".join(pieces)[:_PEEK_BYTES]
-        self.body = []
-        connection.transport.write(head)
-        for piece in pieces:
-            self._upload(piece)
-        self.resume_client()
+        else:
+            connection.transport.writelines((head, *self.body))
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error, or cut an answer that has begun."""
         self._detach()
         if self.started:
             self._cut()
-        else:
-            self.status = refusal.status
-            self.deliver_refusal(refusal)
-            self._end(Outcome.REFUSED)
+            return
+        self._end()
+        self.dispatcher.metrics.refused(refusal.status)
+        self.deliver_refusal(refusal)
 
     def expire(self) -> None:
         """The request's time is over."""
         worker = self.worker
         if worker is not None:
             self.dispatcher.fleet.request_failed(worker, "timeout", "a request ran into its time limit")
-        self.refuse(Refusal(504, f"no complete answer within {self.dispatcher.settings.request_timeout_s:g} s"))
+        if not self.ended:
+            limit_s = self.dispatcher.settings.request_timeout_s
+            self.refuse(Refusal(504, f"no complete answer within {limit_s} s"))
 
     def reroute(self, reason: str, *, must_leave: bool) -> None:
         """Leave the worker for another one if that is safe; with ``must_leave`` end with an error if not."""
@@ -265,7 +230,6 @@ class Exchange(ABC):
         if complete:
             self._answered()
             self.deliver_head(head, data, body_at, True)
-            self._end(Outcome.ANSWERED)
         elif head.length is not None and len(data) - body_at < self.dispatcher.settings.look_ahead_bytes:
             self.held = (head, body_at, [data])
         else:
@@ -273,38 +237,35 @@ class Exchange(ABC):
             self.deliver_head(head, data, body_at, False)
 
     def on_data(self, data: bytes, complete: bool) -> None:
-        if self.held is not None:
-            head, body_at, pieces = self.held
-            pieces.append(data)
-            if not complete and sum(map(len, pieces)) - body_at < self.dispatcher.settings.look_ahead_bytes:
-                return
-            self.held = None
-            if complete:
-                self._answered()
-            else:
-                self._start()
-            self.deliver_head(head, b"".join(pieces), body_at, complete)
-        else:
+        if self.held is None:
             if complete:
                 self._answered()
             self.deliver(data, complete)
+            return
+        head, body_at, pieces = self.held
+        pieces.append(data)
         if complete:
-            self._end(Outcome.ANSWERED)
+            self._answered()
+        elif sum(map(len, pieces)) - body_at < self.dispatcher.settings.look_ahead_bytes:
+            return
+        else:
+            self._start()
+        self.held = None
+        self.deliver_head(head, b"".join(pieces), body_at, complete)
 
     def on_lost(self, kind: str, reason: str) -> None:
         connection, worker = self.connection, self.worker
         assert worker is not None
         self.connection = self.dial = self.held = None
-        self._release()
+        self._release(worker)
         stale = connection is not None and connection.reused and not connection.answering
         if stale:  # the worker had closed an idle connection: no fault, and it has not seen the request
             self.fresh = True
         else:
-            self.dispatcher.fleet.request_failed(worker, kind, reason)
             self.tried += (worker,)
-        if self.started:
-            self._cut()
-        elif self.replayable and (stale or kind == "connect" or self.attempts < self.dispatcher.settings.max_attempts):
+            self.dispatcher.fleet.request_failed(worker, kind, reason)
+        again = stale or kind == "connect" or self.attempts < self.dispatcher.settings.max_attempts
+        if self.replayable and again and not self.started:
             self.dispatcher.retry(self)
         else:
             self.refuse(Refusal(502, f"worker {worker.url}: {reason}"))
@@ -318,22 +279,57 @@ class Exchange(ABC):
     # Inside.
 
     def _request_head(self, authority: bytes) -> bytes:
-        dropped = connection_options(self.headers) | _WRITTEN_ANEW
-        lines = [b"%b: %b\r\n" % field for field in self.headers if field[0] not in dropped]
-        if self.declared_length is not None:
-            lines.append(b"content-length: %d\r\n" % self.declared_length)
-        elif not self.received:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        elif self.body_size:
-            lines.append(b"content-length: %d\r\n" % self.body_size)
-        return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (self.method, self.target, authority, b"".join(lines))
+        lines = [self.method + b" " + self.target + b" HTTP/1.1\r\nhost: " + authority]
+        for name, value in self.headers:
+            if name not in _DROPPED:
+                lines.append(name + b": " + value)
+            elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+                return self._unusual_request_head(authority)
+        return self._framed(lines)
 
-    def _upload(self, data: bytes) -> None:
-        assert self.connection is not None
-        if self.declared_length is None:
-            self.connection.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+    def _unusual_request_head(self, authority: bytes) -> bytes:
+        dropped = connection_options(self.headers) | _WRITTEN_ANEW
+        kept = [name + b": " + value for name, value in self.headers if name not in dropped]
+        return self._framed([self.method + b" " + self.target + b" HTTP/1.1\r\nhost: " + authority, *kept])
+
+    def _framed(self, lines: list[bytes]) -> bytes:
+        if self.declared_length is not None:
+            lines.append(b"content-length: %d\r\n\r\n" % self.declared_length)
+        elif not self.received:
+            lines.append(b"transfer-encoding: chunked\r\n\r\n")
+        elif self.body_size:
+            lines.append(b"content-length: %d\r\n\r\n" % self.body_size)
         else:
-            self.connection.transport.write(data)
+            lines.append(b"\r\n")
+        return b"\r\n".join(lines)
+
+    def _feed_long(self, data: bytes) -> None:
+        limit = self.dispatcher.settings.max_body_bytes
+        if self.body_size > limit:
+            self.refuse(Refusal(413, f"request body above {limit} bytes"))
+        elif self.connection is not None and self.streaming:
+            self._upload(self.connection, data)
+        else:
+            self.body.append(data)
+            if not self.streaming:
+                self.streaming = True
+                self.begin()
+
+    def _begin_upload(self, connection: UpstreamConnection, head: bytes) -> None:
+        """Write what has come of a long request; the rest is passed on as it arrives, and cannot be sent again."""
+        self.replayable = False
+        pieces, self.body = self.body, []
+        self.peeked = b"".join(pieces)[:_PEEK_BYTES]
+        connection.transport.write(head)
+        for piece in pieces:
+            self._upload(connection, piece)
+        self.resume_client()
+
+    def _upload(self, connection: UpstreamConnection, data: bytes) -> None:
+        if self.declared_length is None:
+            connection.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+        else:
+            connection.transport.write(data)
 
     def _finish_upload(self) -> None:
         assert self.connection is not None
@@ -342,26 +338,32 @@ class Exchange(ABC):
         self.uploaded = True
 
     def _start(self) -> None:
+        """The first bytes of the answer are about to go to the client: from now on there is no second try."""
         self.started = True
         if self.body:
             self.peeked = self.body_start()[:_PEEK_BYTES]
             self.body = []
 
     def _answered(self) -> None:
+        """The answer is complete: free the worker's place and count, before the client hears of it."""
         worker = self.worker
         assert worker is not None
         self.connection = None
         self.started = True
-        self._release()
-        worker.statuses[self.status // 100] += 1
-        if self.status >= 500:
-            self.dispatcher.fleet.request_failed(worker, "status", f"answered {self.status}")
+        self._release(worker)
+        status = self.status
+        worker.statuses[status // 100] += 1
+        if status >= 500:
+            self.dispatcher.fleet.request_failed(worker, "status", f"answered {status}")
         elif worker.request_failures:
             self.dispatcher.fleet.request_succeeded(worker)
+        self._end()
+        self.dispatcher.metrics.answered += 1
 
     def _cut(self) -> None:
+        self._end()
+        self.dispatcher.metrics.cut += 1
         self.deliver_cut()
-        self._end(Outcome.CUT)
 
     def _detach(self) -> None:
         """Stop everything that is under way for this request."""
@@ -376,17 +378,27 @@ class Exchange(ABC):
             self.connection.abandon()
             self.connection = None
         self.held = None
-        self._release()
+        if self.worker is not None:
+            self._release(self.worker)
 
-    def _release(self) -> None:
-        worker = self.worker
-        if worker is not None:
-            self.worker = None
-            worker.in_flight -= 1
-            worker.exchanges.discard(self)
-            self.dispatcher.released(worker)
+    def _release(self, worker: Worker) -> None:
+        self.worker = None
+        worker.in_flight -= 1
+        worker.exchanges.discard(self)
+        self.dispatcher.released(worker)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self) -> None:
         self.ended = True
         self.body = []
-        self.dispatcher.metrics.ended(outcome, self.status, self.dispatcher.loop.time() - self.start)
+        dispatcher = self.dispatcher
+        dispatcher.metrics.observe(dispatcher.loop.time() - self.start)
+
+
+def request_ids(body: bytes) -> str | list[str] | None:
+    """The engine's name for a request, its ``rid``; a list for a batch; None when the client gave none."""
+    match = _REQUEST_ID.search(body)
+    try:
+        value = json.loads(match[1]) if match else None
+    except ValueError:
+        return None
+    return value if isinstance(value, str | list) else None

@@ -28,7 +28,7 @@ class _Collector:
     """Puts one answer together."""
 
     bodiless = False
-    uploaded = True
+    uploaded = False  # never, so that the connection is not offered to others
 
     def __init__(self) -> None:
         self.response: asyncio.Future[FetchedResponse] = asyncio.get_running_loop().create_future()
@@ -91,7 +91,6 @@ async def fetch(
         raise FetchError(str(error)) from None
     finally:
         if connection is not None:
-            worker.idle.pop(connection, None)
             connection.abandon()
 
 

@@ -7,17 +7,29 @@ connection can serve the next request, and that nothing in its head breaks the c
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 MAX_HEAD_BYTES = 256 * 1024
 """Longest response head that is accepted from a worker."""
 
 _MAX_LINE_BYTES = 16 * 1024  # of a chunk-size line or a trailer field
 
-_HEAD = re.compile(
-    rb"HTTP/1\.[01] [1-5][0-9][0-9](?: [^\r\n\0]*)?\r\n"
-    rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*\r\n)*\r\n"
-)
-_CONNECTION_FIELD = re.compile(rb"\r\n(?:connection|keep-alive|proxy-connection|te|upgrade):")
+_STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*+)?\r\n"
+_FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\r\n\0]*+\r\n"
+_CONNECTION_NAMES = rb"connection|keep-alive|proxy-connection|te|upgrade"
+_OTHER_FIELD = rb"(?!(?i:content-length|transfer-encoding|" + _CONNECTION_NAMES + rb"):)" + _FIELD
+
+_HEAD = re.compile(_STATUS_LINE + rb"(?:" + _FIELD + rb")*+\r\n")
+"""Any well-formed head."""
+
+_PLAIN_HEAD = re.compile(
+    _STATUS_LINE + rb"(?:" + _OTHER_FIELD + rb")*+"
+    rb"(?i:content-length):[ \t]*+([0-9]{1,18})[ \t]*+\r\n"
+    rb"(?:" + _OTHER_FIELD + rb")*+\r\n"
+)  # fmt: skip
+"""A head with one length and nothing that concerns the connection: nearly all of them, found in one pass."""
+
+_CONNECTION_FIELD = re.compile(rb"\r\n(?:" + _CONNECTION_NAMES + rb"):")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
 
 CONNECTION_FIELDS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade"))
@@ -35,12 +47,15 @@ class BadResponseError(Exception):
 
 
 class ResponseHead:
-    """The head of a worker's response.  ``length`` is None when chunks or the end of the connection end the body."""
+    """The head of a worker's response.  ``length`` is None when chunks or the end of the connection end the body.
+
+    ``plain``: ``raw`` may go to the client as it is.
+    """
 
     __slots__ = ("chunked", "keep_alive", "length", "plain", "raw", "status")
 
     def __init__(
-        self, raw: bytes, status: int, *, length: int | None, chunked: bool, keep_alive: bool, plain: bool
+        self, raw: bytes, status: int, length: int | None, chunked: bool, keep_alive: bool, plain: bool
     ) -> None:
         self.raw = raw
         self.status = status
@@ -48,7 +63,6 @@ class ResponseHead:
         self.chunked = chunked
         self.keep_alive = keep_alive
         self.plain = plain
-        """Whether ``raw`` may go to the client as it is."""
 
     def headers(self) -> list[Header]:
         """Fields to forward: all but those of the worker's connection."""
@@ -56,14 +70,14 @@ class ResponseHead:
         for line in self.raw[:-4].split(b"\r\n")[1:]:
             name, _, value = line.partition(b":")
             fields.append((name.lower(), value.strip(b" \t")))
-        named = connection_options(fields)
-        return [field for field in fields if field[0] not in named]
+        dropped = connection_options(fields)
+        return [field for field in fields if field[0] not in dropped]
 
-    def forwarded(self, *extra: bytes) -> bytes:
-        """The head with fields of the worker's connection removed and ``extra`` lines added."""
-        status_line = self.raw[: self.raw.index(b"\r\n")]
-        lines = [status_line, *(name + b": " + value for name, value in self.headers()), *extra]
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+    def forwarded(self, extra: Sequence[bytes] = (), *, without: bytes = b"") -> bytes:
+        """The head less the fields of the worker's connection and those called ``without``, plus ``extra`` lines."""
+        status_line = b"HTTP/1.1" + self.raw[8 : self.raw.index(b"\r\n")]
+        kept = [name + b": " + value for name, value in self.headers() if name != without]
+        return b"\r\n".join([status_line, *kept, *extra]) + b"\r\n\r\n"
 
 
 def connection_options(headers: list[Header]) -> frozenset[bytes]:
@@ -72,41 +86,54 @@ def connection_options(headers: list[Header]) -> frozenset[bytes]:
     for name, value in headers:
         if name == b"connection":
             nominated.update(option.strip().lower() for option in value.split(b","))
-    return CONNECTION_FIELDS | (nominated - FRAMING_FIELDS) if nominated else CONNECTION_FIELDS
+    return CONNECTION_FIELDS | (nominated - FRAMING_FIELDS)
 
 
-def parse_response_head(raw: bytes, *, bodiless: bool = False) -> ResponseHead:
-    """Parse ``raw``, which runs through the blank line.  ``bodiless``: the request was HEAD.
+def read_response_head(data: bytes, bodiless: bool = False) -> tuple[ResponseHead, int] | None:
+    """The head that ``data`` begins with, and where it ends; None when it is not complete yet.
 
-    Raises BadResponseError for whatever a client could read differently: folded or bare lines, two lengths, a length
-    beside chunks.
+    ``bodiless``: the request was HEAD.  Raises BadResponseError for whatever a client could read differently: folded or
+    bare lines, two lengths, a length beside chunks.
     """
-    if _HEAD.fullmatch(raw) is None:
+    match = _PLAIN_HEAD.match(data)
+    if match is not None and not bodiless:
+        minor, digits, length = match.groups()
+        status, end = int(digits), match.end()
+        if minor == b"1" and status >= 200 and status != 204 and status != 304:
+            return ResponseHead(data[:end], status, int(length), False, True, True), end
+    end = data.find(b"\r\n\r\n") + 4
+    if end >= 4:
+        return _parse_head(data[:end], bodiless), end
+    if len(data) > MAX_HEAD_BYTES:
+        raise BadResponseError(f"response head above {MAX_HEAD_BYTES} bytes")
+    return None
+
+
+def _parse_head(raw: bytes, bodiless: bool) -> ResponseHead:
+    start = _HEAD.fullmatch(raw)
+    if start is None:
         raise BadResponseError(f"malformed response head {raw[:64]!r}")
-    status = int(raw[9:12])
+    status = int(start[2])
     low = raw.lower()
-    keep_alive = raw[7:8] == b"1"
-    plain = keep_alive and _CONNECTION_FIELD.search(low) is None
-    if not plain and (at := low.find(b"\r\nconnection:")) >= 0:
-        keep_alive = keep_alive and b"close" not in low[at + 13 : low.index(b"\r\n", at + 2)]
-    chunked = _is_chunked(low)
+    plain = keep_alive = start[1] == b"1"
+    if _CONNECTION_FIELD.search(low) is not None:
+        plain = False
+        keep_alive = keep_alive and b"close" not in _value(low, b"\r\nconnection:")
     length = _declared_length(low)
-    if chunked and length is not None:
-        raise BadResponseError("both Content-Length and Transfer-Encoding")
+    chunked = b"\r\ntransfer-encoding:" in low and _is_chunked(low, length)
     if bodiless or status < 200 or status in (204, 304):
-        return ResponseHead(raw, status, length=0, chunked=False, keep_alive=keep_alive, plain=plain)
-    delimited = chunked or length is not None
-    keep_alive, plain = keep_alive and delimited, plain and delimited
-    return ResponseHead(raw, status, length=length, chunked=chunked, keep_alive=keep_alive, plain=plain)
+        return ResponseHead(raw, status, 0, False, keep_alive, plain)
+    if length is None and not chunked:
+        return ResponseHead(raw, status, None, False, False, False)
+    return ResponseHead(raw, status, length, chunked, keep_alive, plain)
 
 
-def _is_chunked(low: bytes) -> bool:
-    at = low.find(b"\r\ntransfer-encoding:")
-    if at < 0:
-        return False
-    coding = low[at + 20 : low.index(b"\r\n", at + 2)].strip(b" \t")
-    if coding != b"chunked" or low.find(b"\r\ntransfer-encoding:", at + 2) >= 0:
+def _is_chunked(low: bytes, length: int | None) -> bool:
+    coding = _value(low, b"\r\ntransfer-encoding:")
+    if coding != b"chunked" or low.count(b"\r\ntransfer-encoding:") > 1:
         raise BadResponseError(f"transfer coding {coding!r}")
+    if length is not None:
+        raise BadResponseError("both Content-Length and Transfer-Encoding")
     return True
 
 
@@ -114,10 +141,16 @@ def _declared_length(low: bytes) -> int | None:
     at = low.find(b"\r\ncontent-length:")
     if at < 0:
         return None
-    value = low[at + 17 : low.index(b"\r\n", at + 2)].strip(b" \t")
-    if not value.isdigit() or len(value) > 18 or low.find(b"\r\ncontent-length:", at + 2) >= 0:
+    value = low[at + 17 : low.find(b"\r\n", at + 17)].strip(b" \t")
+    if not value.isdigit() or len(value) > 18 or low.find(b"\r\ncontent-length:", at + 17) >= 0:
         raise BadResponseError(f"Content-Length {value!r}")
     return int(value)
+
+
+def _value(low: bytes, name: bytes) -> bytes:
+    """Value of the first field whose line begins with ``name``; empty without one."""
+    at = low.find(name)
+    return low[at + len(name) : low.find(b"\r\n", at + len(name))].strip(b" \t") if at >= 0 else b""
 
 
 class ChunkScanner:

@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from miles.router.exchange import Outcome
 from miles.router.workers import Worker, WorkerState
 
 _DURATION_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -17,25 +16,32 @@ class Metrics:
 
     def __init__(self) -> None:
         self.received = 0
-        self.outcomes: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
-        self.refusals: Counter[int] = Counter()
+        self.answered = 0  # the client got a worker's whole answer
+        self.cut = 0  # the answer broke off, and so did the client's connection
+        self.cancelled = 0  # the client left first
+        self.refusals: Counter[int] = Counter()  # errors answered by the router itself, by status
         self.retries = 0
         self.durations = [0] * (len(_DURATION_BOUNDS_S) + 1)
         self.duration_sum_s = 0.0
 
-    def ended(self, outcome: Outcome, status: int, duration_s: float) -> None:
-        """Count one exchange."""
-        self.outcomes[outcome] += 1
-        if outcome is Outcome.REFUSED:
-            self.refusals[status] += 1
+    def observe(self, duration_s: float) -> None:
+        """Add the duration of one request."""
         self.durations[bisect_left(_DURATION_BOUNDS_S, duration_s)] += 1
         self.duration_sum_s += duration_s
 
-    def rejected(self, status: int) -> None:
-        """Count a request that was refused before it was understood."""
-        self.received += 1
-        self.outcomes[Outcome.REFUSED] += 1
+    def refused(self, status: int) -> None:
+        """Count an error answered by the router."""
         self.refusals[status] += 1
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How requests ended; each ends in one way."""
+        return {
+            "answered": self.answered,
+            "refused": self.refusals.total(),
+            "cut": self.cut,
+            "cancelled": self.cancelled,
+        }
 
     @property
     def under_way(self) -> int:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from miles.router.control import needs_asgi
 from miles.router.exchange import Exchange, Refusal
-from miles.router.framing import Header, ResponseHead
+from miles.router.framing import ChunkScanner, Header, ResponseHead
 
 if TYPE_CHECKING:
     from miles.router.server import RouterServer
@@ -38,12 +38,14 @@ class _Signal:
 class HotExchange(Exchange):
     """A proxied request of a RouterProtocol, and a cycle in uvicorn's pipeline."""
 
-    __slots__ = (
-        "active", "disconnected", "expects_continue", "keep_alive", "late_refusal", "protocol", "rechunked",
-        "response_complete",
-    )  # fmt: skip
-
     message_event = _Signal()
+    disconnected = False
+    response_complete = False
+    active = False  # whether the answers to all earlier requests are complete
+    old = False  # the client speaks HTTP/1.0, which has no chunks
+    rechunked = False  # the worker's body ends with its connection, the client's with a chunk
+    scanner: ChunkScanner | None = None  # takes the worker's chunks apart
+    late_refusal: Refusal | None = None
 
     def __init__(
         self,
@@ -54,15 +56,10 @@ class HotExchange(Exchange):
         declared_length: int | None,
         keep_alive: bool,
     ) -> None:
-        super().__init__(protocol.dispatcher, method, target, headers, declared_length, protocol.loop.time())
+        super().__init__(protocol.dispatcher, method, target, headers, declared_length)
         self.protocol = protocol
         self.keep_alive = keep_alive
         self.expects_continue = protocol.expect_100_continue
-        self.active = False  # whether the answers to all earlier requests are complete
-        self.rechunked = False
-        self.late_refusal: Refusal | None = None
-        self.disconnected = False
-        self.response_complete = False
 
     @property
     def more_body(self) -> bool:
@@ -84,17 +81,13 @@ class HotExchange(Exchange):
         if self.active:
             if self.streaming:
                 self.pause_client()
-            super().begin()
+            self.dispatcher.place(self)
 
     def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
         if head.plain and self.keep_alive:
             self.protocol.transport.write(data)
         else:
-            extra = [] if self.keep_alive else [b"connection: close"]
-            self.rechunked = head.length is None and not head.chunked
-            if self.rechunked:
-                extra.append(b"transfer-encoding: chunked")
-            self.protocol.transport.write(head.forwarded(*extra))
+            self.protocol.transport.write(self._adapted(head))
             self._write_body(data[body_at:], complete)
         if complete:
             self._finish()
@@ -139,16 +132,29 @@ class HotExchange(Exchange):
         if self.connection is not None:
             self.connection.resume()
 
+    def _adapted(self, head: ResponseHead) -> bytes:
+        """A head that does not fit this client as it is, rewritten; the body's framing follows from it."""
+        extra = [] if self.keep_alive else [b"connection: close"]
+        if head.length is None and not head.chunked and not self.old:
+            self.rechunked = True
+            extra.append(b"transfer-encoding: chunked")
+        elif head.chunked and self.old:
+            self.scanner = ChunkScanner()
+        return head.forwarded(extra, without=b"transfer-encoding" if self.old else b"")
+
     def _write_body(self, data: bytes, complete: bool) -> None:
         transport = self.protocol.transport
-        if not self.rechunked:
+        if self.scanner is not None:
+            content: list[bytes] = []
+            self.scanner.feed(data, content)
+            transport.writelines(content)
+        elif not self.rechunked:
+            transport.write(data)
+        else:
             if data:
-                transport.write(data)
-            return
-        if data:
-            transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
-        if complete:
-            transport.write(b"0\r\n\r\n")
+                transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+            if complete:
+                transport.write(b"0\r\n\r\n")
 
     def _finish(self) -> None:
         self.response_complete = True
@@ -176,7 +182,8 @@ class RouterProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0  # at least those of the head, counted by pieces as they arrive
         self._declared_length: int | None = None
-        self._coded = False  # a transfer coding other than chunked
+        self._transfer_coding = b""
+        self._messages = 0  # requests begun
         self._deaf = False  # nothing more is parsed
         self._lingering = False
         self._waits: tuple[str, int] | None = None
@@ -194,8 +201,8 @@ class RouterProtocol(HttpToolsProtocol):
         except httptools.HttpParserCallbackError:
             logger.exception("a request could not be handled")
             self._reject(Refusal(500, "internal error of the router"))
-        except httptools.HttpParserUpgrade:
-            self._reject(Refusal(501, "upgrades and tunnels are not supported"))
+        except httptools.HttpParserUpgrade:  # served without the upgrade; what follows is in no known protocol
+            self._deaf = True
         except httptools.HttpParserError as error:
             self._reject(Refusal(400, f"malformed request: {error}"))
         else:
@@ -207,7 +214,8 @@ class RouterProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._declared_length = None
-        self._coded = False
+        self._transfer_coding = b""
+        self._messages += 1
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -220,17 +228,16 @@ class RouterProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._head_bytes > self._max_header_bytes and self._head_size() > self._max_header_bytes:
-            self._reject(Refusal(431, f"request head above {self._max_header_bytes} bytes"))
+        if self._deaf:
             return
         parser = self.parser
         version = parser.get_http_version()
-        if self._coded:
-            self._reject(Refusal(501, "only the transfer coding 'chunked' is supported"))
-        elif version not in ("1.1", "1.0"):
-            self._reject(Refusal(505, f"HTTP version {version} is not supported"))
-        elif self._hot and version == "1.1" and not parser.should_upgrade() and not needs_asgi(self.url):
-            self._enqueue(parser.get_method(), parser.should_keep_alive())
+        method = parser.get_method()
+        refusal = self._objection(version, method)
+        if refusal is not None:
+            self._reject(refusal)
+        elif self._hot and not needs_asgi(self.url):
+            self._enqueue(method, version, parser.should_keep_alive())
         else:
             self._hand_to_asgi()
 
@@ -250,8 +257,6 @@ class RouterProtocol(HttpToolsProtocol):
             cycle.feed_end()
         else:
             super().on_message_complete()
-        if self._lingering:
-            self.transport.close()
 
     # What uvicorn's pipeline asks for.
 
@@ -263,9 +268,10 @@ class RouterProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        if self.transport.is_closing() or self._lingering:
+        if self._lingering or self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
 
@@ -291,9 +297,13 @@ class RouterProtocol(HttpToolsProtocol):
                 cycle.client_gone()
 
     def linger(self) -> None:
-        """The answer came before the request's end: read the rest for a while, or the client may not see the answer."""
-        self._lingering = True
+        """End the answer, but read on for a while: closing with unread bytes would take the answer from the client."""
+        self._deaf = self._lingering = True
         self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def sweep(self, now: float) -> None:
         """Close the connection when the client has kept us waiting too long; called about once a second."""
@@ -311,15 +321,31 @@ class RouterProtocol(HttpToolsProtocol):
             self._declared_length = int(value)
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
-        else:
-            self._coded |= value.strip().lower() != b"chunked"
+        elif name == b"transfer-encoding":
+            self._transfer_coding = self._transfer_coding + value.strip().lower()
+
+    def _objection(self, version: str, method: bytes) -> Refusal | None:
+        """Why a request is not served, if there is a reason in its head."""
+        limit = self._max_header_bytes
+        if self._head_bytes > limit and self._head_size() > limit:
+            return Refusal(431, f"request head above {limit} bytes")
+        if self._transfer_coding not in (b"", b"chunked"):
+            return Refusal(501, "only the transfer coding 'chunked' is supported")
+        if version not in ("1.1", "1.0"):
+            return Refusal(505, f"HTTP version {version} is not supported")
+        if self.parser.should_upgrade() and (method == b"CONNECT" or self._transfer_coding or self._declared_length):
+            return Refusal(501, "tunnels, and upgrades of requests with a body, are not supported")
+        return None
 
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _enqueue(self, method: bytes, keep_alive: bool) -> None:
+    def _enqueue(self, method: bytes, version: str, keep_alive: bool) -> None:
         before: Any = self.cycle
         exchange = HotExchange(self, method, self.url, self.headers, self._declared_length, keep_alive)
+        if version == "1.0":
+            exchange.old = True
+            exchange.keep_alive = False
         self.cycle = cast(RequestResponseCycle, exchange)
         if before is None or before.response_complete:
             exchange.activate()
@@ -332,23 +358,30 @@ class RouterProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers[:] = headers
-        super().on_headers_complete()
+        try:
+            super().on_headers_complete()
+        except httptools.HttpParserInvalidURLError:
+            self._reject(Refusal(400, "malformed request target"))
 
     def _reject(self, refusal: Refusal) -> None:
         """Answer bytes that are not understood, and close."""
+        if self._deaf:
+            return
         self._deaf = True
         self._in_head = False
         cycle: Any = self.cycle
-        if isinstance(cycle, HotExchange) and not cycle.received:
+        if isinstance(cycle, HotExchange) and not cycle.ended and (not cycle.received or refusal.status == 500):
             cycle.keep_alive = False
             cycle.refuse(refusal)
             return
-        self.dispatcher.metrics.rejected(refusal.status)
+        if cycle is None or cycle.response_complete or not cycle.more_body:  # else ASGI has begun to serve and count it
+            self.dispatcher.metrics.received += 1
+            self.dispatcher.metrics.refused(refusal.status)
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             cycle.keep_alive = False  # the answer to an earlier request is under way: end after it
         elif not self.transport.is_closing():
             self.transport.write(refusal_bytes(refusal, keep_alive=False))
-            self.transport.close()
+            self.linger()
 
     def _waits_for(self) -> tuple[str, int] | None:
         """What the client should do next, with a number that changes when it does something."""
@@ -357,10 +390,10 @@ class RouterProtocol(HttpToolsProtocol):
         if self.flow.write_paused:
             return ("take", self.transport.get_write_buffer_size())
         if self._in_head:
-            return ("head", id(self.headers))
+            return ("head", self._messages)
         cycle: Any = self.cycle
         if cycle is None or cycle.response_complete:
-            return ("idle", self.server_state.total_requests if cycle is None else id(cycle))
+            return ("idle", self._messages)
         if cycle.more_body and not self.flow.read_paused:
             return ("body", self._head_bytes)
         return None

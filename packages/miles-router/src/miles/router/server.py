@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import resource
@@ -29,7 +30,7 @@ from miles.router.workers import Fleet, parse_worker
 
 logger = logging.getLogger("miles.router")
 
-_SWEEP_INTERVAL_S = 1.0
+_MAX_SWEEP_INTERVAL_S = 1.0
 _BACKLOG = 16_384
 _UVICORN_TESTED = ((0, 34), (0, 54))
 """First and last minor version of uvicorn whose internals the fast path is tested with."""
@@ -70,6 +71,7 @@ class RouterServer:
             if settings.workers_file is not None:
                 self.membership.read_file(settings.workers_file, settings.drain_timeout_s)
             self._own(self._sweep_forever())
+            gc.freeze()  # what exists now stays: collections need not look at it again and again
             with _survived_signals(self._reload):
                 await self._uvicorn.serve(sockets=[listener])
         finally:
@@ -127,8 +129,11 @@ class RouterServer:
 
     async def _sweep_forever(self) -> None:
         loop = asyncio.get_running_loop()
+        settings = self.settings
+        limits_s = (settings.queue_timeout_s, settings.header_timeout_s, settings.stall_timeout_s)
+        interval_s = min(_MAX_SWEEP_INTERVAL_S, *(limit_s / 4 for limit_s in limits_s))
         while True:
-            await asyncio.sleep(_SWEEP_INTERVAL_S)
+            await asyncio.sleep(interval_s)
             self.dispatcher.sweep()
             connections = self._uvicorn.server_state.connections if self._uvicorn is not None else ()
             for connection in list(connections):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
-from miles.router.framing import MAX_HEAD_BYTES, BadResponseError, ChunkScanner, ResponseHead, parse_response_head
+from miles.router.framing import BadResponseError, ChunkScanner, ResponseHead, read_response_head
 from miles.router.workers import Worker
 
 
@@ -63,10 +63,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = 0
         self._chunks: ChunkScanner | None = None
 
-    def usable(self) -> bool:
-        """Whether a request can be written to it."""
-        return not self.transport.is_closing()
-
     @property
     def answering(self) -> bool:
         """Whether any byte of an answer has come."""
@@ -94,14 +90,14 @@ class UpstreamConnection(asyncio.Protocol):
     def abandon(self) -> None:
         """Close at once and tell nobody: the answer is not wanted any more."""
         self.sink = None
-        self.transport.abort()
+        self._close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if self.sink is None:  # nobody asked: not an answer
-            self.transport.abort()
+            self._close()
             return
         try:
             if self._head is None:
@@ -110,6 +106,9 @@ class UpstreamConnection(asyncio.Protocol):
                 self._read_body(self.sink, data)
         except BadResponseError as error:
             self._lose("garbage", str(error))
+
+    def eof_received(self) -> None:
+        self.worker.idle.pop(self, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.idle.pop(self, None)
@@ -135,13 +134,11 @@ class UpstreamConnection(asyncio.Protocol):
         if self._partial:
             data = self._partial + data
             self._partial = b""
-        body_at = data.find(b"\r\n\r\n") + 4
-        if body_at < 4:
-            if len(data) > MAX_HEAD_BYTES:
-                raise BadResponseError(f"response head above {MAX_HEAD_BYTES} bytes")
+        found = read_response_head(data, sink.bodiless)
+        if found is None:
             self._partial = data
             return
-        head = parse_response_head(data[:body_at], bodiless=sink.bodiless)
+        head, body_at = found
         if head.status < 200:
             self._skip_interim(sink, head.status, data[body_at:])
             return
@@ -192,15 +189,20 @@ class UpstreamConnection(asyncio.Protocol):
         """Make the connection ready for another request, or close it when the worker wants that or sent too much."""
         sink, self.sink = self.sink, None
         assert sink is not None
-        if head.keep_alive and self._left >= 0 and sink.uploaded and not self.transport.is_closing():
-            self.resume()
+        if head.keep_alive and self._left >= 0 and sink.uploaded:
+            if self._paused:
+                self.resume()
             self.reused = True
             self.worker.idle[self] = None
         else:
             self.transport.abort()
 
+    def _close(self) -> None:
+        self.worker.idle.pop(self, None)
+        self.transport.abort()
+
     def _lose(self, kind: str, reason: str) -> None:
         sink, self.sink = self.sink, None
-        self.transport.abort()
+        self._close()
         if sink is not None:
             sink.on_lost(kind, reason)

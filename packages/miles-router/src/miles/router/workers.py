@@ -53,21 +53,15 @@ class Worker:
         self.wake = asyncio.Event()  # set: check it now
         self.in_flight = 0
         self.exchanges: set[Exchange] = set()
-        self.idle: dict[UpstreamConnection, None] = {}
+        self.idle: dict[
+            UpstreamConnection, None
+        ] = {}  # open connections without a request, the one used last at the end
         self.request_failures = 0  # in a row
         self.probe_failures = 0  # in a row
         self.passes = 0  # health checks passed in a row since quarantine
         self.weight_version: str | None = None
         self.statuses = [0] * 6  # answers, by hundreds of their status
         self.failures: Counter[str] = Counter()  # attempts without a usable answer, by kind
-
-    def take_idle(self) -> UpstreamConnection | None:
-        """An open connection without a request, the one used last."""
-        while self.idle:
-            connection, _ = self.idle.popitem()
-            if connection.usable():
-                return connection
-        return None
 
 
 class Fleet:
@@ -105,6 +99,7 @@ class Fleet:
             logger.info("worker %s added", worker.url)
         elif worker.draining:
             worker.draining = False
+            worker.drained.set()  # whoever waits to remove it must know
             self._refresh()
         worker.weight = worker.weight if weight is None else weight
         worker.wake.set()

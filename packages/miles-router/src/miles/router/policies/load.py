@@ -17,8 +17,8 @@ class LeastLoaded:
 
     def choose(self, workers: Sequence[W], request: RoutableRequest) -> W:
         """See Policy."""
-        self._turn += 1
-        return least_loaded(workers, self._turn)
+        self._turn = turn = (self._turn + 1) % len(workers)
+        return least_loaded(workers, turn)
 
 
 class RoundRobin:
@@ -48,24 +48,33 @@ class PowerOfTwo:
 
 
 class Weighted:
-    """The worker with the fewest requests in flight for its weight."""
+    """The worker with the fewest requests in flight for its weight; among equals the one that got the fewest."""
 
     def __init__(self, settings: Settings) -> None:
-        pass
+        self._served: dict[str, float] = {}  # requests given to each worker, divided by its weight
 
     def choose(self, workers: Sequence[W], request: RoutableRequest) -> W:
         """See Policy."""
-        return min(workers, key=lambda worker: (worker.in_flight + 1) / worker.weight)
+        if len(self._served) != len(workers) or any(worker.url not in self._served for worker in workers):
+            self._admit([worker.url for worker in workers])
+        served = self._served
+        chosen = min(workers, key=lambda worker: (worker.in_flight / worker.weight, served[worker.url]))
+        served[chosen.url] += 1 / chosen.weight
+        return chosen
+
+    def _admit(self, urls: list[str]) -> None:
+        """Forget workers that left; a new one begins level with the one served least."""
+        level = min((self._served[url] for url in urls if url in self._served), default=0.0)
+        self._served = {url: self._served.get(url, level) for url in urls}
 
 
 def least_loaded(workers: Sequence[W], turn: int) -> W:
-    """The worker with the fewest requests in flight, the search beginning at worker ``turn``."""
-    count = len(workers)
-    best = workers[turn % count]
-    for offset in range(1, count):
-        worker = workers[(turn + offset) % count]
-        if worker.in_flight < best.in_flight:
-            best = worker
+    """The worker with the fewest requests in flight; ``workers[turn]`` among equals."""
+    best = workers[turn]
+    fewest = best.in_flight
+    for worker in workers:
+        if worker.in_flight < fewest:
+            best, fewest = worker, worker.in_flight
     return best
 
 

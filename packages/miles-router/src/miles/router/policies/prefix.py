@@ -31,7 +31,7 @@ class CacheAware:
 
     def choose(self, workers: Sequence[W], request: RoutableRequest) -> W:
         """See Policy."""
-        self._turn += 1
+        self._turn = (self._turn + 1) % len(workers)
         keys = prefix_keys(request.body_start())
         idlest = least_loaded(workers, self._turn)
         chosen = self._longest_match(workers, keys)

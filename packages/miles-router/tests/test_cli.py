@@ -1,0 +1,59 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from miles.core.errors import ConfigError
+from miles.router.cli import build_parser, main, parse_settings
+from miles.router.settings import Settings
+
+
+def test_every_setting_has_a_flag_with_help():
+    options = {option for action in build_parser()._actions for option in action.option_strings}
+    for name, field in Settings.model_fields.items():
+        assert "--" + name.replace("_", "-") in options
+        assert field.description
+
+
+def test_values_are_parsed_by_type():
+    workers = "--worker http://a:1 http://b:1 --worker http://c:1=2"
+    settings = parse_settings(f"{workers} --port 0 --policy sticky --queue-timeout-s 1.5 --hot-path off".split())
+    assert settings.worker == ("http://a:1", "http://b:1", "http://c:1=2")
+    assert (settings.port, settings.policy, settings.queue_timeout_s, settings.hot_path) == (0, "sticky", 1.5, "off")
+    assert settings.host == "127.0.0.1"
+
+
+def test_a_run_may_use_its_own_spellings():
+    requests = "--miles-router-timeout 7 --miles-router-max-connections 64"
+    health = "--miles-router-health-check-failure-threshold 5 --rollout-health-check-interval 9"
+    settings = parse_settings(f"{requests} {health}".split())
+    assert (settings.request_timeout_s, settings.max_connections) == (7.0, 64)
+    assert (settings.health_check_failure_threshold, settings.health_check_interval_s) == (5, 9.0)
+
+
+def test_all_mistakes_are_reported_together():
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(["--port", "x", "--queue-size", "-1", "--tls-key", "k"])
+    assert [problem.split(" ")[0] for problem in caught.value.problems] == ["--port", "--queue-size"]
+    with pytest.raises(ConfigError, match="--tls-certificate and --tls-key"):
+        parse_settings(["--tls-key", "k"])
+
+
+def test_a_router_that_cannot_start_says_why(capsys):
+    assert main(["--worker", "nonsense"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_help_is_quick_and_the_package_is_light():
+    code = (
+        "import sys; from miles.router import cli\n"
+        "heavy = {'torch', 'transformers', 'ray', 'numpy', 'aiohttp', 'httpx', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "miles.router", "--help"], capture_output=True, text=True, timeout=60)
+    assert "--worker" in done.stdout

@@ -1,0 +1,214 @@
+"""The router as a process: start, signals, reload, end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+
+import pytest
+
+from miles.core.errors import ConfigError, PluginError
+from miles.router import server as server_module
+from miles.router.server import RouterServer, fast_path_fits, listen, raise_file_limit
+from miles.router.settings import Settings
+
+
+class Process:
+    """``python -m miles.router`` with a free port."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    async def get(self, target: str) -> tuple[int, bytes]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
+
+    async def answers(self, target: str, text: str) -> None:
+        """Return when ``text`` is in the answer to ``GET target``."""
+        async with asyncio.timeout(20):
+            while text.encode() not in (await self.get(target))[1]:  # noqa: ASYNC110  another process
+                await asyncio.sleep(0.02)
+
+    async def ready(self, workers: int) -> None:
+        await self.answers("/health", f'"ready_workers":{workers}')
+
+    async def ended(self) -> int:
+        return await asyncio.wait_for(self.process.wait(), 20)
+
+
+@pytest.fixture
+async def run():
+    started = []
+
+    async def start(*arguments: str) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "miles.router", "--port", "0", *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        started.append(process)
+        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+        return Process(process, int(line.rsplit(":", 1)[1]))
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(make_worker, run, until):
+    release = asyncio.Event()
+
+    async def slow(talk):
+        await release.wait()
+        await talk.answer(b"done")
+
+    worker = await make_worker(slow)
+    router = await run("--worker", worker.url, "--max-connections", "10")
+    await router.ready(1)
+    waiting = [asyncio.create_task(router.get("/x")) for _ in range(20)]
+    await until(lambda: len(worker.requests) >= 10)
+    router.process.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection("127.0.0.1", router.port)
+    release.set()
+    assert await asyncio.gather(*waiting) == [(200, b"done")] * 20
+    assert await router.ended() == 0
+
+
+async def test_what_does_not_finish_in_time_is_answered_at_the_end(make_worker, run, until):
+    async def hang(talk):
+        await talk.client_left()
+
+    worker = await make_worker(hang)
+    router = await run("--worker", worker.url, "--shutdown-timeout-s", "1")
+    await router.ready(1)
+    waiting = asyncio.create_task(router.get("/x"))
+    await until(lambda: worker.requests)
+    router.process.send_signal(signal.SIGTERM)
+    status, body = await waiting
+    assert (status, b"shutting down" in body) == (503, True)
+    assert await router.ended() == 0
+
+
+async def test_sighup_reads_the_workers_again(make_worker, run, tmp_path):
+    first, second = await make_worker(), await make_worker()
+    path = tmp_path / "workers"
+    path.write_text(f"# mine\n{first.url}=2\n\n")
+    router = await run("--workers-file", str(path))
+    await router.ready(1)
+    path.write_text(f"{second.url}\n")
+    router.process.send_signal(signal.SIGHUP)
+    await router.answers("/list_workers", f'{{"urls":["{second.url}"]}}')
+    path.write_text("nonsense\n")
+    router.process.send_signal(signal.SIGHUP)
+    await asyncio.sleep(0.1)
+    assert (await router.get("/list_workers"))[1] == f'{{"urls":["{second.url}"]}}'.encode()
+
+
+async def test_a_restarted_router_serves_again(make_worker, run):
+    worker = await make_worker()
+    router = await run("--worker", worker.url)
+    await router.ready(1)
+    router.process.kill()
+    await router.ended()
+    again = await run("--worker", worker.url)
+    await again.ready(1)
+    assert (await again.get("/x"))[0] == 200
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Certificate and key of localhost."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+async def test_tls(make_worker, run, until, certificate):
+    certificate, key = certificate
+    worker = await make_worker()
+    router = await run("--worker", worker.url, "--tls-certificate", str(certificate), "--tls-key", str(key))
+    context = ssl.create_default_context(cafile=certificate)
+    await until(lambda: worker.connections)
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port, ssl=context, server_hostname="localhost")
+    writer.write(b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+
+
+def test_an_address_that_is_taken_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}"):
+            listen(Settings(port=port))
+
+
+def test_what_cannot_work_is_refused_before_the_start(tmp_path):
+    with pytest.raises(ConfigError, match="expected http"):
+        RouterServer(Settings(worker=("nonsense",)))
+    with pytest.raises(ConfigError, match="workers-file"):
+        RouterServer(Settings(workers_file=tmp_path / "missing"))
+    (tmp_path / "bad").write_text("http://a:1\nhttp://b:x\nhttp://c:1=y\n")
+    with pytest.raises(ConfigError) as caught:
+        RouterServer(Settings(workers_file=tmp_path / "bad"))
+    assert [("line 2" in caught.value.problems[0]), ("line 3" in caught.value.problems[1])] == [True, True]
+    with pytest.raises(PluginError, match="least_loaded"):
+        RouterServer(Settings(policy="least_loadd"))
+    with pytest.raises(ConfigError, match="control-token-file"):
+        RouterServer(Settings(control_token_file=tmp_path / "missing"))
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ConfigError, match="empty"):
+        RouterServer(Settings(control_token_file=tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(("version", "fits"), [("0.33.9", False), ("0.34.0", True), ("0.54.1", True), ("1.0.0", False)])
+def test_the_fast_path_is_used_only_with_tested_versions_of_uvicorn(version, fits):
+    assert fast_path_fits(version) is fits
+
+
+async def test_an_untested_uvicorn_serves_everything_through_asgi(make_worker, make_router, monkeypatch):
+    monkeypatch.setattr(server_module, "_UVICORN_TESTED", ((0, 0), (0, 0)))
+    worker = await make_worker()
+    router = await make_router(worker)
+    assert (await router.post("/x", b"body")).body == b"body"
+    router.assert_settled()
+
+
+async def test_the_failure_of_a_background_task_ends_the_router(make_worker, make_router, monkeypatch):
+    router = await make_router(await make_worker(), stall_timeout_s=0.1)
+
+    def broken():
+        raise RuntimeError("sweep broke")
+
+    monkeypatch.setattr(router.server.dispatcher, "sweep", broken)
+    with pytest.raises(RuntimeError, match="sweep broke"):
+        await router.task
+    router.task = asyncio.create_task(asyncio.sleep(0))
+
+
+def test_the_limit_of_open_files_is_raised():
+    raise_file_limit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard
+
+
+async def test_no_file_descriptor_is_left_behind(make_worker, make_router):
+    worker = await make_worker()
+    router = await make_router(worker, worker_idle_timeout_s=0.1, header_timeout_s=0.4)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        client = await router.connect()
+        await client.post()
+        client.close()
+    await router.until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)

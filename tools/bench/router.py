@@ -1,0 +1,371 @@
+"""What the router costs: against no router, the Rust sglang-router and a FastAPI proxy, in one interleaved run.
+
+    python tools/bench/router.py --rounds 3 --seconds 2 --systems direct miles sglang naive --cases small large prompt
+
+Prints one JSON line per case: medians over the rounds of requests per second, latency and, the steadiest figure, CPU
+microseconds per request in the router (its whole process tree).  ``sglang`` needs the ``sglang-router`` wheel in this
+environment or the one of ``--sglang-python``; ``naive`` needs httpx.  With two or more CPUs the routers run on the
+last one, worker and client on the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+WORKERS = 2
+START_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A load: ``connections`` clients, each with one request after the other."""
+
+    connections: int
+    request_bytes: int
+    answer_bytes: int
+    delay_ms: int = 0
+
+
+CASES = {
+    "small": Case(64, 200, 2_000),
+    "small512": Case(512, 200, 2_000),
+    "large": Case(64, 200, 1_000_000),
+    "prompt": Case(64, 100_000, 2_000),
+    "delayed": Case(64, 200, 2_000, delay_ms=50),
+    "flight8000": Case(8_000, 200, 2_000, delay_ms=4_000),
+}
+
+
+class Worker(asyncio.Protocol):
+    """Answers ``POST /generate?size=N&delay_ms=N`` with N bytes; anything else with a healthy ``{}``."""
+
+    def __init__(self) -> None:
+        self.answers: dict[bytes, tuple[bytes, float]] = {}
+        self.buffer = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.buffer += data
+        while (end := self.buffer.find(b"\r\n\r\n") + 4) >= 4:
+            head = self.buffer[:end].lower()
+            at = head.find(b"content-length:")
+            length = int(head[at + 15 : head.find(b"\r\n", at)]) if at >= 0 else 0
+            if len(self.buffer) < end + length:
+                return
+            self.buffer = self.buffer[end + length :]
+            self.answer(head.split(b" ", 2)[1])
+
+    def answer(self, target: bytes) -> None:
+        if target not in self.answers:
+            self.answers[target] = make_answer(target)
+        answer, delay_s = self.answers[target]
+        if delay_s:
+            asyncio.get_running_loop().call_later(delay_s, self.transport.write, answer)
+        else:
+            self.transport.write(answer)
+
+
+def make_answer(target: bytes) -> tuple[bytes, float]:
+    values = dict(pair.split("=") for pair in target.decode().partition("?")[2].split("&") if pair)
+    body = json.dumps({"text": "x" * max(0, int(values.get("size", 0)) - 12)}).encode()
+    head = f"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-length: {len(body)}\r\ncontent-type: application/json\r\n\r\n"
+    return head.encode() + body, int(values.get("delay_ms", 0)) / 1000
+
+
+class LoadClient(asyncio.Protocol):
+    """One connection that sends its next request when the answer to the last one is complete."""
+
+    def __init__(self, request: bytes, deadline: float, latencies: list[float], errors: list[str]) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.latencies = latencies
+        self.errors = errors
+        self.left = -1
+        self.head = b""
+        self.finished = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        self.sent = time.perf_counter()
+        self.left, self.head = -1, b""
+        self.transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.left < 0:
+            self.head += data
+            end = self.head.find(b"\r\n\r\n") + 4
+            if end < 4:
+                return
+            low = self.head[:end].lower()
+            if not low.startswith(b"http/1.1 200"):
+                self.errors.append(low[:80].decode())
+            at = low.find(b"content-length:")
+            self.left = int(low[at + 15 : low.find(b"\r\n", at)]) - (len(self.head) - end)
+        else:
+            self.left -= len(data)
+        if self.left == 0:
+            now = time.perf_counter()
+            self.latencies.append(now - self.sent)
+            if now < self.deadline:
+                self.ask()
+            else:
+                self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.left != 0:
+            self.errors.append(f"connection lost: {exc}")
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+
+def serve_workers(ports: list[int]) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(Worker, "127.0.0.1", port, backlog=16_384) for port in ports]
+        await asyncio.gather(*(server.serve_forever() for server in servers))
+
+    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+
+
+def run_load(port: int, case: Case, seconds: float) -> dict[str, Any]:
+    """Drive ``port`` and report what the clients saw."""
+
+    async def main() -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        latencies: list[float] = []
+        errors: list[str] = []
+        body = json.dumps({"input_ids": [11111] * (case.request_bytes // 7), "rid": "r"}).encode()
+        target = f"/generate?size={case.answer_bytes}&delay_ms={case.delay_ms}"
+        fields = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        request = f"POST {target} HTTP/1.1\r\n{fields}\r\n\r\n"
+        start = time.perf_counter()
+
+        def make() -> LoadClient:
+            return LoadClient(request.encode() + body, start + seconds, latencies, errors)
+
+        clients = [(await loop.create_connection(make, "127.0.0.1", port))[1] for _ in range(case.connections)]
+        await asyncio.gather(*(client.finished for client in clients))
+        elapsed = time.perf_counter() - start
+        return {"latencies": sorted(latencies), "errors": errors, "elapsed": elapsed}
+
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
+
+
+def serve_naive(port: int, workers: list[str]) -> None:
+    """The proxy one writes first: FastAPI, httpx, the whole body parsed."""
+    import httpx
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
+
+    in_flight = dict.fromkeys(workers, 0)
+    client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None)
+    app = FastAPI()
+
+    @app.post("/{path:path}")
+    async def proxy(path: str, request: Request) -> JSONResponse:
+        worker = min(in_flight, key=in_flight.__getitem__)
+        in_flight[worker] += 1
+        try:
+            answer = await client.post(f"{worker}/{path}?{request.url.query}", json=await request.json())
+            return JSONResponse(answer.json(), answer.status_code)
+        finally:
+            in_flight[worker] -= 1
+
+    uvicorn.run(app, port=port, log_level="warning", access_log=False, backlog=16_384)
+
+
+def commands(ports: dict[str, int], workers: list[str], sglang_python: str) -> dict[str, list[str]]:
+    """How each router is started."""
+    miles = f"-m miles.router --port {ports['miles']} --log-level warning --worker".split()
+    sglang = f"-m sglang_router.launch_router --port {ports['sglang']} --policy round_robin --log-level error".split()
+    return {
+        "miles": [sys.executable, *miles, *workers],
+        "sglang": [sglang_python, *sglang, "--worker-urls", *workers],
+        "naive": [sys.executable, __file__, "--serve-naive", str(ports["naive"]), *workers],
+    }
+
+
+def process_tree(pid: int) -> list[int]:
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                found += process_tree(int(child))
+    return found
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and its children, in nanosecond steps."""
+    total = 0
+    for process in process_tree(pid):
+        for stat in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(stat.read_text().split()[0])
+    return total / 1e9
+
+
+def rss_mb(pid: int) -> float:
+    pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in process_tree(pid))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_serving(port: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/generate?size=10", b"{}", {"content-type": "application/json"}
+    )
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def started(command: list[str], cpus: set[int]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.sched_setaffinity(process.pid, cpus)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def measure(port: int, pid: int | None, case: Case, seconds: float, cpus: set[int]) -> dict[str, float]:
+    before = cpu_s(pid) if pid else 0.0
+    load = [sys.executable, __file__, "--load", str(port), json.dumps(vars(case)), str(seconds)]
+    output = subprocess.run(
+        load, check=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cpus)
+    ).stdout
+    seen = json.loads(output)
+    time.sleep(0.2)
+    cpu = (cpu_s(pid) if pid else 0.0) - before
+    return seen | {"cpu_us": cpu / max(1, seen["requests"]) * 1e6, "rss_mb": rss_mb(pid) if pid else 0.0}
+
+
+def summary(seen: dict[str, Any]) -> dict[str, float]:
+    latencies = seen["latencies"]
+    if not latencies:
+        return {"requests": 0, "rps": 0.0, "p50_ms": 0.0, "p99_ms": 0.0, "errors": len(seen["errors"])}
+    return {
+        "requests": len(latencies),
+        "rps": len(latencies) / seen["elapsed"],
+        "p50_ms": statistics.median(latencies) * 1e3,
+        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
+        "errors": len(seen["errors"]),
+    }
+
+
+def bench(options: argparse.Namespace) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    router_cpus, load_cpus = ({cpus[-1]}, set(cpus[:-1])) if len(cpus) > 1 else (set(cpus), set(cpus))
+    worker_ports = [free_port() for _ in range(WORKERS)]
+    urls = [f"http://127.0.0.1:{port}" for port in worker_ports]
+    ports = {name: free_port() for name in ("miles", "sglang", "naive")} | {"direct": worker_ports[0]}
+    how = commands(ports, urls, options.sglang_python)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(started([sys.executable, __file__, "--serve-workers", *map(str, worker_ports)], load_cpus))
+        wait_until_serving(worker_ports[0])
+        pids: dict[str, int | None] = {"direct": None}
+        for name in options.systems:
+            if name != "direct":
+                pids[name] = stack.enter_context(started(how[name], router_cpus)).pid
+        for name in options.systems:
+            wait_until_serving(ports[name])
+        results: dict[str, dict[str, list[dict[str, float]]]] = {
+            case: {name: [] for name in options.systems} for case in options.cases
+        }
+        for number in range(options.rounds + 1):
+            for case in options.cases:
+                for name in options.systems[:: 1 if number % 2 else -1]:
+                    seconds = options.seconds if number else 0.5  # the first round warms up
+                    seen = measure(ports[name], pids[name], CASES[case], seconds, load_cpus)
+                    if number:
+                        results[case][name].append(seen)
+    for case, systems in results.items():
+        print(json.dumps(report(case, systems)), flush=True)
+
+
+def report(case: str, systems: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    medians = {
+        name: {
+            key: round(statistics.median(round_[key] for round_ in rounds), 2)
+            for key in ("rps", "p50_ms", "p99_ms", "cpu_us", "rss_mb")
+        }
+        | {"errors": sum(round_["errors"] for round_ in rounds)}
+        for name, rounds in systems.items()
+    }
+    line: dict[str, Any] = {"bench": "router", "case": case, **vars(CASES[case]), "systems": medians}
+    if "miles" in medians:
+        own = medians["miles"]
+        line["cpu_ratio_to_miles"] = {
+            name: round(values["cpu_us"] / own["cpu_us"], 2)
+            for name, values in medians.items()
+            if values["cpu_us"] and name != "miles"
+        }
+        if "direct" in medians:
+            line["miles_added_p50_ms"] = round(own["p50_ms"] - medians["direct"]["p50_ms"], 2)
+    return line
+
+
+def main() -> None:
+    if len(sys.argv) > 1 and sys.argv[1] == "--serve-workers":
+        serve_workers([int(port) for port in sys.argv[2:]])
+    elif len(sys.argv) > 1 and sys.argv[1] == "--serve-naive":
+        serve_naive(int(sys.argv[2]), sys.argv[3:])
+    elif len(sys.argv) > 1 and sys.argv[1] == "--load":
+        print(json.dumps(summary(run_load(int(sys.argv[2]), Case(**json.loads(sys.argv[3])), float(sys.argv[4])))))
+    else:
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        has_sglang = importlib.util.find_spec("sglang_router") is not None
+        parser.add_argument("--systems", nargs="+", choices=["direct", "miles", "sglang", "naive"])
+        parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["small", "large", "prompt"])
+        parser.add_argument("--rounds", type=int, default=3)
+        parser.add_argument("--seconds", type=float, default=2.0)
+        parser.add_argument("--sglang-python", default=sys.executable, help="Python that has sglang-router")
+        options = parser.parse_args()
+        sglang = ["sglang"] if has_sglang or options.sglang_python != sys.executable else []
+        options.systems = options.systems or ["direct", "miles", *sglang, "naive"]
+        bench(options)
+
+
+if __name__ == "__main__":
+    main()
