@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import factorial
 from typing import Any
+
+import mpmath  # type: ignore[import-untyped]
 
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?|\.\d+)|(sqrt|pi)|([^\W\d_])|(\*\*|[-+*/^()!]))")
 _MAX_CHARS = 400
@@ -22,7 +24,8 @@ _MAX_DEPTH = 40
 _MAX_FACTORIAL = 999
 _MAX_EXPONENT = 99
 _MAX_BITS = 20_000
-_DIGITS = 60
+_LONG_DIGITS = mpmath.mp.clone()
+_LONG_DIGITS.dps = 60
 _TOLERANCE = Fraction(1, 10**40)
 
 
@@ -40,7 +43,7 @@ class Node:
     name: str = ""
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def parse(text: str) -> Node:
     """The expression in ``text``.  Raises NotAnExpression."""
     if len(text) > _MAX_CHARS:
@@ -258,22 +261,13 @@ _MACHINE: dict[str, Callable[..., complex]] = {
 
 
 def _equal_in_long_digits(first: Node, second: Node, point: dict[str, complex]) -> bool:
-    context = _long_digits()
+    context = _LONG_DIGITS
     try:
         a, b = (_long(node, point, context) for node in (first, second))
         scale = max(abs(a), abs(b), context.mpf(10) ** -20)
         return bool(abs(a - b) <= scale * _TOLERANCE.numerator / _TOLERANCE.denominator)
     except (ArithmeticError, ValueError):
         return False
-
-
-@cache
-def _long_digits() -> Any:
-    import mpmath  # type: ignore[import-untyped]  # only the few answers that machine arithmetic cannot tell apart need it
-
-    context = mpmath.mp.clone()
-    context.dps = _DIGITS
-    return context
 
 
 def _long(node: Node, point: dict[str, complex], context: Any) -> Any:

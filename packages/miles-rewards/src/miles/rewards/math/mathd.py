@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+REMEMBERED_CHARS = 300
 _WHOLE_TEXT = re.compile(r"\\text\{(.+?)\}", re.DOTALL)
 _REMOVED = re.compile(r"\n|\\!|\\left|\\right|\^\{\\circ\}|\^\\circ|\\\$|\\%|%")
 _TALL_FRACTION = re.compile(r"\\[td]frac")
@@ -19,9 +20,12 @@ _FRACTION_WITHOUT_BRACES = re.compile(rf"\\frac(?:{_ONE}(\{{|\\[a-zA-Z]+|[^{{\\]
 _SLASHED = re.compile(r"(-?\d+)/(-?\d+)")
 
 
-@lru_cache(maxsize=8192)
 def normalize(text: str) -> str:
     """The canonical spelling of ``text``."""
+    return _remembered(text) if len(text) <= REMEMBERED_CHARS else _normalize(text)
+
+
+def _normalize(text: str) -> str:
     text = text.strip()
     if whole := _WHOLE_TEXT.fullmatch(text):
         text = whole.group(1).strip()
@@ -35,6 +39,9 @@ def normalize(text: str) -> str:
     if text == "0.5":
         return "\\frac{1}{2}"
     return _SLASHED.sub(r"\\frac{\1}{\2}", text) if _SLASHED.fullmatch(text) else text
+
+
+_remembered = lru_cache(maxsize=4096)(_normalize)  # labels, and answers that many samples of a group give
 
 
 def _without_unit(text: str) -> str:

@@ -10,6 +10,7 @@ import re
 from functools import lru_cache
 
 from miles.rewards.math.latex import to_plain
+from miles.rewards.math.mathd import REMEMBERED_CHARS
 
 _WHOLE_TEXT = re.compile(r"\\text\{(.+?)\}", re.DOTALL)
 _MONEY_AND_PERCENT = re.compile(r"\\?[$%]")
@@ -31,13 +32,16 @@ _WORDY = re.compile(r"[a-zA-Z\\$%^{,]| \d")
 _MAX_SCALE = 300
 
 
-@lru_cache(maxsize=8192)
 def normalize(text: str, loose_thousands: bool = False) -> str:
     """``text`` as a plain expression.
 
     ``loose_thousands`` takes ``32, 349`` for a number, as the original grader does.  Raises ValueError when the LaTeX
     is nested too deeply to be an answer.
     """
+    return (_remembered if len(text) <= REMEMBERED_CHARS else _normalize)(text, loose_thousands)
+
+
+def _normalize(text: str, loose_thousands: bool) -> str:
     text = text.strip()
     if _WORDY.search(text):
         text = _without_words(text)
@@ -51,6 +55,9 @@ def normalize(text: str, loose_thousands: bool = False) -> str:
     text = _THOUSANDS.sub(lambda number: number.group().replace(",", ""), text)
     text = text.replace(" ", "").lower()
     return as_integer(text) or text
+
+
+_remembered = lru_cache(maxsize=4096)(_normalize)
 
 
 def _without_words(text: str) -> str:

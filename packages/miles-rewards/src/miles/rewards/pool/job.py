@@ -5,15 +5,14 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Status = Literal["ok", "timeout", "crash", "error"]
 
 _ids = count(1)
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """How one call ended.  Exactly one of these comes back for every call."""
 
     status: Status

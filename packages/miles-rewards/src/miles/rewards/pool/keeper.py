@@ -24,11 +24,11 @@ _LINGER_S = 0.002
 most gradings."""
 _BATCH_S = 0.02
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
-_MAX_BATCH = 256
+_MAX_BATCH = 512
 _UNKNOWN_COST_S = 0.002
 _PATIENCE_S = 0.05
 """After this long at one call, a worker's other calls go to workers that have nothing to do."""
-_RECYCLE_AFTER = 20_000
+_RECYCLE_AFTER = 200_000
 """Calls after which a worker is replaced, so that leaks of a grader stay small."""
 _MAX_FAILURES_IN_A_ROW = 8
 """Deaths of workers and zygotes without one finished call between them, after which the pool gives up."""
@@ -173,6 +173,8 @@ class Keeper:
             answers, alive = member.read() if events & selectors.EVENT_READ else ([], True)
         except (OSError, ValueError):
             answers, alive = [], False
+        self._failures_in_a_row = 0 if answers else self._failures_in_a_row
+        self._learn_costs(answers)
         for ticket, result in answers:
             self._finish(ticket, result)
         if not alive:
@@ -181,12 +183,16 @@ class Keeper:
             self._bury(member)
             self._spawn(member.slot)
 
+    def _learn_costs(self, answers: list[tuple[Ticket, Result]]) -> None:
+        seconds: dict[int, list[float]] = {}
+        for ticket, result in answers:
+            seconds.setdefault(ticket.job.key, []).append(result.seconds)
+        for key, measured in seconds.items():
+            known = self._costs.get(key, _UNKNOWN_COST_S)
+            mean = min(sum(measured) / len(measured), 10 * known + 0.001)  # one slow call must not make batches tiny
+            self._costs[key] = known + 0.3 * (mean - known)
+
     def _finish(self, ticket: Ticket, result: Result) -> None:
-        if result.status in ("ok", "error"):
-            self._failures_in_a_row = 0
-            known = self._costs.get(ticket.job.key, _UNKNOWN_COST_S)
-            capped = min(result.seconds, 10 * known + 0.001)  # one slow call must not make every batch tiny
-            self._costs[ticket.job.key] = known + 0.1 * (capped - known)
         ticket.sink.put(ticket, result)
         self._flushing.add(ticket.sink)
 

@@ -71,7 +71,7 @@ class Member:
         return answers, alive
 
     def _accept(
-        self, serial: int, index: int, status: str, value: object, detail: str, seconds: float
+        self, serial: int, index: int, seconds: float, value: object, error: str | None = None
     ) -> tuple[Ticket, Result] | None:
         asked = serial == self._serial and 0 <= index < len(self.batch)
         ticket = self.batch[index] if asked else None
@@ -82,7 +82,7 @@ class Member:
         self.batch[index] = None
         self._num_open -= 1
         self.num_done += 1
-        return ticket, Result("ok" if status == "ok" else "error", value, str(detail), float(seconds))
+        return ticket, Result("ok", value, "", seconds) if error is None else Result("error", None, error, seconds)
 
     def overdue(self, now: float, load_timeout_s: float) -> str | None:
         """Why the worker must die now; None when it need not, with ``check_at`` moved on."""

@@ -21,8 +21,11 @@ _MAX_VALUE_BYTES = MAX_REPLY_BYTES // 1024
 _FLUSH_AFTER_S = 0.005
 """Results wait this long at most for those of their neighbours."""
 
+_Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its leading arguments."""
+
 Reply = list[Any]
-"""``[index, status, value, detail, seconds]``."""
+"""``[index, seconds, value]`` of a call that returned, ``[index, seconds, None, why]`` of one that did not."""
 
 
 def serve(sock: socket.socket, progress: Progress, slot: int, limits: Limits) -> None:
@@ -67,7 +70,7 @@ class _Calls:
         self._progress = progress
         self._slot = slot
         self._definitions: dict[int, tuple[str, bytes]] = {}
-        self._functions: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        self._functions: dict[int, _Call] = {}
         self._batch = 0
         self.exhausted = False
         """Whether memory ran out, so that this process should not go on."""
@@ -78,47 +81,64 @@ class _Calls:
         for key, function, bound in definitions:
             self._definitions[key] = (function, bound)
         replies: list[Reply] = []
-        flushed = time.monotonic()
+        started = flushed = time.monotonic()
         for index, (key, arguments) in enumerate(items):
-            if self._progress.recalled(self._slot) == self._batch:
-                break
-            replies.append(self._call(index, key, arguments))
-            if self.exhausted or time.monotonic() - flushed > _FLUSH_AFTER_S:
+            call = self._functions.get(key)
+            if call is None:
+                call = self._load(index, key)
+                started = time.monotonic()
+            self._note(index, WORKING, started)
+            reply = self._call(call, arguments)
+            ended = time.monotonic()
+            reply[:0] = index, round(ended - started, 7)
+            replies.append(reply)
+            if self.exhausted or ended - flushed > _FLUSH_AFTER_S:
                 self._send(replies)
                 replies, flushed = [], time.monotonic()
-            if self.exhausted:
-                return
+                if self.exhausted or self._progress.recalled(self._slot) == self._batch:
+                    return
+            started = max(ended, flushed)
         if replies:
             self._send(replies)
 
-    def _call(self, index: int, key: int, arguments: bytes) -> Reply:
-        started = time.monotonic()
+    def _call(self, call: _Call, arguments: bytes) -> Reply:
+        function, bound = call
         try:
-            function, bound = self._functions.get(key) or self._load(index, key)
-            started = self._note(index, WORKING)
-            value = function(*bound, *pickle.loads(arguments))  # noqa: S301
-            return [index, "ok", value, "", time.monotonic() - started]
+            return [function(*bound, *pickle.loads(arguments))]  # noqa: S301
         except BaseException as error:
             self.exhausted = isinstance(error, MemoryError)
-            return [index, "error", None, _describe(error), time.monotonic() - started]
+            return [None, _describe(error)]
 
-    def _load(self, index: int, key: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        self._note(index, LOADING)
+    def _load(self, index: int, key: int) -> _Call:
+        """Import a function; where that fails, get one that says so."""
+        self._note(index, LOADING, time.monotonic())
         function, bound = self._definitions[key]
-        self._functions[key] = resolve(function), pickle.loads(bound)  # noqa: S301
-        return self._functions[key]
+        try:
+            call = resolve(function), pickle.loads(bound)  # noqa: S301
+        except BaseException as error:
+            return _refuse, (_describe(error),)
+        self._functions[key] = call
+        return call
 
-    def _note(self, index: int, phase: int) -> float:
-        now = time.monotonic()
-        self._progress.write(self._slot, self._batch, index, phase, now)
-        return now
+    def _note(self, index: int, phase: int, since: float) -> None:
+        self._progress.write(self._slot, self._batch, index, phase, since)
 
     def _send(self, replies: list[Reply]) -> None:
-        self._note(0, IDLE)
+        self._note(0, IDLE, time.monotonic())
         self._sock.sendall(frame(_encode(self._batch, replies)))
 
 
+class _NotLoaded(Exception):
+    """A function could not be imported."""
+
+
+def _refuse(why: str, *arguments: Any) -> None:
+    raise _NotLoaded(why)
+
+
 def _describe(error: BaseException) -> str:
+    if isinstance(error, _NotLoaded):
+        return str(error)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return " ".join(text[:600].split())[:300]
 
@@ -135,14 +155,14 @@ def _encode(batch: int, replies: list[Reply]) -> bytes:
 
 
 def _sendable(reply: Reply) -> Reply:
-    index, _, value, _, seconds = reply
+    index, seconds, value = reply[:3]
     try:
         size = len(json.dumps(reply, default=_plain))
     except (TypeError, ValueError, RecursionError) as error:
         detail = f"returned a {type(value).__name__} that is not plain data ({error})"
-        return [index, "error", None, detail[:300], seconds]
+        return [index, seconds, None, detail[:300]]
     if size > _MAX_VALUE_BYTES:
-        return [index, "error", None, f"returned {size} bytes; the limit is {_MAX_VALUE_BYTES}", seconds]
+        return [index, seconds, None, f"returned {size} bytes; the limit is {_MAX_VALUE_BYTES}"]
     return reply
 
 

@@ -80,7 +80,7 @@ def _truth(label: str, metadata: Mapping[str, Any]) -> str:
     return str(int(float(text))) if metadata.get("strict_upstream") else as_integer(text) or text
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=4096)
 def normalize(answer: str) -> str:
     """Minerva's canonical spelling of an answer."""
     answer = answer.rpartition("=")[2]

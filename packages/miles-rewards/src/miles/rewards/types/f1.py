@@ -18,7 +18,7 @@ from miles.rewards.grader import Grader
 from miles.rewards.types.text import after_thinking
 from miles.rewards.verdict import Verdict
 
-_QUICK_CHARS = 20_000
+_QUICK_CHARS = 5_000
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"

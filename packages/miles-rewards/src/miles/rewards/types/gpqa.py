@@ -23,10 +23,10 @@ from miles.rewards.types.text import after_thinking
 from miles.rewards.verdict import Verdict, right_or_wrong
 
 _DEFAULT_LETTERS = "ABCDEFGHIJ"
-_QUICK_CHARS = 50_000
-_TAIL_CHARS = 20_000
+_QUICK_OPTIONS_CHARS = 5_000
+_TAIL_CHARS = 8_000
 
-_MARKUP = r"(?:\\boxed|\\text|\\mathrm|\\mathbf|\\textbf|[\s*_$({\[`\"'])*"
+_MARKUP = r"(?:\\boxed|\\text|\\mathrm|\\mathbf|\\textbf|[\s*_$({\[`\"']){0,12}"
 _LETTER = _MARKUP + r"([A-Z])(?![\w'])"
 _ANY_CASE_LETTER = _MARKUP + r"([A-Za-z])(?![\w'])"
 _ANSWER_WORD = r"(?:answer|choice|option|réponse|respuesta|antwort|risposta|答案)"
@@ -36,12 +36,12 @@ _SIGNS = (
     re.compile(
         rf"(?i:{_ANSWER_WORD}[\s*_]*(?:is|est|ist|es|è|是)(?:\s+(?:definitely|clearly|thus|therefore|option))?)[:：]?{_LETTER}"
     ),
-    re.compile(_LETTER + r"[\s*_)\]}$]*\s+is\s+(?:the\s+)?(?:correct|right|answer)"),
+    re.compile(r"\b([A-Z])(?![\w'])[*_)\]}$]{0,4}\s{1,4}is\s{1,4}(?:the\s{1,4})?(?:correct|right|answer)"),
     re.compile(r"\A\W*([A-Z])(?=\s*(?:[.:,;)\]。，、]|\Z|[^\W\d_A-Za-z]))"),
 )
 _STANDING_ALONE = re.compile(r"(?<![\w'\\])([A-Z])(?![\w'])(?!\s+[a-z]{2})")
 _STATED_LETTER = re.compile(r"\([A-Z]\)|\A[A-Z][.:)]")
-_ALTERNATIVE = re.compile(r"[\s*_$)}\]]*(?:/|,|&|\band\b|\bor\b)\s*" + _MARKUP + r"([A-Z])(?![\w'])")
+_ALTERNATIVE = re.compile(r"[\s*_$)}\]]{0,12}(?:/|,|&|\band\b|\bor\b)\s*" + _MARKUP + r"([A-Z])(?![\w'])")
 _SPACES = re.compile(r"[\W_]+")
 
 _UPSTREAM_SIGNS = (
@@ -70,8 +70,8 @@ def grade(response: str, label: Any, metadata: Mapping[str, Any]) -> Verdict:
 
 
 def quick(response: str, label: Any, metadata: Mapping[str, Any]) -> Verdict | None:
-    """``grade``, for responses of ordinary length."""
-    return grade(response, label, metadata) if len(response) <= _QUICK_CHARS else None
+    """``grade``, which reads only the end of a response; options of any sane length."""
+    return grade(response, label, metadata) if len(str(metadata)) <= _QUICK_OPTIONS_CHARS else None
 
 
 def _chosen_letter(text: str, letters: str) -> str | None:
