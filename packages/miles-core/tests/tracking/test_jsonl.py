@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miles.core.errors import CheckpointError
 from miles.core.run_directory import RunDirectory
 from miles.core.tracking.jsonl import JsonlTracker, read_records
 
@@ -63,7 +64,7 @@ def test_a_line_torn_by_a_crash_is_dropped(tmp_path):
 
 
 def test_an_offset_beyond_the_end_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="has 0 bytes, the checkpoint expects at least 10"):
+    with pytest.raises(CheckpointError, match="metrics.jsonl has 0 bytes, but 10 were there"):
         JsonlTracker(None, tmp_path).truncate(10)
 
 

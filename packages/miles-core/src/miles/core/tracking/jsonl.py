@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miles.core.errors import CheckpointError
 from miles.core.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ class JsonlTracker:
 
     def __init__(self, config: Config | None, run_dir: Path) -> None:
         del config
-        path = RunDirectory(run_dir).metrics
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self.truncate(_end_of_last_line(path))
+        self._path = RunDirectory(run_dir).metrics
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.truncate(_end_of_last_line(self._path))
 
     def log(self, metrics: Mapping[str, float], *, step: int, kind: str, rollout_id: int) -> None:
         """Append one line with one write, so that no reader sees half of it."""
@@ -61,10 +62,13 @@ class JsonlTracker:
         return os.lseek(self._file, 0, os.SEEK_END)
 
     def truncate(self, offset: int) -> None:
-        """Forget everything after ``offset``, which ``offset()`` once returned."""
+        """Forget everything after ``offset``, which ``offset()`` once returned; CheckpointError if the file is shorter."""
         end = self.offset()
         if offset > end:
-            raise ValueError(f"metrics.jsonl has {end} bytes, the checkpoint expects at least {offset}")
+            raise CheckpointError(
+                f"{self._path} has {end} bytes, but {offset} were there when the checkpoint was written. "
+                "Put the file back, or start again in another --save directory"
+            )
         os.ftruncate(self._file, offset)
         os.lseek(self._file, 0, os.SEEK_END)
 
