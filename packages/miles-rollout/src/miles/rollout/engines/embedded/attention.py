@@ -2,13 +2,12 @@
 
 A forward pass computes a flat list of rows: first the decoding sequences, one row each, then blocks of prompts.  Rows
 that must be computed for the shape alone are at the end.  Every row's result has the same bits whatever rows are
-computed with it:
+computed with it, and a token's row is the same whether it is decoded or part of a prompt:
 
 - the number of rows is a multiple of 16, so matrix products never take the kernels for very few rows;
 - a query head group has at least four rows, for the same reason;
-- keys are read in multiples of 32 and what is masked adds exact zeros at the end of each sum.
-
-tests/engines/embedded/test_invariance.py checks this on the machine at hand.
+- keys are read in multiples of 32, and what is masked adds exact zeros at the end of a sum;
+- sums over more than SPAN keys are made span by span, since matrix libraries cut long sums where it suits the length.
 
 M = rows, N = sequences of a segment, Q = rows of one sequence, H = heads, K = key-value heads, D = head dimension,
 T = tokens read.
@@ -16,16 +15,33 @@ T = tokens read.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from miles.rollout.engines.embedded.kv import Pool
 
 ROW_MULTIPLE = 16
 MIN_QUERY_ROWS = 4
+SPAN = 128
+"""No library cuts a sum this short."""
+
+_flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""Returns the result and the logarithm of the sum of exponentials, which ``scaled_dot_product_attention`` keeps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """Which tokens of a span the queries of a segment see."""
+
+    start: int
+    stop: int
+    mask: torch.Tensor
+    """[N or 1, 1, Q, stop - start], 0 or -inf; a query that sees nothing sees everything here."""
+    unseeing: torch.Tensor | None
+    """[N or 1, 1, Q] queries that see nothing; None when all see something."""
 
 
 @dataclass(slots=True, eq=False)
@@ -43,19 +59,19 @@ class Segment:
     """[N, Q]; the same for all sequences when Q > 1."""
     num_tokens: int
     """T."""
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    _spans: dict[int | None, list[Span]] = field(default_factory=dict)
 
     @property
     def rows(self) -> slice:
         return slice(self.first_row, self.first_row + self.count * self.num_queries)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask [N or 1, 1, Q, T]; ``window`` is how far back a sliding layer sees, itself included."""
-        mask = self.masks.get(window)
-        if mask is None:
+    def spans(self, window: int | None, dtype: torch.dtype) -> list[Span]:
+        """The spans to read; ``window`` is how far back a sliding layer sees, itself included."""
+        spans = self._spans.get(window)
+        if spans is None:
             positions = self.positions if self.num_queries == 1 else self.positions[:1]
-            mask = self.masks[window] = _mask(positions, self.num_tokens, window, dtype)
-        return mask
+            spans = self._spans[window] = list(_spans(positions, self.num_tokens, window, dtype))
+        return spans
 
 
 @dataclass(slots=True, eq=False)
@@ -85,44 +101,89 @@ def attend(
 
     ``window`` is how far back a sliding layer sees; ``softcap`` bounds the scores (arXiv:2408.00118).
     """
+    num_heads, num_kv_heads = queries.shape[1], keys.shape[1]
+    group = num_heads // num_kv_heads
     for segment in plan.segments:
-        rows = segment.rows
+        rows, count = segment.rows, segment.count
         segment.pool.write(layer, segment.index, keys[rows], values[rows])
-        held = segment.pool.read(layer, segment.first_slot, segment.count, segment.num_tokens)
-        mask = segment.mask(window, queries.dtype)
-        if segment.num_queries == 1:
-            _decode(queries[rows], *held, mask, out[rows], scale, softcap)
-        else:
-            _prefill(queries[rows], *held, mask, out[rows], scale, softcap)
+        held = segment.pool.read(layer, segment.first_slot, count, segment.num_tokens)
+        spans = segment.spans(window, queries.dtype)
+        if segment.num_queries > 1:
+            stacked = queries[rows].view(count, segment.num_queries, num_heads, -1).transpose(1, 2)
+            result = _over_spans(stacked, *held, spans, scale, softcap)
+            out[rows].view(count, segment.num_queries, num_heads, -1).copy_(result.transpose(1, 2))
+        else:  # the heads that share keys are the rows of the product
+            grouped = _grouped(queries[rows], num_kv_heads, group)
+            result = _over_spans(grouped, *held, spans, scale, softcap)
+            out[rows].view(count, num_kv_heads, group, -1).copy_(result[:, :, :group])
 
 
-def _decode(
+def _over_spans(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    spans: list[Span],
+    scale: float,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention of ``queries`` [N, H, Q, D] to ``keys`` and ``values`` [N, K, T, D].
+
+    Spans are joined by their sums of exponentials, first to last; one that a query does not see has the weight 0.
+    """
+    parts, log_sums = [], []
+    for span in spans:
+        tokens = slice(span.start, span.stop)
+        part, log_sum = _over_span(queries, keys[:, :, tokens], values[:, :, tokens], span.mask, scale, softcap)
+        if span.unseeing is not None:
+            log_sum = log_sum.masked_fill(span.unseeing, float("-inf"))
+        parts.append(part)
+        log_sums.append(log_sum)
+    if len(parts) == 1:
+        return parts[0]
+    stacked = torch.stack(log_sums)
+    weights = (stacked - stacked.amax(0)).exp_()
+    total = weights[0].clone()
+    for weight in weights[1:]:
+        total += weight
+    weights /= total
+    result = parts[0] * weights[0, ..., None]
+    for part, weight in zip(parts[1:], weights[1:], strict=True):
+        result.addcmul_(part, weight[..., None])
+    return result.to(queries.dtype)
+
+
+def _over_span(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor,
-    out: torch.Tensor,
     scale: float,
     softcap: float | None,
-) -> None:
-    """One query [N, H, D] per sequence: the heads that share keys are the rows of the product."""
-    count, num_heads, dim = queries.shape
-    num_kv_heads = keys.shape[1]
-    group = num_heads // num_kv_heads
-    if group < MIN_QUERY_ROWS:
-        grouped = _with_more_rows(queries, num_kv_heads, group)
-    else:
-        grouped = queries.view(count, num_kv_heads, group, dim)
-    result = _weighted(grouped, keys, values, mask, scale, softcap)
-    out.view(count, num_kv_heads, group, -1).copy_(result[:, :, :group])
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [N, H, Q, D] within one span, and the logarithm [N, H, Q] of its sum of exponentials."""
+    if softcap is None and keys.shape[3] == values.shape[3]:
+        part, log_sum = _flash_attention(queries, keys, values, 0.0, False, attn_mask=mask, scale=scale)
+        return part, log_sum
+    count, num_heads, num_queries, dim = queries.shape
+    rows = queries.reshape(count, keys.shape[1], -1, dim)
+    scores = torch.matmul(rows, keys.transpose(2, 3)).view(count, num_heads, num_queries, -1).float()
+    scores.mul_(scale)
+    if softcap is not None:
+        scores.div_(softcap).tanh_().mul_(softcap)
+    weights = scores.add_(mask).softmax(-1)
+    log_sum = scores.amax(-1) - weights.amax(-1).log_()  # the largest weight is 1 over the sum
+    weights = weights.to(values.dtype).view(count, keys.shape[1], rows.shape[2], -1)
+    return torch.matmul(weights, values).view(count, num_heads, num_queries, -1), log_sum
 
 
-def _with_more_rows(queries: torch.Tensor, num_kv_heads: int, group: int) -> torch.Tensor:
-    """``queries`` [N, H, D] as [N, K, MIN_QUERY_ROWS, D]; only the first ``group`` rows are meant.
+def _grouped(queries: torch.Tensor, num_kv_heads: int, group: int) -> torch.Tensor:
+    """``queries`` [N, H, D] as [N, K, R, D]; only the first ``group`` of the R >= MIN_QUERY_ROWS rows are meant.
 
     Where memory goes on behind the queries the other rows are whatever lies there, without a copy.
     """
     count, _, dim = queries.shape
+    if group >= MIN_QUERY_ROWS:
+        return queries.view(count, num_kv_heads, group, dim)
     row, head, element = queries.stride()
     last_head = (num_kv_heads - 1) * group + MIN_QUERY_ROWS - 1
     end = queries.storage_offset() + (count - 1) * row + last_head * head + (dim - 1) * element
@@ -133,48 +194,16 @@ def _with_more_rows(queries: torch.Tensor, num_kv_heads: int, group: int) -> tor
     return padded
 
 
-def _prefill(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    out: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-) -> None:
-    """Q queries [N x Q, H, D] per sequence."""
-    count = keys.shape[0]
-    num_rows, num_heads, dim = queries.shape
-    stacked = queries.view(count, num_rows // count, num_heads, dim).transpose(1, 2)
-    result = _weighted(stacked, keys, values, mask, scale, softcap)
-    out.view(count, num_rows // count, num_heads, -1).copy_(result.transpose(1, 2))
-
-
-def _weighted(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-) -> torch.Tensor:
-    """Attention of ``queries`` [N, H, Q, D] to ``keys`` and ``values`` [N, K, T, D], where K divides H."""
-    grouped = queries.shape[1] != keys.shape[1]
-    if softcap is None:
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
-    count, num_heads, num_queries, _ = queries.shape
-    rows = queries.reshape(count, keys.shape[1], -1, queries.shape[3])
-    scores = torch.matmul(rows, keys.transpose(2, 3)).view(count, num_heads, num_queries, -1)
-    scores.mul_(scale / softcap).tanh_().mul_(softcap).add_(mask)
-    weights = scores.softmax(-1).view(count, keys.shape[1], rows.shape[2], -1)
-    return torch.matmul(weights, values).view(count, num_heads, num_queries, -1)
-
-
-def _mask(positions: torch.Tensor, num_tokens: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """[N, Q] -> [N, 1, Q, T]: 0 where a token is seen, -inf elsewhere."""
-    token = torch.arange(num_tokens)
-    position = positions[:, None, :, None]
-    hidden = token > position
-    if window is not None:
-        hidden |= token <= position - window
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+def _spans(positions: torch.Tensor, num_tokens: int, window: int | None, dtype: torch.dtype) -> Iterator[Span]:
+    """The spans of T tokens that anyone at ``positions`` [N, Q] sees."""
+    for start in range(0, num_tokens, SPAN):
+        stop = min(start + SPAN, num_tokens)
+        token = torch.arange(start, stop)
+        hidden = token > positions[:, None, :, None]
+        if window is not None:
+            hidden |= token <= positions[:, None, :, None] - window
+        unseeing = hidden.all(-1)
+        if unseeing.all():
+            continue
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden & ~unseeing[..., None], float("-inf"))
+        yield Span(start, stop, mask, unseeing if unseeing.any() else None)

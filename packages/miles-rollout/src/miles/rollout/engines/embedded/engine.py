@@ -176,7 +176,7 @@ class Engine:
             if scheduler.running():
                 return False
             scheduler.weights_changed()
-            scheduler.kv.clear()
+            scheduler.kv.trim()
             return True
 
         return self.runner.call(flush)

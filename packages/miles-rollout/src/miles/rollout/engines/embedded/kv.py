@@ -22,6 +22,7 @@ Owner = TypeVar("Owner")
 TOKEN_MULTIPLE = 32
 """Attention reads keys in multiples of this: masked zeros at the end then change no partial sum."""
 _SMALLEST_SLOT = 64
+_FEWEST_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Pool(Generic[Owner]):
     capacity: int
     owners: list[Owner] = field(default_factory=list)
     """Who uses slot i."""
+    reserved: int = 0
+    """Slots behind the used ones that are promised to someone."""
     keys: torch.Tensor = field(init=False)
     """[L, S, T, W]"""
     values: torch.Tensor = field(init=False)
@@ -60,6 +63,11 @@ class Pool(Generic[Owner]):
     def num_slots(self) -> int:
         """Allocated slots, used or not."""
         return int(self.keys.shape[1])
+
+    @property
+    def num_needed(self) -> int:
+        """Slots that are used or promised."""
+        return len(self.owners) + self.reserved
 
     @property
     def num_tokens(self) -> int:
@@ -93,16 +101,17 @@ class Pool(Generic[Owner]):
         # Zeros, not uninitialized memory: a masked weight of 0 times a NaN would be a NaN.
         shape = self.shape
         size = (shape.num_layers, num_slots, self.capacity)
-        return (
-            torch.zeros(*size, shape.num_heads * shape.key_dim, dtype=shape.dtype),
-            torch.zeros(*size, shape.num_heads * shape.value_dim, dtype=shape.dtype),
-        )
+        with torch.inference_mode(False):  # slots are also moved between steps
+            return (
+                torch.zeros(*size, shape.num_heads * shape.key_dim, dtype=shape.dtype),
+                torch.zeros(*size, shape.num_heads * shape.value_dim, dtype=shape.dtype),
+            )
 
 
 class KVCache(Generic[Owner]):
     """The pools, smallest slots first, within a budget of tokens.
 
-    The cache does not know what a slot's owner is; ``moved`` of the methods below tell the caller where it went.
+    The cache does not know what an owner is; it reports every move, and the caller keeps track.
     """
 
     def __init__(self, shape: KVShape, context_length: int, budget_tokens: int) -> None:
@@ -134,20 +143,23 @@ class KVCache(Generic[Owner]):
         return sum(len(pool.owners) * pool.capacity for pool in self.pools)
 
     def reserve(self, pool: Pool[Owner], count: int) -> bool:
-        """Make sure that ``pool`` has ``count`` slots in all; False when the budget does not allow it."""
-        if count <= pool.num_slots:
-            return True
-        others = sum(other.num_tokens for other in self.pools if other is not pool)
-        if others + count * pool.capacity > self.budget_tokens:
-            for other in self.pools:
-                if other is not pool and other.num_slots > len(other.owners):
-                    other.resize(len(other.owners))
-            others = sum(other.num_tokens for other in self.pools if other is not pool)
-        affordable = (self.budget_tokens - others) // pool.capacity
-        if count > affordable:
-            return False
-        pool.resize(min(max(count, 2 * pool.num_slots, 8), affordable))
+        """Promise ``count`` more slots of ``pool`` to the caller; False when the budget does not allow it."""
+        needed = pool.num_needed + count
+        if needed > pool.num_slots:
+            if self._others(pool) + needed * pool.capacity > self.budget_tokens:
+                self.trim()
+            affordable = (self.budget_tokens - self._others(pool)) // pool.capacity
+            if needed > affordable:
+                return False
+            pool.resize(min(max(needed, 2 * pool.num_slots, _FEWEST_SLOTS), affordable))
+        pool.reserved += count
         return True
+
+    def place(self, pool: Pool[Owner], owner: Owner) -> int:
+        """Use one promised slot; returns which."""
+        pool.reserved -= 1
+        pool.owners.append(owner)
+        return len(pool.owners) - 1
 
     def copy(self, moves: Seq[tuple[Pool[Owner], int, Pool[Owner], int]], num_tokens: int) -> None:
         """Copy the first ``num_tokens`` tokens of slots: (pool, slot) to (pool, slot).  No slot is both."""
@@ -170,11 +182,14 @@ class KVCache(Generic[Owner]):
         del pool.owners[remaining:]
         return holes
 
-    def clear(self) -> None:
-        """Give all memory of unused slots back."""
+    def trim(self) -> None:
+        """Give the memory of unused slots back."""
         for pool in self.pools:
-            if pool.num_slots > len(pool.owners):
-                pool.resize(len(pool.owners))
+            if pool.num_slots > pool.num_needed:
+                pool.resize(pool.num_needed)
+
+    def _others(self, pool: Pool[Owner]) -> int:
+        return sum(other.num_tokens for other in self.pools if other is not pool)
 
 
 def _by_pools(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel, activations
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput
 
 from miles.core.errors import EngineError
 from miles.rollout.engines.embedded.attention import ROW_MULTIPLE, Plan, Segment, attend
@@ -61,8 +61,9 @@ class GeneralModel:
         self._attention.plan = plan
         rows = {"input_ids": plan.tokens[None], "position_ids": plan.positions[None]}
         with torch.inference_mode():
-            hidden: torch.Tensor = self._base(**rows, use_cache=False, return_dict=True).last_hidden_state[0]
-        return hidden
+            output: BaseModelOutput = self._base(**rows, use_cache=False, return_dict=True)
+        self._head.after(output)
+        return output.last_hidden_state[0]
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """See Model."""
@@ -148,8 +149,12 @@ class _HeadOnly:
         self._states = _States()
         setattr(model, model.base_model_prefix, self._states)
 
+    def after(self, output: BaseModelOutput) -> None:
+        """Take ``output`` of the base model as the form of its outputs."""
+        self._states.output = output
+
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        self._states.hidden = hidden[None]
+        self._states.output.last_hidden_state = hidden[None]
         dummy = torch.zeros(1, hidden.shape[0], dtype=torch.int64)
         logits: torch.Tensor = self._model(input_ids=dummy, use_cache=False, return_dict=True).logits[0]
         return logits
@@ -158,10 +163,10 @@ class _HeadOnly:
 class _States(nn.Module):  # type: ignore[misc]
     """Stands where the base model was and returns given hidden states."""
 
-    hidden: torch.Tensor
+    output: BaseModelOutput
 
-    def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> BaseModelOutput:
+        return self.output
 
 
 class _GeneralWeights(WeightStore):

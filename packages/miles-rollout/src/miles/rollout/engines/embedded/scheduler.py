@@ -164,7 +164,7 @@ class Scheduler:
             if not full:
                 continue
             target = self.kv.pool_for(pool.capacity + 1)
-            if not self.kv.reserve(target, len(target.owners) + len(full)):
+            if not self.kv.reserve(target, len(full)):
                 self._retract(full)
                 continue
             first = len(target.owners)
@@ -176,7 +176,6 @@ class Scheduler:
         """Take sequences from the queue as far as seats, memory and the prompt budget go, in order."""
         batch = _Batch([(pool, len(pool.owners)) for pool in self.kv.pools if pool.owners])
         leaders: dict[bytes, Sequence] = {}
-        reserved: dict[int, int] = {}
         admitted: list[tuple[Sequence, list[int], Pool[Sequence], Sequence | None]] = []
         while self.waiting and (self.seats.free or self.waiting[0].seat >= 0):
             sequence = self.waiting[0]
@@ -189,10 +188,9 @@ class Scheduler:
             if batch.num_prompt_tokens and batch.num_prompt_tokens + size > self.limits.prefill_tokens:
                 break
             pool = self.kv.pool_for(self._expected_length(sequence, len(tokens)))
-            if not self.kv.reserve(pool, len(pool.owners) + reserved.get(pool.capacity, 0) + 1):
+            if not self.kv.reserve(pool, 1):
                 break
             self.waiting.popleft()
-            reserved[pool.capacity] = reserved.get(pool.capacity, 0) + 1
             batch.num_prompt_tokens += size
             if source is None:
                 leaders[key] = sequence
@@ -316,10 +314,9 @@ class Scheduler:
         return int(self.seats.made[sequence.seat]) if sequence.seat >= 0 else 0
 
     def _take_slots(self, sequences: list[Sequence], pool: Pool[Sequence]) -> None:
-        """Append ``sequences`` to a pool with room for them."""
+        """Give ``sequences`` slots that were promised to them."""
         for sequence in sequences:
-            sequence.pool, sequence.slot = pool, len(pool.owners)
-            pool.owners.append(sequence)
+            sequence.pool, sequence.slot = pool, self.kv.place(pool, sequence)
 
     def _leave_slots(self, sequences: list[Sequence], *, keep_prefix: bool = False) -> None:
         """Free the slots of ``sequences``; the last sequences of their pools move into the holes."""

@@ -1,0 +1,183 @@
+import zlib
+
+import pytest
+import torch
+from engine_models import Ask, generate, load, save_model
+from safetensors.torch import load_file, save_file
+
+from miles.rollout.engines.embedded.checker import WeightsChecker
+from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
+
+PROMPT = [5, 6, 7, 8]
+
+
+@pytest.fixture(params=["qwen3-tied", "qwen3-untied", "llama3-biased", "gpt-neox"])
+def served(request, model_path):
+    return load(model_path(request.param))
+
+
+@pytest.fixture
+def small(model_path):
+    return load(model_path("qwen3-tied"))
+
+
+def write_bucket(path, tensors):
+    """A shared-memory bucket: tensors one after another."""
+    entries, parts, offset = [], [], 0
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        entries.append({"name": name, "dtype": str(tensor.dtype), "shape": list(tensor.shape), "offset": offset})
+        parts.append(raw)
+        offset += len(raw)
+    path.write_bytes(b"".join(parts))
+    return str(path), offset, [BucketTensor.parse(entry) for entry in entries]
+
+
+def noise(model, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(3)
+    return {
+        name: (0.1 * torch.randn(model.weights.read(name).shape, generator=generator)).to(dtype)
+        for name in model.weights.names()
+    }
+
+
+def crc(tensor):
+    return f"{zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()):08x}"
+
+
+def result(model):
+    return generate(model, [Ask(PROMPT, {"max_new_tokens": 12, "temperature": 0.0})])[0]
+
+
+def test_a_bucket_replaces_the_weights(served, tmp_path):
+    new = noise(served)
+    checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    assert checksums == {name: crc(tensor) for name, tensor in new.items()}
+    for name, tensor in new.items():
+        assert torch.equal(served.weights.read(name), tensor)
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "llama3-biased", "gpt-neox"])
+def test_new_weights_generate_what_a_fresh_engine_generates(model_path, tmp_path, name):
+    served, fresh = load(model_path(name)), load(model_path(name))
+    old = result(served).logps
+    new = noise(served)
+    served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    for tensor_name, tensor in new.items():
+        fresh.weights.write(tensor_name, tensor)
+    assert old != result(served).logps == result(fresh).logps
+
+
+def test_checksums_are_in_the_precision_of_the_bucket(small, tmp_path):
+    new = noise(small, torch.bfloat16)
+    checksums = small.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    assert checksums == {name: crc(tensor) for name, tensor in new.items()}
+
+
+def test_a_lossy_copy_shows_in_the_checksum(model_path, tmp_path):
+    served = load(model_path("qwen3-tied"), torch.bfloat16)
+    new = noise(served)
+    checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    assert checksums["model.norm.weight"] != crc(new["model.norm.weight"])
+
+
+def test_the_tied_head_is_taken_under_both_names(small, tmp_path):
+    table = noise(small)["model.embed_tokens.weight"]
+    small.weights.load_bucket(*write_bucket(tmp_path / "bucket", {"lm_head.weight": table}))
+    assert torch.equal(small.weights.read("model.embed_tokens.weight"), table)
+
+
+def test_an_unknown_tensor_changes_nothing(small, tmp_path):
+    before = small.weights.checksum("model.norm.weight")
+    new = {"model.norm.weight": torch.zeros(48), "model.nrom.weight": torch.zeros(48)}
+    with pytest.raises(WeightError, match=r"has no model\.nrom\.weight"):
+        small.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    assert small.weights.checksum("model.norm.weight") == before
+
+
+def test_a_wrong_shape_changes_nothing(small, tmp_path):
+    before = small.weights.checksum("model.norm.weight")
+    new = {"model.norm.weight": torch.zeros(48), "model.layers.0.input_layernorm.weight": torch.zeros(47)}
+    with pytest.raises(WeightError, match=r"input_layernorm\.weight: the model holds \[48\], the update has \[47\]"):
+        small.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    assert small.weights.checksum("model.norm.weight") == before
+
+
+def test_a_missing_or_short_bucket_is_named(small, tmp_path):
+    path, size, tensors = write_bucket(tmp_path / "bucket", {"model.norm.weight": torch.zeros(48)})
+    with pytest.raises(WeightError, match=r"cannot open the bucket .*nowhere: No such file"):
+        small.weights.load_bucket(str(tmp_path / "nowhere"), size, tensors)
+    with pytest.raises(WeightError, match="shorter than its 999 bytes"):
+        small.weights.load_bucket(path, 999, tensors)
+    with pytest.raises(WeightError, match="ends beyond the 100 bytes"):
+        small.weights.load_bucket(path, 100, tensors)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"name": "a"}, {"name": "a", "dtype": "float99", "shape": [1], "offset": 0}, {"dtype": "float32"}]
+)
+def test_a_malformed_entry_is_shown(entry):
+    with pytest.raises(WeightError, match=r"float99|needs name, dtype, shape and offset"):
+        BucketTensor.parse(entry)
+
+
+def test_a_checkpoint_directory_replaces_the_weights(small, tmp_path):
+    other = save_model("qwen3-tied", tmp_path / "other")
+    tensors = {name: tensor + 1 for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    small.weights.load_directory(other)
+    assert all(torch.equal(small.weights.read(name), tensor) for name, tensor in tensors.items())
+
+
+def test_an_incomplete_checkpoint_changes_nothing(small, tmp_path):
+    before = result(small).logps
+    other = save_model("qwen3-tied", tmp_path / "other")
+    tensors = {name: tensor + 1 for name, tensor in load_file(other / "model.safetensors").items()}
+    del tensors["model.norm.weight"]
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightError, match=r"lacks model\.norm\.weight"):
+        small.weights.load_directory(other)
+    assert result(small).logps == before
+
+
+def test_a_directory_without_safetensors_is_refused(small, tmp_path):
+    with pytest.raises(WeightError, match=r"model\.safetensors does not exist"):
+        small.weights.load_directory(tmp_path)
+
+
+def test_query_norms_reach_every_head(small):
+    small.weights.write("model.layers.1.self_attn.q_norm.weight", torch.full((16,), 2.5))
+    small.weights.write("model.layers.1.self_attn.k_norm.weight", torch.full((16,), 0.5))
+    held = small._layers[1].head_norm
+    assert held.tolist() == [[2.5] * 16] * 4 + [[0.5] * 16] * 2
+
+
+def test_the_checker_finds_what_an_update_missed(small):
+    checker = WeightsChecker(small.weights)
+    originals = {name: small.weights.read(name).clone() for name in small.weights.names()}
+    assert checker.run("snapshot")["success"]
+    checker.run("reset_tensors")
+    for name, tensor in originals.items():
+        if name != "model.layers.1.mlp.down_proj.weight":
+            small.weights.write(name, tensor)
+    with pytest.raises(
+        WeightError, match=r"1 tensors differ from the snapshot: model\.layers\.1\.mlp\.down_proj\.weight"
+    ):
+        checker.run("compare")
+    small.weights.write("model.layers.1.mlp.down_proj.weight", originals["model.layers.1.mlp.down_proj.weight"])
+    assert checker.run("compare")["success"]
+
+
+def test_the_checker_refuses_what_makes_no_sense(small):
+    checker = WeightsChecker(small.weights)
+    with pytest.raises(WeightError, match="no snapshot"):
+        checker.run("compare")
+    with pytest.raises(WeightError, match="action is 'verify'"):
+        checker.run("verify")
+
+
+def test_checksums_cover_every_tensor(small):
+    report = WeightsChecker(small.weights).run("checksum")
+    assert sorted(report["ranks"][0]["checksums"]) == sorted(small.weights.names())
+    small.weights.write("model.norm.weight", torch.zeros(48))
+    assert WeightsChecker(small.weights).run("checksum")["per_engine_checksum"] != report["per_engine_checksum"]
