@@ -135,6 +135,42 @@ def test_a_reader_that_leaves_early_is_no_error(arguments):
         assert "Traceback" not in process.stderr.read()
 
 
+def test_a_run_whose_reader_leaves_is_no_success():
+    code = """
+import sys
+from miles.core import cli
+def train(flags):
+    while True:
+        print("rollout", flush=True)
+cli._COMMANDS["train"] = train
+sys.exit(cli.main(["train"]))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"rollout\n"
+        process.stdout.close()
+        assert b"BrokenPipeError" in process.stderr.read()
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["plugins", "version"])
+def test_a_command_without_flags_refuses_flags(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "--verbose"])
+    assert "--verbose" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert f"usage: miles {command}" in capsys.readouterr().out
+
+
+def test_a_refused_connection_is_told_without_a_traceback(capsys, monkeypatch):
+    def fail(flags):
+        raise EngineError("engine 0 got no answer") from ConnectionRefusedError()
+
+    monkeypatch.setitem(cli._COMMANDS, "train", fail)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == "miles train: engine 0 got no answer\n"
+
+
 def test_report_of_a_directory_without_metrics_says_so(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "no metrics there" in capsys.readouterr().err

@@ -1,3 +1,6 @@
+import pytest
+
+from miles.core.errors import ConfigError
 from miles.core.run_directory import RunDirectory
 
 
@@ -13,6 +16,12 @@ def test_generated_directories_differ(tmp_path, monkeypatch):
     assert first.path.parent.name == "runs"
     assert first.path.name.count("/") == 0
     assert "Qwen-Qwen3-0.6B" in first.path.name
+
+
+def test_directory_that_cannot_be_made_is_a_mistake_of_the_flag(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--save .*file: no run can be kept there"):
+        RunDirectory(tmp_path / "file").create()
 
 
 def test_config_round_trips_with_origins(tmp_path):

@@ -88,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = _run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has gone, as in `miles train --help | head`
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `miles train --help | head`, and misses nothing.  A run has failed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if arguments[:1] == ["train"] and not _wants_help(arguments):
+            raise
         return 0
     return status
 
@@ -107,9 +110,13 @@ def _run(arguments: list[str]) -> int:
     except ConfigError as error:
         return _fail(f"miles {name}", error.problems)
     except MilesError as error:
-        if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
-        return _fail(f"miles {name}", [str(error)], status=2 if isinstance(error, PluginError) else 1)
+        cause = error.__cause__
+        if cause is not None and not isinstance(cause, OSError):  # a refused connection, a missing file: all is said
+            traceback.print_exception(cause)
+        notes = getattr(error, "__notes__", [])
+        return _fail(
+            f"miles {name}", ["\n".join([str(error), *notes])], status=2 if isinstance(error, PluginError) else 1
+        )
     except KeyboardInterrupt:
         return _fail(f"miles {name}", ["interrupted"], status=130)
 
@@ -157,7 +164,7 @@ def config(flags: list[str]) -> int:
 
 def list_plugins(flags: list[str]) -> int:
     """``miles plugins``."""
-    del flags
+    _without_flags("plugins", "List what is installed, by entry-point group: name, distribution, object.", flags)
     for group, found in groupby(plugins.installed(), key=lambda plugin: plugin.group):
         print(group)
         entries = list(found)
@@ -182,7 +189,7 @@ def report(flags: list[str]) -> int:
 
 def show_versions(flags: list[str]) -> int:
     """``miles version``."""
-    del flags
+    _without_flags("version", "Show the versions of Miles and of what it runs on.", flags)
     others = ("torch", "transformers", "ray", "sglang", "flash-attn")
     for distribution in (*plugins.OWN_DISTRIBUTIONS, *others):
         try:
@@ -191,6 +198,11 @@ def show_versions(flags: list[str]) -> int:
             print(f"{distribution:<15} not installed")
     print(f"{'Python':<15} {platform.python_version()} on {platform.platform()}")
     return 0
+
+
+def _without_flags(command: str, description: str, flags: list[str]) -> None:
+    """Answer ``--help`` and refuse everything else."""
+    argparse.ArgumentParser(prog=f"miles {command}", description=description).parse_args(flags)
 
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -7,6 +7,7 @@ RUN/rollouts/eval_0000003_gsm8k.jsonl       the samples of an evaluation
 RUN/logs/engine-0.log                       output of the processes of the run
 RUN/iter_0000003/                           a checkpoint (``miles.core.driver.checkpoint``)
 RUN/report.html                             the page that shows all of it
+RUN/lock                                    held while a process works on the run, which it names
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from miles.core.errors import ConfigError
 
 _ROLLOUT = re.compile(r"rollout_(\d+)\.jsonl")
 _EVALUATION = re.compile(r"eval_(\d+)_(.+)\.jsonl")
@@ -31,17 +36,17 @@ class RunDirectory:
 
     @classmethod
     def choose(cls, save: str | Path | None, name: str) -> RunDirectory:
-        """``--save`` where it is given, else a fresh ``runs/<time>-<name>``."""
+        """``--save`` where it is given, else a fresh ``runs/<time>-<name>``, made so that no other run gets it."""
         if save is not None:
             return cls(Path(save))
-        stamp = time.strftime("%Y%m%d-%H%M%S")
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
-        path = Path("runs") / f"{stamp}-{slug}"
-        number = 2
-        while path.exists():
-            path = Path("runs") / f"{stamp}-{slug}-{number}"
-            number += 1
-        return cls(path)
+        first = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
+        first.parent.mkdir(exist_ok=True)
+        for path in (first, *(first.with_name(f"{first.name}-{number}") for number in count(2))):
+            with suppress(FileExistsError):
+                path.mkdir()
+                return cls(path)
+        raise AssertionError("counting has no end")
 
     @property
     def config(self) -> Path:
@@ -76,9 +81,14 @@ class RunDirectory:
         return self.rollouts / f"eval_{rollout_id:07d}_{dataset}.jsonl"
 
     def create(self) -> RunDirectory:
-        """Make the folders; what is there stays."""
-        for folder in (self.path, self.rollouts, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
+        """Make the folders; what is there stays.  ConfigError when nothing can be written there."""
+        try:
+            for folder in (self.path, self.rollouts, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--save {self.path}: no run can be kept there: {error}. Name another directory"
+            ) from None
         return self
 
     def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:

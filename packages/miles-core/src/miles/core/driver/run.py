@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from miles.core.driver import announce, loop, resume
 from miles.core.driver.job import Job
+from miles.core.driver.lock import exclusive
+from miles.core.driver.signals import ending_signals_raise
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.debug import Debug
 from miles.core.report import write_report
@@ -22,39 +21,29 @@ if TYPE_CHECKING:
 def train(config: Config) -> RunDirectory:
     """Run the synchronous loop to its end; return the run's directory.
 
-    Continues the run when its directory holds a checkpoint.  SIGTERM ends the run like an exception: every process that
-    was started is stopped.
+    Continues the run when its directory holds a checkpoint.  However the run ends, every process that was started is
+    stopped.
     """
-    run_dir = RunDirectory.choose(config[Checkpoint].save, config.train_backend)
+    run_dir = RunDirectory.choose(config[Checkpoint].save, config.train_backend).create()
+    with exclusive(run_dir.path), ending_signals_raise():
+        _run(config, run_dir)
+    return run_dir
+
+
+def _run(config: Config, run_dir: RunDirectory) -> None:
     resumed = resume.find(config[Checkpoint], run_dir.path)
-    run_dir.create()
     _say(announce.plan(config, run_dir, resumed))
     for change in announce.changes(run_dir.read_config(), config.record()):
         _say(f"changed since the last start: {change}")
     run_dir.write_config(config.record(), config.origin)
-    with _terminating(), Job(config, run_dir, resumed) as job:
+    with Job(config, run_dir, resumed) as job:
         if config[Debug].debug_rollout_only:
             loop.run_rollout_only(job)
         else:
             loop.run(job)
     _say(f"finished: {write_report(run_dir.path)}")
-    return run_dir
 
 
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit inside the block, so that owners stop what they started."""
-
-    def leave(signum: int, frame: object) -> NoReturn:
-        sys.exit(128 + signum)
-
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
