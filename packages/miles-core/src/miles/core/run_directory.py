@@ -40,11 +40,11 @@ class RunDirectory:
         if save is not None:
             return cls(Path(save))
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-") or "run"
-        first = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
-        first.parent.mkdir(exist_ok=True)
-        for path in (first, *(first.with_name(f"{first.name}-{number}") for number in count(2))):
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{slug}"
+        for number in count(1):
+            path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
             with suppress(FileExistsError):
-                path.mkdir()
+                path.mkdir(parents=True)
                 return cls(path)
         raise AssertionError("counting has no end")
 
