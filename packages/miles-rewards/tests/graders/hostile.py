@@ -1,5 +1,6 @@
 """Functions that behave badly, for the pool to survive."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -88,6 +89,13 @@ def nested_list(value):
 
 def huge_answer(value):
     return "x" * (70 << 20)
+
+
+def scribble(value):
+    for fd in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(fd, b"\x00" * 7 + b"\x03[]]" + b"x" * 100)
+    return value
 
 
 def shout(value):

@@ -61,7 +61,7 @@ def test_a_hung_call_times_out_and_costs_only_itself(shared_pool, function):
     assert [other.value for other in others] == list(range(50))
 
 
-@pytest.mark.parametrize("function", ["die", "segfault"])
+@pytest.mark.parametrize("function", ["die", "segfault", "scribble"])
 def test_a_call_that_kills_its_worker_is_a_crash(shared_pool, function):
     assert shared_pool.map(Job(f"hostile:{function}"), [(1,)])[0].status == "crash"
     assert shared_pool.map(ECHO, [(1,)])[0].value == 1

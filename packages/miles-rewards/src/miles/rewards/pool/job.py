@@ -35,11 +35,12 @@ class Job:
     bound: tuple[Any, ...] = ()
     timeout_s: float | None = None
     """Deadline of one call; None: the pool's."""
-    key: int = field(default_factory=lambda: next(_ids))
+    key: int = field(default_factory=lambda: next(_ids), init=False)
+    packed: bytes = field(init=False, repr=False)
+    """``bound``, pickled.  Making a job fails when that is not possible."""
 
-    def definition(self) -> tuple[int, str, bytes]:
-        """What a worker needs to know, once."""
-        return self.key, self.function, pickle.dumps(self.bound, protocol=5)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "packed", pickle.dumps(self.bound, protocol=5))
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ class Keeper:
             if events & selectors.EVENT_WRITE and member.writer.flush():
                 self._selector.modify(member.sock, selectors.EVENT_READ, member)
             answers, alive = member.read() if events & selectors.EVENT_READ else ([], True)
-        except (OSError, ValueError):
+        except OSError:
             answers, alive = [], False
         self._failures_in_a_row = 0 if answers else self._failures_in_a_row
         self._learn_costs(answers)

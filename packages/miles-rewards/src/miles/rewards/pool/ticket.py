@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -40,7 +41,7 @@ class LoopSink:
     """Results for one event loop: one wake-up of the loop for all that arrived together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+        self._loop = weakref.ref(loop)  # the pool keeps the sink as long as the loop lives
         self._arrived: list[tuple[asyncio.Future[Result], Result]] = []
 
     def put(self, ticket: Ticket, result: Result) -> None:
@@ -49,8 +50,9 @@ class LoopSink:
 
     def flush(self) -> None:
         arrived, self._arrived = self._arrived, []
-        if arrived and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(_resolve, arrived)
+        loop = self._loop()
+        if arrived and loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(_resolve, arrived)
 
 
 def _resolve(arrived: Iterable[tuple[asyncio.Future[Result], Result]]) -> None:
