@@ -43,6 +43,17 @@ def test_ranks_do_not_change_the_result(config, rollout, on_ranks, case):
         torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=1e-4)
 
 
+def test_replicas_of_sharded_models_train_like_one(config, rollout, on_ranks):
+    flags = config(**PACKED, dp_replicate_size=2, optimizer="sgd", lr=0.3)
+    ((alone, weights),) = on_ranks(
+        1, lambda rank: trained_on(rank, config(**PACKED, optimizer="sgd", lr=0.3), [rollout()])
+    )
+    (reports, sharded), *_ = on_ranks(4, lambda rank: trained_on(rank, flags, [rollout()]))
+    assert reports[0].steps[0] == pytest.approx(alone[0].steps[0], rel=1e-4, abs=1e-6)
+    for name, tensor in sharded.items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=1e-4)
+
+
 def test_a_rank_without_samples_stays_in_step(config, rollout, on_ranks):
     flags = config(rollout_batch_size=1, n_samples_per_prompt=1, **PACKED)
     (reports, _), _ = on_ranks(2, lambda rank: trained_on(rank, flags, [rollout(num_samples=1)]))

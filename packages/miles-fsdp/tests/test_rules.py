@@ -17,6 +17,14 @@ def test_the_schedule_is_constant_unless_said_otherwise():
     assert Config.from_flags([*BATCH, "--lr-decay-style", "cosine"], check=False).lr_decay_style == "cosine"
 
 
+@pytest.mark.parametrize(("replicas", "refused"), [("2", False), ("3", True)])
+def test_replicas_divide_the_ranks(replicas, refused):
+    _, problems = Config.examine(
+        [*BATCH, "--device", "cpu", "--actor-num-gpus-per-node", "4", "--dp-replicate-size", replicas]
+    )
+    assert any("--dp-replicate-size 3 does not divide the 4" in problem for problem in problems) is refused
+
+
 @pytest.mark.parametrize(
     ("implementation", "refused"), [("flash_attention_2", True), ("sdpa", False), ("eager", False)]
 )

@@ -46,9 +46,11 @@ class Site:
             torch.cuda.set_device(device)
         dtype = _DTYPES[training.train_dtype]
         alone = rank.world_size == 1 and dtype == torch.float32
+        if alone:
+            return cls(rank, device, dtype, None)
         timeout_s = 60.0 * cluster.distributed_timeout_minutes
-        mesh = None if alone else join_group(rank, device, cluster.distributed_backend, timeout_s)
-        return cls(rank, device, dtype, mesh)
+        replicas = config[Fsdp].dp_replicate_size
+        return cls(rank, device, dtype, join_group(rank, device, cluster.distributed_backend, timeout_s, replicas))
 
 
 @dataclass(frozen=True, slots=True)

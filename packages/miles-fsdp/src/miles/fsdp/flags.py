@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from pydantic import PositiveInt
+
 from miles.core.config.group import Flag, Group
 
 
 class Fsdp(Group):
     title = "FSDP Specific Arguments"
+
+    dp_replicate_size: PositiveInt = 1
+    """Copies of the sharded model (hybrid sharding): each is sharded over ``ranks / dp_replicate_size`` ranks, so that
+    gathering weights stays within a machine."""
 
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""

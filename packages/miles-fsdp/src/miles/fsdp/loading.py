@@ -58,8 +58,11 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _prepared(model: PreTrainedModel, path: str) -> PreTrainedModel:
-    if model.get_output_embeddings() is None:
-        raise TrainingError(f"{path}: {type(model).__name__} has no output head to take log-probabilities from")
+    if model.get_output_embeddings() is None or model.base_model is model:
+        raise TrainingError(
+            f"{path}: {type(model).__name__} is not a body with an output head, which the fsdp backend needs to "
+            "compute log-probabilities without logits"
+        )
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):

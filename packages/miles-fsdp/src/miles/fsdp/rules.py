@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from miles.core.config.draft import Draft
+from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.fsdp.flags import Fsdp
 
@@ -34,4 +35,15 @@ def check_attention(config: Config) -> Iterator[str]:
         )
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention,)
+def check_replicas(config: Config) -> Iterator[str]:
+    """Ranks divide into equal replicas."""
+    cluster, replicas = config[Cluster], config[Fsdp].dp_replicate_size
+    ranks = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    if config[Training].train_backend == "fsdp" and ranks % replicas:
+        yield (
+            f"--dp-replicate-size {replicas} does not divide the {ranks} trainer ranks "
+            "(--actor-num-nodes x --actor-num-gpus-per-node). Use a divisor of them"
+        )
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention, check_replicas)

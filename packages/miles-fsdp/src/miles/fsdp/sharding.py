@@ -15,8 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from miles.core.protocols.backend import Rank
 
 
-def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float) -> DeviceMesh:
-    """Enter the group of ``rank`` (a group of one needs no network) and return its one-dimensional mesh."""
+def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float, num_replicas: int) -> DeviceMesh:
+    """Enter the group of ``rank`` (a group of one needs no network) and return its mesh.
+
+    Weights are sharded along the mesh's last axis; with several replicas there is an axis of them before it.
+    """
     backend = f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else backend
     if rank.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -28,7 +31,10 @@ def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float)
             world_size=rank.world_size,
             timeout=timedelta(seconds=timeout_s),
         )
-    return init_device_mesh(device.type, (rank.world_size,), mesh_dim_names=("dp",))
+    if num_replicas == 1:
+        return init_device_mesh(device.type, (rank.world_size,), mesh_dim_names=("shard",))
+    shape = (num_replicas, rank.world_size // num_replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
