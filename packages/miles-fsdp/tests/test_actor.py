@@ -248,6 +248,15 @@ def test_resetting_the_optimizer_forgets_moments(actor, rollout):
     assert not torch.equal(weights_of(kept)["model.norm.weight"], weights_of(reset)["model.norm.weight"])
 
 
+def test_deterministic_mode_refuses_operations_without_a_fixed_order(actor, rollout):
+    try:
+        assert actor(deterministic_mode=True).train(rollout()).steps == actor().train(rollout()).steps
+        actor(deterministic_mode=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_difference_to_the_engine_is_reported(actor, rollout):
     step = actor().train(rollout()).steps[0]
     assert step["train/train_rollout_logprob_abs_diff"] > 0.0

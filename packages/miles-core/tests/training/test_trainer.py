@@ -170,6 +170,15 @@ def test_scores_that_are_not_finite_name_their_samples():
         assert str(broken) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("flags", "missing"),
+    [({"use_tis": True}, "--use-tis"), ({"advantage_estimator": "on_policy_distillation"}, "of a teacher")],
+)
+def test_log_probs_that_the_rollout_should_have_brought_are_named(flags, missing):
+    with pytest.raises(TrainingError, match=missing):
+        make_trainer(**flags).train(make_batch())
+
+
 def test_a_response_without_prompt_is_refused():
     batch = make_batch(tokens=tuple(np.arange(r) for r in make_batch().response_lengths))
     with pytest.raises(TrainingError, match=r"the samples \[40, 41, .* have no prompt token"):

@@ -1,8 +1,10 @@
-"""Causal attention over packed segments, registered with transformers under a name of ours.
+"""Causal attention over packed samples, registered with transformers under names of ours.
 
-Linear layers see one row of tokens; only attention looks at segment borders.  No mask over the whole pack is ever made:
-the SDPA kernel runs once per bucket of similar lengths, the variable-length kernel once per pack.
+Linear layers see one row of tokens; only attention looks at the borders of samples.  No mask over the whole pack is ever
+made: the SDPA kernel runs once per bucket of similar lengths, the variable-length kernel once per pack.
 Dropout is ignored: a policy's log-probabilities are a function of its weights.
+
+P = tokens of the pack, C = cells (one per token of each sample, see ``Segments``).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from transformers import AttentionInterface
 from miles.core.errors import TrainingError
 from miles.core.training.segments import Bucket, Segments
 
+# transformers takes a name with "sdpa" or "flash" in it for its own kernels, and asks the model whether it knows them.
 SDPA = "miles_packed_batched"
 EAGER = "miles_packed_eager"
 VARLEN = "miles_packed_varlen"

@@ -26,7 +26,7 @@ from miles.core.training.metric_sums import MetricSums
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Model, Scorer
 from miles.core.training.objective import build_advantages, build_objective
-from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
+from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
 from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.ranks import Ranks
 from miles.core.training.settings import cap_warning, learning_rate, packing
@@ -87,6 +87,7 @@ class RolloutTrainer:
     def _add_scores(self, batch: RolloutBatch, steps: Sequence[StepPlan], columns: Columns, clock: PhaseClock) -> None:
         """Log-probabilities that must be known before the first step."""
         needs = self._needs[len(steps) == 1]
+        _check_columns(batch, needs)
         if needs.ref_logp:
             assert self._reference is not None
             with clock.phase("ref_log_probs"):
@@ -193,6 +194,21 @@ class RolloutTrainer:
         if not everyones:
             return f"{where}; every sample's loss is finite, so the backward pass overflowed"
         return f"{where}; it comes from the samples {everyones}"
+
+
+def _check_columns(batch: RolloutBatch, needs: Needs) -> None:
+    """What the objective needs and only the rollout can bring is there."""
+    if needs.rollout_logp and batch.rollout_log_probs is None:
+        raise TrainingError(
+            f"rollout {batch.rollout_id} brings no log-probabilities of the engine, which --use-rollout-logprobs and "
+            "corrections for the engine (--use-tis, --use-rs, --get-mismatch-metrics) need; "
+            "let the generate function fill in rollout_log_probs, or leave those flags out"
+        )
+    if needs.teacher_logp and batch.teacher_log_probs is None:
+        raise TrainingError(
+            f"rollout {batch.rollout_id} brings no log-probabilities of a teacher, which --advantage-estimator "
+            "on_policy_distillation needs; let the reward or generate function fill in teacher_log_probs"
+        )
 
 
 class _Recorder:
