@@ -104,7 +104,7 @@ def run_miles(workload: Workload, checkpoint: Path, data: Data, place: Path) -> 
     flags = {name: value for name, value in usual.flags.items() if not name.startswith(("eval-", "save-"))}
     flags["hf-checkpoint"] = checkpoint
     if workload.spread:
-        flags |= {"custom-generate-function-path": "spread_lengths.generate", "rollout-max-response-len": 512}
+        flags |= {"custom-generate-function-path": "spread_generator.SpreadLengths", "rollout-max-response-len": 512}
     stage: Stage = replace(usual, flags=flags)
     metrics = stage.directory / "metrics.jsonl"
     usage = process_tree.run(

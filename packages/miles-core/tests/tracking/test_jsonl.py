@@ -64,7 +64,7 @@ def test_a_line_torn_by_a_crash_is_dropped(tmp_path):
 
 
 def test_an_offset_beyond_the_end_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="metrics.jsonl has 0 bytes, but 10 were there"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl has 0 bytes, but 10 were there"):
         JsonlTracker(None, tmp_path).truncate(10)
 
 

@@ -58,11 +58,15 @@ class JsonlTracker:
             line = line[os.write(self._file, line) :]
 
     def offset(self) -> int:
-        """Bytes written so far: the place to come back to."""
+        """Bytes written so far, and on disk from now on: the place to come back to."""
+        os.fsync(self._file)
         return os.lseek(self._file, 0, os.SEEK_END)
 
     def truncate(self, offset: int) -> None:
-        """Forget everything after ``offset``, which ``offset()`` once returned; CheckpointError if the file is shorter."""
+        """Forget everything after ``offset``, which ``offset()`` once returned.
+
+        CheckpointError if the file is shorter than that.
+        """
         end = self.offset()
         if offset > end:
             raise CheckpointError(

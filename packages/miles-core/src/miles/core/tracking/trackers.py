@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,14 @@ class Trackers:
         """
         journal = JsonlTracker(config, run_dir)
         journal.truncate(metrics_offset)
-        names = tracker_names(config[Logging])
-        return cls(journal, [TRACKERS.get(name)(config, run_dir) for name in names])
+        with ExitStack() as opened:
+            opened.callback(journal.close)
+            others: list[Tracker] = []
+            for name in tracker_names(config[Logging]):
+                others.append(TRACKERS.get(name)(config, run_dir))
+                opened.callback(others[-1].close)
+            opened.pop_all()
+        return cls(journal, others)
 
     def log(self, metrics: Mapping[str, float], *, step: int, kind: str, rollout_id: int) -> None:
         """Record one event: ``kind`` is ``rollout``, ``train`` or ``eval``; ``step`` counts in that kind's own unit."""
@@ -49,13 +56,14 @@ class Trackers:
             tracker.waiting(for_what)
 
     def offset(self) -> int:
-        """Bytes of ``metrics.jsonl`` so far; a checkpoint keeps it as ``metrics_offset``."""
+        """Bytes of ``metrics.jsonl`` so far, all of them on disk; a checkpoint keeps it as ``metrics_offset``."""
         return self._journal.offset()
 
     def close(self) -> None:
-        """Flush and release, in reverse order of starting."""
-        for tracker in reversed(self._all):
-            tracker.close()
+        """Flush and release, in reverse order of starting; an error in one does not spare the others."""
+        with ExitStack() as closing:
+            for tracker in self._all:
+                closing.callback(tracker.close)
 
     def __enter__(self) -> Trackers:
         return self
