@@ -17,6 +17,8 @@ import pytest
         (("--num-epoch", "2", "--disable-rollout-global-dataset"), "Give --num-rollout"),
         (("--num-rollout", "5", "--start-rollout-id", "5"), "nothing would be done"),
         (("--debug-rollout-only", "--debug-train-only"), "nothing would be left of the run"),
+        (("--save", "run", "--save-hf", "hf/{step}"), "only {rollout_id} is filled in"),
+        (("--save-debug-rollout-data", "{"), "only {rollout_id} is filled in"),
         (("--debug-train-only",), "needs --load-debug-rollout-data"),
         (("--executor", "local", "--actor-num-gpus-per-node", "2"), "--executor local runs one trainer rank"),
         (("--executor", "local", "--ray-address", "auto"), "contradicts --executor local"),

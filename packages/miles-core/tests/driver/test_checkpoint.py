@@ -28,7 +28,6 @@ def test_published_checkpoint_is_found_with_its_state(tmp_path):
 
 def test_directory_without_a_checkpoint_gives_none(tmp_path):
     assert checkpoint.latest(tmp_path) is None
-    assert not checkpoint.has_checkpoint(tmp_path)
 
 
 def test_failure_while_writing_leaves_the_previous_checkpoint_in_force(tmp_path):
@@ -36,6 +35,13 @@ def test_failure_while_writing_leaves_the_previous_checkpoint_in_force(tmp_path)
     with pytest.raises(OSError, match="disk full"), checkpoint.publish(tmp_path, DriverState(5, 0)):
         raise OSError("disk full")
     assert checkpoint.latest(tmp_path).state.rollout_id == 3
+
+
+def test_failure_while_writing_gives_the_room_back(tmp_path):
+    (tmp_path / ".iter_0000004.partial" / "actor").mkdir(parents=True)  # of a run that was killed
+    with pytest.raises(OSError, match="disk full"), checkpoint.publish(tmp_path, DriverState(5, 0)):
+        raise OSError("disk full")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kill_while_writing_leaves_the_previous_checkpoint_in_force(tmp_path):
@@ -79,6 +85,13 @@ def test_missing_manifest_is_an_error_without_an_older_one_to_offer(tmp_path):
     write(tmp_path, 5)
     (tmp_path / "iter_0000005" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="No older checkpoint"):
+        checkpoint.latest(tmp_path)
+
+
+def test_manifest_that_is_something_else_is_an_error(tmp_path):
+    write(tmp_path, 5)
+    (tmp_path / "iter_0000005" / "manifest.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="no JSON object"):
         checkpoint.latest(tmp_path)
 
 

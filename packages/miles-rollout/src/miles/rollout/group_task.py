@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from miles.core.errors import EngineError
@@ -14,6 +14,7 @@ from miles.core.types.sample import Group, Sample, Status
 from miles.rollout.generate_state import GenerateState
 from miles.rollout.generators.adapt import Together
 from miles.rollout.generators.registry import Generators
+from miles.rollout.progress import Progress
 from miles.rollout.seeds import Stream, sampling_seed
 from miles.rollout.slots import Slots
 
@@ -42,6 +43,7 @@ class GroupWorker:
     whole_groups: bool = True
     group_rm: bool = False
     mask_offpolicy: bool = False
+    progress: Progress = field(default_factory=Progress)
 
     async def run(self, group: Group, params: dict[str, Any], stream: Stream = "rollout") -> Group:
         """The group's samples, flattened when a generate function makes several of one.
@@ -50,6 +52,7 @@ class GroupWorker:
         """
         # Complete samples were given back by an earlier rollout.
         missing = [self._input(sample, params, stream) for sample in group if sample.status not in _FINISHED]
+        self.progress.begun += len(missing)
         together = self.generators.together(group) if self.whole_groups and len(missing) > 1 else None
         if together is not None:
             await self._generate_together(together, missing)
@@ -78,6 +81,7 @@ class GroupWorker:
         if self.rewards is not None and not self.group_rm:
             unscored = [made for made in samples if made.reward is None and made.status in _FINISHED]
             await asyncio.gather(*(self._score(made, evaluation=input.evaluation) for made in unscored))
+        self.progress.finished += 1
         return samples
 
     async def _generate(self, input: GenerateFnInput) -> list[Sample]:

@@ -33,6 +33,7 @@ from miles.rollout.generators.registry import Generators
 from miles.rollout.hooks import Hooks
 from miles.rollout.http import JsonClient
 from miles.rollout.loop_thread import LoopThread
+from miles.rollout.progress import Progress
 from miles.rollout.report import Reporter
 from miles.rollout.runtime import Runtime
 from miles.rollout.samples_file import read_samples, write_samples
@@ -118,6 +119,12 @@ class RolloutManager:
         grading = {name: value for name, value in self._reward_metrics().items() if name.startswith("eval/")}
         return self._reporter.evaluation(rollout_id, RolloutFnEvalOutput(output.data, output.metrics | grading))
 
+    def progress(self) -> str | None:
+        return None if self._runtime is None else self._runtime.progress.text()
+
+    def check_alive(self) -> None:
+        self._servers.check_alive()
+
     def engine_urls(self) -> list[str]:
         return self._servers.engine_urls
 
@@ -189,6 +196,8 @@ class RolloutManager:
 
     def _call(self, function: RolloutFn, rollout_id: int, *, evaluation: bool) -> Any:
         assert self._source is not None, "a replay has no data source"
+        if self._runtime is not None:
+            self._runtime.progress = Progress()
         output: Any = function(self._args, rollout_id, self._source, evaluation=evaluation)
         if inspect.iscoroutine(output):
             assert self._runtime is not None, "an asynchronous rollout function needs engines"

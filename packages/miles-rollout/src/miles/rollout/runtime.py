@@ -18,6 +18,7 @@ from miles.rollout.group_task import GroupWorker
 from miles.rollout.hooks import Hooks
 from miles.rollout.http import JsonClient
 from miles.rollout.loop_thread import LoopThread
+from miles.rollout.progress import Progress
 from miles.rollout.sampling import SamplingSettings
 from miles.rollout.slots import Slots
 
@@ -50,6 +51,9 @@ class Runtime:
     check_alive: Callable[[], None] = lambda: None
     """Raises EngineError when a server has died."""
 
+    progress: Progress = field(default_factory=Progress)
+    """Of the rollout or evaluation that runs."""
+
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run ``work`` on the loop, from another thread.  A dead server ends it at once, not after the last retry."""
         return self.loop.run(self._watched(work))
@@ -73,6 +77,7 @@ class Runtime:
             whole_groups=self.whole_groups,
             group_rm=self.args.group_rm and not evaluation,
             mask_offpolicy=self.args.mask_offpolicy_in_partial_rollout,
+            progress=self.progress,
         )
 
     async def abort(self) -> None:

@@ -183,6 +183,19 @@ def check_halves(config: Config) -> Iterator[str]:
         yield "--debug-train-only needs --load-debug-rollout-data: the samples to train on"
 
 
+def check_patterns(config: Config) -> Iterator[str]:
+    """Names of files and directories that are filled in for every rollout can be."""
+    for name in ("save_hf", "save_debug_rollout_data", "load_debug_rollout_data"):
+        pattern = getattr(config, name)
+        try:
+            (pattern or "").format(rollout_id=0)
+        except (LookupError, ValueError):
+            spelling = flag_table().flags[name].spelling
+            yield (
+                f"{spelling} {pattern}: only {{rollout_id}} is filled in, and braces that stay are doubled: {{{{ }}}}"
+            )
+
+
 def check_rewards(config: Config) -> Iterator[str]:
     """Rewards that are asked for can be given."""
     reward = config[Reward]
@@ -258,6 +271,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_length_of_run,
     check_micro_batches,
     check_halves,
+    check_patterns,
     check_rewards,
     check_model_files,
     check_prompt_data,

@@ -59,23 +59,22 @@ def publish(directory: Path, state: DriverState) -> Iterator[Checkpoint]:
     """Yield an unpublished checkpoint to be filled; publish it when the block ends without an error."""
     name = _name(state.rollout_id)
     partial = Checkpoint(directory / f".{name}.partial", state)
-    shutil.rmtree(partial.path, ignore_errors=True)
+    _remove_partial(directory)
     partial.actor.mkdir(parents=True)
     partial.rollout.mkdir()
-    yield partial
-    (partial.path / DRIVER_STATE).write_text(json.dumps(asdict(state)))
-    _write_manifest(partial.path)
+    try:
+        yield partial
+        (partial.path / DRIVER_STATE).write_text(json.dumps(asdict(state)))
+        _write_manifest(partial.path)
+    except BaseException:
+        _remove_partial(directory)  # a full disk needs the room
+        raise
     final = directory / name
     if final.exists():  # written by an earlier life of the run that went further than the checkpoint it resumed from
         shutil.rmtree(final)
     partial.path.rename(final)
     _sync_directory(directory)
     _replace_text(directory / TRACKER_FILE, str(state.rollout_id))
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether ``directory`` holds a published checkpoint."""
-    return (directory / TRACKER_FILE).is_file()
 
 
 def latest(directory: Path) -> Checkpoint | None:
@@ -104,9 +103,11 @@ def read(path: Path) -> Checkpoint:
 def verify(path: Path) -> str | None:
     """What is wrong with the checkpoint at ``path``; None when every byte is as it was written."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        manifest: Any = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         return f"{path / MANIFEST} cannot be read ({error})"
+    if not isinstance(manifest, dict):
+        return f"{path / MANIFEST} is no JSON object"
     if manifest.get("format") != FORMAT:
         return f"its format is {manifest.get('format')!r}, this version reads {FORMAT}"
     for relative, expected in manifest["files"].items():
@@ -119,6 +120,12 @@ def verify(path: Path) -> str | None:
         if _digest(file) != expected["sha256"]:
             return f"{file} was changed after it was written (checksum)"
     return None
+
+
+def _remove_partial(directory: Path) -> None:
+    """What was not published: of this checkpoint, or of one that a kill interrupted."""
+    for path in directory.glob(".iter_*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _offer(directory: Path, broken: int) -> str:

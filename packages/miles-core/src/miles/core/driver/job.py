@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from miles.core.driver import checkpoint
 from miles.core.driver.executor import ActorGroup, Executor, create
 from miles.core.driver.periodic import Schedule
-from miles.core.errors import ConfigError
+from miles.core.driver.progress import watched
+from miles.core.driver.resume import Start
+from miles.core.errors import ConfigError, EngineError
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
@@ -33,12 +35,11 @@ class Job:
     num_rollout: int
     """Rollouts of the whole run."""
 
-    def __init__(self, config: Config, run_dir: RunDirectory, resumed: checkpoint.Checkpoint | None) -> None:
+    def __init__(self, config: Config, run_dir: RunDirectory, start: Start) -> None:
         self._config = config
         self._run_dir = run_dir
-        self._resumed = resumed
-        offset = self._resumed.state.metrics_offset if self._continues_here() and self._resumed else 0
-        self._trackers = Trackers.open(config, run_dir.path, metrics_offset=offset)
+        self._start_at = start
+        self._trackers = Trackers.open(config, run_dir.path, metrics_offset=start.metrics_offset)
         self._executor: Executor | None = None
         self._rollout: RolloutRole | None = None
         self._actors: ActorGroup | None = None
@@ -48,15 +49,16 @@ class Job:
     def __enter__(self) -> Job:
         try:
             self._start()
-        except BaseException:
-            self._close()
+        except BaseException as error:
+            self._close(error)
             raise
+        self._iteration_start = time.perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._close()
+        self._close(error)
 
     @property
     def rollout(self) -> RolloutRole:
@@ -70,9 +72,7 @@ class Job:
 
     def remaining_rollouts(self) -> Iterator[int]:
         """Ids of the rollouts still to be trained on."""
-        for rollout_id in range(self._first_rollout(), self.num_rollout):
-            self._iteration_start = time.perf_counter()
-            yield rollout_id
+        yield from range(self._start_at.first_rollout, self.num_rollout)
 
     def update_weights(self, version: int) -> None:
         """Bring every engine to the trainer's weights."""
@@ -80,7 +80,11 @@ class Job:
         if not urls:
             return
         with self._phase("update_weights", f"engines to take weight version {version}"):
-            report = self.actors.update_weights(urls, version)
+            try:
+                report = self.actors.update_weights(urls, version)
+            except EngineError:
+                self.rollout.check_alive()  # that an engine has ended says more than that it does not answer
+                raise
             self.rollout.weights_updated(version)
         self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
 
@@ -88,13 +92,13 @@ class Job:
         """Evaluate the policy that ``done`` rollouts have trained."""
         if not self._schedule.evaluates(done):
             return
-        with self._phase("eval", f"evaluation after {done} rollouts"):
+        with self._phase("eval", f"evaluation after {done} rollouts", self.rollout.progress):
             metrics = self.rollout.evaluate(done)
         self._trackers.log(metrics, step=done, kind="eval", rollout_id=done)
 
     def generate(self, rollout_id: int) -> RolloutResult:
         """Make the samples of one rollout."""
-        with self._phase("rollout", f"rollout {rollout_id}"):
+        with self._phase("rollout", f"rollout {rollout_id}", self.rollout.progress):
             return self.rollout.generate(rollout_id)
 
     def train(self, rollout: RolloutResult) -> TrainReport:
@@ -108,7 +112,8 @@ class Job:
         if report is not None:
             metrics |= report.metrics
             self._timings |= report.timings
-        self._timings["step"] = time.perf_counter() - self._iteration_start
+        now = time.perf_counter()
+        self._timings["step"], self._iteration_start = now - self._iteration_start, now
         metrics |= {f"perf/{name}_time": seconds for name, seconds in self._timings.items()}
         self._timings = {}
         steps = report.steps if report is not None else ()
@@ -139,15 +144,16 @@ class Job:
         self._executor = create(config[Cluster])
         with self._phase("start", "engines and model to start"):
             self._rollout = self._executor.rollout(config, run_dir)
+            per_epoch = self._rollout.num_rollouts_per_epoch()
+            self.num_rollout = _num_rollout(config[Data], per_epoch)
+            self._start_at.check_length(self.num_rollout)
             self._rollout.launch()
             if not config[Debug].debug_rollout_only:
                 self._actors = self._executor.actors(config, run_dir)
                 self._actors.start()
-            if self._resumed is not None:
-                self._restore(self._resumed)
+            if self._start_at.checkpoint is not None:
+                self._restore(self._start_at.checkpoint)
             self._rollout.wait_ready()
-        per_epoch = self._rollout.num_rollouts_per_epoch()
-        self.num_rollout = _num_rollout(config[Data], per_epoch)
         self._steps_per_rollout = config[Data].num_steps_per_rollout or 1
         self._schedule = _schedule(config, self.num_rollout, per_epoch)
         gc.collect()
@@ -158,24 +164,22 @@ class Job:
             self._actors.load(found.actor)
         self.rollout.load(found.rollout)
 
-    def _continues_here(self) -> bool:
-        return self._resumed is not None and self._resumed.path.parent.absolute() == self._run_dir.path.absolute()
-
-    def _first_rollout(self) -> int:
-        typed = self._config[Checkpoint].start_rollout_id
-        if typed is not None:
-            return typed
-        return self._resumed.state.rollout_id + 1 if self._resumed is not None else 0
-
     @contextmanager
-    def _phase(self, name: str, waiting_for: str) -> Iterator[None]:
+    def _phase(self, name: str, waiting_for: str, progress: Callable[[], str | None] | None = None) -> Iterator[None]:
         start = time.perf_counter()
         self._trackers.waiting(waiting_for)
-        yield
+        with self._watched(progress, waiting_for) if progress is not None else nullcontext():
+            yield
         self._timings[name] = time.perf_counter() - start
 
-    def _close(self) -> None:
-        """End roles before the executor that carries them; an error in one does not spare the others."""
+    def _watched(self, progress: Callable[[], str | None], waiting_for: str) -> AbstractContextManager[None]:
+        return watched(progress, lambda how_far: self._trackers.waiting(f"{waiting_for}: {how_far}"))
+
+    def _close(self, reason: BaseException | None) -> None:
+        """End roles before the executor that carries them.
+
+        An error in one does not spare the others, and does not hide the ``reason`` for which the run ends.
+        """
         closers = [role.close for role in (self._actors,) if role is not None]
         closers += [role.stop for role in (self._rollout,) if role is not None]
         closers += [executor.shutdown for executor in (self._executor,) if executor is not None]
@@ -185,7 +189,10 @@ class Job:
                 close()
             except Exception as error:
                 errors.append(error)
-        if errors:
+        if reason is not None:
+            for missed in errors:
+                reason.add_note(f"While the run was ended: {type(missed).__name__}: {missed}")
+        elif errors:
             raise errors[0]
 
 

@@ -23,6 +23,7 @@ def run(job: Job) -> None:
 
 
 def run_rollout_only(job: Job) -> None:
-    """Generate and record, without a trainer (``--debug-rollout-only``)."""
+    """Generate, evaluate and record, without a trainer (``--debug-rollout-only``)."""
     for rollout_id in job.remaining_rollouts():
+        job.evaluate_if_due(done=rollout_id)
         job.record(rollout_id, job.generate(rollout_id), None)

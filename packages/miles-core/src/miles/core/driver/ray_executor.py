@@ -158,6 +158,13 @@ class RayRollout:
         urls: list[str] = self._call("engine_urls")
         return urls
 
+    def progress(self) -> str | None:
+        how_far: str | None = self._call("progress")
+        return how_far
+
+    def check_alive(self) -> None:
+        self._call("check_alive")
+
     def weights_updated(self, version: int) -> None:
         self._call("weights_updated", version)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from miles.core.driver import checkpoint
@@ -9,19 +10,43 @@ from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint as CheckpointFlags
 
 
-def find(flags: CheckpointFlags, run_dir: Path) -> checkpoint.Checkpoint | None:
-    """The verified checkpoint to go on from; None for a fresh start.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to go on."""
 
-    What the run itself has written comes first, so the same command continues what it began.  Otherwise ``--load`` says
-    where to start, and must hold a checkpoint: training from the start when the user asked to resume would lose days.
+    checkpoint: checkpoint.Checkpoint | None = None
+    """What to restore; None: nothing, the run is new."""
+    first_rollout: int = 0
+    metrics_offset: int = 0
+    """Bytes of ``metrics.jsonl`` that stay."""
+
+    def check_length(self, num_rollout: int | None) -> None:
+        """ConfigError when the run has gone further than it is told to go now; None: that is not known yet."""
+        if num_rollout is not None and self.first_rollout > num_rollout:
+            raise ConfigError(
+                f"--num-rollout {num_rollout}: the model has been trained on {self.first_rollout} rollouts already "
+                f"({self.checkpoint.path if self.checkpoint else '--start-rollout-id'}). Give at least as many, or "
+                "start a new run in another --save"
+            )
+
+
+def find(flags: CheckpointFlags, run_dir: Path) -> Start:
+    """The verified checkpoint to go on from, or a fresh start.
+
+    What the run itself has written comes first, so the same command continues what it began; ``--start-rollout-id``
+    says where that began.  Otherwise ``--load`` says where to start, and must hold a checkpoint: training from the
+    start when the user asked to resume would lose days.
     """
     own = checkpoint.latest(run_dir)
-    if own is not None or flags.load is None or Path(flags.load).absolute() == run_dir.absolute():
-        return own
+    if own is not None:
+        return Start(own, own.state.rollout_id + 1, own.state.metrics_offset)
+    if flags.load is None or Path(flags.load).absolute() == run_dir.absolute():
+        return Start(None, flags.start_rollout_id or 0)
     found = checkpoint.latest(Path(flags.load))
     if found is None:
         raise ConfigError(
             f"--load {flags.load}: no {checkpoint.TRACKER_FILE} there, so there is nothing to resume from. Name a run "
             "directory that holds a checkpoint, or leave --load out to start from --hf-checkpoint"
         )
-    return found
+    typed = flags.start_rollout_id
+    return Start(found, found.state.rollout_id + 1 if typed is None else typed)

@@ -10,6 +10,7 @@ from miles.core.driver.job import Job
 from miles.core.driver.lock import exclusive
 from miles.core.driver.signals import ending_signals_raise
 from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.report import write_report
 from miles.core.run_directory import RunDirectory
@@ -31,12 +32,13 @@ def train(config: Config) -> RunDirectory:
 
 
 def _run(config: Config, run_dir: RunDirectory) -> None:
-    resumed = resume.find(config[Checkpoint], run_dir.path)
-    _say(announce.plan(config, run_dir, resumed))
+    start = resume.find(config[Checkpoint], run_dir.path)
+    start.check_length(config[Data].num_rollout)
+    _say(announce.plan(config, run_dir, start.checkpoint))
     for change in announce.changes(run_dir.read_config(), config.record()):
         _say(f"changed since the last start: {change}")
     run_dir.write_config(config.record(), config.origin)
-    with Job(config, run_dir, resumed) as job:
+    with Job(config, run_dir, start) as job:
         if config[Debug].debug_rollout_only:
             loop.run_rollout_only(job)
         else:

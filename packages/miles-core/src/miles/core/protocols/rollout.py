@@ -46,6 +46,12 @@ class RolloutRole(Protocol):
     def evaluate(self, rollout_id: int) -> dict[str, float]:
         """Evaluate on every data set; write the samples; return ``eval/*`` metrics."""
 
+    def progress(self) -> str | None:
+        """How far the running ``generate`` or ``evaluate`` has come, as ``180/256 samples``; called beside it."""
+
+    def check_alive(self) -> None:
+        """EngineError that names the engine or the router that has ended; nothing when all live."""
+
     def engine_urls(self) -> list[str]:
         """Addresses of the engines that hold the policy's weights."""
 

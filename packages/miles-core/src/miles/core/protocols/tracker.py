@@ -28,4 +28,4 @@ class StatusTracker(Protocol):
     """A tracker that also shows what the run is waiting for."""
 
     def waiting(self, for_what: str) -> None:
-        """From now on the run waits for this."""
+        """From now on the run waits for this.  Called from another thread as well while that makes progress."""
