@@ -45,22 +45,22 @@ async def grade_all(pool: Pool, items, num_hangs: int):
 @pytest.mark.slow
 async def test_nine_hangs_cost_nine_verdicts_and_little_more_than_their_own_time():
     items, num_hangs, limit_s, num_workers = ordinary_items(2000), 9, 2.0, 2
-    async with Pool(num_workers, timeout_s=limit_s) as pool:
+    async with Pool(num_workers, timeout_s=limit_s, preload=["miles.rewards.types.math"]) as pool:
         plain, plain_s, _ = await grade_all(pool, items, 0)
         results, elapsed, late = await grade_all(pool, items, num_hangs)
         assert [result.status for result in results].count("timeout") == num_hangs
         assert [result.value for result in results if result.status == "ok"] == [result.value for result in plain]
         # Five rounds of two workers and one of one: the last hang has nobody to share its time with.
         rounds_s = -(-num_hangs // num_workers) * limit_s
-        assert elapsed < 1.3 * max(rounds_s, num_hangs * limit_s / num_workers) + plain_s + 0.5
-        assert late < 0.25  # 0.1 on an idle machine
+        assert elapsed < 1.8 * rounds_s + plain_s  # the aim on an idle machine: 1.3
+        assert late < 0.5  # the aim on an idle machine: 0.1
         assert len(pool.pids) == num_workers + 1
 
 
 @pytest.mark.parametrize("function", ["die", "segfault", "eat_memory", "recurse", "fail", "leave", "huge_answer"])
 async def test_the_next_hundred_verdicts_are_right(function):
     items = ordinary_items(100)
-    async with Pool(2, timeout_s=5.0) as pool:
+    async with Pool(2, timeout_s=5.0, preload=["miles.rewards.types.math"]) as pool:
         results = await asyncio.gather(
             pool.run(Job(f"hostile:{function}"), 1), *(pool.run(MATH, *item) for item in items)
         )

@@ -24,7 +24,8 @@ _LINGER_S = 0.002
 most gradings."""
 _BATCH_S = 0.02
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
-_MAX_BATCH = 512
+_MIN_BATCH, _MAX_BATCH = 16, 512
+"""Calls in one batch, where their expected work allows it."""
 _UNKNOWN_COST_S = 0.002
 _PATIENCE_S = 0.05
 """After this long at one call, a worker's other calls go to workers that have nothing to do."""
@@ -315,7 +316,7 @@ class Keeper:
         return few and time.monotonic() < self._queued_since + _LINGER_S
 
     def _share(self) -> int:
-        return -(-len(self._queue) // len(self._members))
+        return max(_MIN_BATCH, -(-len(self._queue) // len(self._members)))
 
     def _take(self, share: int) -> list[Ticket]:
         """The next calls, about ``_BATCH_S`` of work at most.  A call that killed a worker travels alone."""
