@@ -16,6 +16,8 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
+import resource
 import socket
 import statistics
 import subprocess
@@ -27,9 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 import uvloop
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 
 WORKERS = 2
+RID = re.compile(rb'"rid": ?"(\d+)-(\d+)"')
 START_TIMEOUT_S = 60.0
 
 
@@ -54,10 +60,13 @@ CASES = {
 
 
 class Worker(asyncio.Protocol):
-    """Answers ``POST /generate?size=N&delay_ms=N`` with N bytes; anything else with a healthy ``{}``."""
+    """Answers a request whose ``rid`` is "SIZE-DELAY" with SIZE bytes after DELAY ms; others with a healthy ``{}``.
+
+    The size is in the body because not every router passes query strings on.
+    """
 
     def __init__(self) -> None:
-        self.answers: dict[bytes, tuple[bytes, float]] = {}
+        self.answers: dict[tuple[bytes, bytes], tuple[bytes, float]] = {}
         self.buffer = b""
 
     def connection_made(self, transport: Any) -> None:
@@ -71,24 +80,24 @@ class Worker(asyncio.Protocol):
             length = int(head[at + 15 : head.find(b"\r\n", at)]) if at >= 0 else 0
             if len(self.buffer) < end + length:
                 return
+            rid = RID.search(self.buffer, end, end + length)
             self.buffer = self.buffer[end + length :]
-            self.answer(head.split(b" ", 2)[1])
+            self.answer(rid.group(1, 2) if rid else (b"2", b"0"))
 
-    def answer(self, target: bytes) -> None:
-        if target not in self.answers:
-            self.answers[target] = make_answer(target)
-        answer, delay_s = self.answers[target]
+    def answer(self, wanted: tuple[bytes, bytes]) -> None:
+        if wanted not in self.answers:
+            self.answers[wanted] = make_answer(int(wanted[0])), int(wanted[1]) / 1000
+        answer, delay_s = self.answers[wanted]
         if delay_s:
             asyncio.get_running_loop().call_later(delay_s, self.transport.write, answer)
         else:
             self.transport.write(answer)
 
 
-def make_answer(target: bytes) -> tuple[bytes, float]:
-    values = dict(pair.split("=") for pair in target.decode().partition("?")[2].split("&") if pair)
-    body = json.dumps({"text": "x" * max(0, int(values.get("size", 0)) - 12)}).encode()
+def make_answer(size: int) -> bytes:
+    body = json.dumps({"text": "x" * max(0, size - 12)}).encode()
     head = f"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-length: {len(body)}\r\ncontent-type: application/json\r\n\r\n"
-    return head.encode() + body, int(values.get("delay_ms", 0)) / 1000
+    return head.encode() + body
 
 
 class LoadClient(asyncio.Protocol):
@@ -156,10 +165,10 @@ def run_load(port: int, case: Case, seconds: float) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         latencies: list[float] = []
         errors: list[str] = []
-        body = json.dumps({"input_ids": [11111] * (case.request_bytes // 7), "rid": "r"}).encode()
-        target = f"/generate?size={case.answer_bytes}&delay_ms={case.delay_ms}"
+        rid = f"{case.answer_bytes}-{case.delay_ms}"
+        body = json.dumps({"rid": rid, "input_ids": [11111] * (case.request_bytes // 7)}).encode()
         fields = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        request = f"POST {target} HTTP/1.1\r\n{fields}\r\n\r\n"
+        request = f"POST /generate HTTP/1.1\r\n{fields}\r\n\r\n"
         start = time.perf_counter()
 
         def make() -> LoadClient:
@@ -175,10 +184,7 @@ def run_load(port: int, case: Case, seconds: float) -> dict[str, Any]:
 
 def serve_naive(port: int, workers: list[str]) -> None:
     """The proxy one writes first: FastAPI, httpx, the whole body parsed."""
-    import httpx
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from fastapi.responses import JSONResponse
+    import httpx  # only this system needs it
 
     in_flight = dict.fromkeys(workers, 0)
     client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None)
@@ -189,7 +195,7 @@ def serve_naive(port: int, workers: list[str]) -> None:
         worker = min(in_flight, key=in_flight.__getitem__)
         in_flight[worker] += 1
         try:
-            answer = await client.post(f"{worker}/{path}?{request.url.query}", json=await request.json())
+            answer = await client.post(f"{worker}/{path}", json=await request.json())
             return JSONResponse(answer.json(), answer.status_code)
         finally:
             in_flight[worker] -= 1
@@ -240,9 +246,8 @@ def free_port() -> int:
 
 def wait_until_serving(port: int) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/generate?size=10", b"{}", {"content-type": "application/json"}
-    )
+    body = b'{"rid": "10-0", "input_ids": [1]}'
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/generate", body, {"content-type": "application/json"})
     while True:
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
@@ -292,6 +297,11 @@ def summary(seen: dict[str, Any]) -> dict[str, float]:
         "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
         "errors": len(seen["errors"]),
     }
+
+
+def allow_many_connections() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -347,6 +357,7 @@ def report(case: str, systems: dict[str, list[dict[str, float]]]) -> dict[str, A
 
 
 def main() -> None:
+    allow_many_connections()
     if len(sys.argv) > 1 and sys.argv[1] == "--serve-workers":
         serve_workers([int(port) for port in sys.argv[2:]])
     elif len(sys.argv) > 1 and sys.argv[1] == "--serve-naive":

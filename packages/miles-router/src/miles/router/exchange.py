@@ -41,33 +41,13 @@ class Refusal:
 
 
 class Exchange(ABC):
-    """One request and its answer.
+    """One request and its answer.  ``start`` is the loop time at which its head was complete."""
 
-    ``start`` is the loop time at which its head was complete.  What most requests leave as it is has its value on the
-    class, which makes an exchange cheap to create.
-    """
-
-    # The request: pieces of its body; whether all came, whether all were written, whether it can be sent again.
-    body_size = 0
-    received = False
-    uploaded = False
-    streaming = False
-    replayable = True
-    peeked = b""
-    # Its way: the worker it counts at, the connection that carries it.
-    worker: Worker | None = None
-    connection: UpstreamConnection | None = None
-    dial: asyncio.Task[None] | None = None
-    backoff: asyncio.TimerHandle | None = None
-    waiting_since: float | None = None
-    tried: tuple[Worker, ...] = ()
-    attempts = 0
-    fresh = False
-    # The answer: its status, the part held back, whether any of it went to the client.
-    status = 0
-    held: tuple[ResponseHead, int, list[bytes]] | None = None
-    started = False
-    ended = False
+    __slots__ = (
+        "attempts", "backoff", "bodiless", "body", "body_size", "connection", "declared_length", "dial", "dispatcher",
+        "ended", "fresh", "headers", "held", "method", "peeked", "received", "replayable", "start", "started", "status",
+        "streaming", "target", "tried", "uploaded", "waiting_since", "worker",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -84,7 +64,28 @@ class Exchange(ABC):
         self.declared_length = declared_length
         self.bodiless = method == b"HEAD"
         self.start = dispatcher.loop.time()
+        # The request: pieces of its body; whether all came, whether all were written, whether it can be sent again.
         self.body: list[bytes] = []
+        self.body_size = 0
+        self.received = False
+        self.uploaded = False
+        self.streaming = False
+        self.replayable = True
+        self.peeked = b""
+        # Its way: the worker it counts at, the connection that carries it.
+        self.worker: Worker | None = None
+        self.connection: UpstreamConnection | None = None
+        self.dial: asyncio.Task[None] | None = None
+        self.backoff: asyncio.TimerHandle | None = None
+        self.waiting_since: float | None = None
+        self.tried: tuple[Worker, ...] = ()
+        self.attempts = 0
+        self.fresh = False
+        # The answer: its status, the part held back, whether any of it went to the client.
+        self.status = 0
+        self.held: tuple[ResponseHead, int, list[bytes]] | None = None
+        self.started = False
+        self.ended = False
         dispatcher.metrics.received += 1
 
     # The client's side.
@@ -284,15 +285,9 @@ class Exchange(ABC):
             if name not in _DROPPED:
                 lines.append(name + b": " + value)
             elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-                return self._unusual_request_head(authority)
-        return self._framed(lines)
-
-    def _unusual_request_head(self, authority: bytes) -> bytes:
-        dropped = connection_options(self.headers) | _WRITTEN_ANEW
-        kept = [name + b": " + value for name, value in self.headers if name not in dropped]
-        return self._framed([self.method + b" " + self.target + b" HTTP/1.1\r\nhost: " + authority, *kept])
-
-    def _framed(self, lines: list[bytes]) -> bytes:
+                dropped = connection_options(self.headers) | _WRITTEN_ANEW
+                lines[1:] = [b"%b: %b" % field for field in self.headers if field[0] not in dropped]
+                break
         if self.declared_length is not None:
             lines.append(b"content-length: %d\r\n\r\n" % self.declared_length)
         elif not self.received:

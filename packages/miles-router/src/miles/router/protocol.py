@@ -38,14 +38,12 @@ class _Signal:
 class HotExchange(Exchange):
     """A proxied request of a RouterProtocol, and a cycle in uvicorn's pipeline."""
 
+    __slots__ = (
+        "active", "disconnected", "expects_continue", "keep_alive", "late_refusal", "old", "protocol", "rechunked",
+        "response_complete", "scanner",
+    )  # fmt: skip
+
     message_event = _Signal()
-    disconnected = False
-    response_complete = False
-    active = False  # whether the answers to all earlier requests are complete
-    old = False  # the client speaks HTTP/1.0, which has no chunks
-    rechunked = False  # the worker's body ends with its connection, the client's with a chunk
-    scanner: ChunkScanner | None = None  # takes the worker's chunks apart
-    late_refusal: Refusal | None = None
 
     def __init__(
         self,
@@ -60,6 +58,13 @@ class HotExchange(Exchange):
         self.protocol = protocol
         self.keep_alive = keep_alive
         self.expects_continue = protocol.expect_100_continue
+        self.disconnected = False
+        self.response_complete = False
+        self.active = False  # whether the answers to all earlier requests are complete
+        self.old = False  # the client speaks HTTP/1.0, which has no chunks
+        self.rechunked = False  # the worker's body ends with its connection, the client's with a chunk
+        self.scanner: ChunkScanner | None = None  # takes the worker's chunks apart
+        self.late_refusal: Refusal | None = None
 
     @property
     def more_body(self) -> bool:
@@ -233,10 +238,13 @@ class RouterProtocol(HttpToolsProtocol):
         parser = self.parser
         version = parser.get_http_version()
         method = parser.get_method()
-        refusal = self._objection(version, method)
-        if refusal is not None:
-            self._reject(refusal)
-        elif self._hot and not needs_asgi(self.url):
+        suspicious = self._transfer_coding or version != "1.1" or parser.should_upgrade()
+        if suspicious or self._head_bytes > self._max_header_bytes:
+            refusal = self._objection(version, method)
+            if refusal is not None:
+                self._reject(refusal)
+                return
+        if self._hot and not needs_asgi(self.url):
             self._enqueue(method, version, parser.should_keep_alive())
         else:
             self._hand_to_asgi()

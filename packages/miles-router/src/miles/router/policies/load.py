@@ -17,8 +17,8 @@ class LeastLoaded:
 
     def choose(self, workers: Sequence[W], request: RoutableRequest) -> W:
         """See Policy."""
-        self._turn = turn = (self._turn + 1) % len(workers)
-        return least_loaded(workers, turn)
+        self._turn = (self._turn + 1) % len(workers)
+        return least_loaded(workers, self._turn)
 
 
 class RoundRobin:
