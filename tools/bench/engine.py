@@ -57,31 +57,37 @@ class Contender(Protocol):
 
 
 class Server:
-    """An engine behind HTTP."""
+    """An engine behind HTTP.  Connections are kept, as a router keeps them."""
 
     def __init__(self, process: ChildProcess, url: str) -> None:
         self._process, self._url = process, url
         self.pid = process.pid
+        self._loop = asyncio.Runner()
+        self._session = self._loop.run(self._connect())
         process.wait_ready(f"{url}/health_generate", START_S)
 
     def run(self, requests: Requests) -> int:
         """All requests at once, with log-probabilities."""
-        return asyncio.run(self._run(requests))
+        return self._loop.run(self._all(requests))
 
-    async def _run(self, requests: Requests) -> int:
+    async def _all(self, requests: Requests) -> int:
+        return sum(await asyncio.gather(*(self._one(*request) for request in requests)))
+
+    async def _one(self, prompt: list[int], length: int) -> int:
+        params = {"max_new_tokens": length, "temperature": 1.0, "ignore_eos": True}
+        body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
+        async with self._session.post(f"{self._url}/generate", json=body) as response:
+            response.raise_for_status()
+            return len((await response.json())["output_ids"])
+
+    @staticmethod
+    async def _connect() -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(total=1800)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-
-            async def one(prompt: list[int], length: int) -> int:
-                params = {"max_new_tokens": length, "temperature": 1.0, "ignore_eos": True}
-                body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
-                async with session.post(f"{self._url}/generate", json=body) as response:
-                    response.raise_for_status()
-                    return len((await response.json())["output_ids"])
-
-            return sum(await asyncio.gather(*(one(*request) for request in requests)))
+        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
 
     def stop(self) -> None:
+        self._loop.run(self._session.close())
+        self._loop.close()
         self._process.stop()
 
 

@@ -24,6 +24,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from miles.rollout.engines.embedded.model import Checkpoint, Model, load_model
@@ -71,13 +73,25 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             **_SHAPE, num_key_value_heads=2, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
         )
     ),
+    "qwen3-moe": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **{**_SHAPE, "num_hidden_layers": 3},
+            num_key_value_heads=2,
+            head_dim=16,
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            norm_topk_prob=True,
+            mlp_only_layers=[1],
+        )
+    ),
     "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHAPE)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_SHAPE)),
     "gemma2": lambda: Gemma2ForCausalLM(
         Gemma2Config(**_SHAPE, num_key_value_heads=2, head_dim=16, sliding_window=8, query_pre_attn_scalar=16)
     ),
 }
-FAST = ("qwen3-tied", "qwen3-untied", "qwen2", "llama", "llama3-biased", "llama-linear")
+FAST = ("qwen3-moe", "qwen3-tied", "qwen3-untied", "qwen2", "llama", "llama3-biased", "llama-linear")
 GENERAL = ("gpt-neox", "gpt2", "gemma2")
 
 

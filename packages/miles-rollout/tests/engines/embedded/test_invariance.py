@@ -9,7 +9,7 @@ from engine_models import CONTEXT, VOCABULARY, Ask, Driver, bits, generate, load
 
 from miles.rollout.engines.embedded.scheduler import Limits
 
-MODELS = ["qwen3-tied", "qwen3-untied", "qwen2", "llama", "gpt-neox", "gemma2"]
+MODELS = ["qwen3-tied", "qwen3-moe", "qwen3-untied", "qwen2", "llama", "gpt-neox", "gemma2"]
 
 
 @pytest.fixture(params=MODELS)

@@ -478,6 +478,7 @@ async def test_facts(client, served):
     assert (info["model_type"], info["vocab_size"], info["is_generation"]) == ("qwen3", 331, True)
     facts = (await client.get("/server_info"))[1]
     assert (facts["engine"], facts["layer"], facts["context_length"]) == ("miles-embedded", "fast", 1024)
+    assert facts["batch_invariant"] is True
     assert facts["generated_tokens"] == 8
     models = (await client.get("/v1/models"))[1]
     assert models["data"][0]["id"] == str(served.path)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from engine_models import Ask, generate, load, save_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
@@ -11,7 +12,7 @@ from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
 PROMPT = [5, 6, 7, 8]
 
 
-@pytest.fixture(params=["qwen3-tied", "qwen3-untied", "llama3-biased", "gpt-neox"])
+@pytest.fixture(params=["qwen3-tied", "qwen3-untied", "qwen3-moe", "llama3-biased", "gpt-neox"])
 def served(request, model_path):
     return load(model_path(request.param))
 
@@ -79,6 +80,21 @@ def test_a_lossy_copy_shows_in_the_checksum(model_path, tmp_path):
     new = noise(served)
     checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
     assert checksums["model.norm.weight"] != crc(new["model.norm.weight"])
+
+
+def test_experts_are_taken_one_by_one_or_as_transformers_holds_them(model_path, tmp_path):
+    """The module's own names stack the experts; checkpoints list them."""
+    served = load(model_path("qwen3-moe"))
+    module = AutoModelForCausalLM.from_pretrained(model_path("qwen3-moe"), dtype=torch.float32)
+    before = {name: served.weights.checksum(name) for name in served.weights.names()}
+    assert "model.layers.0.mlp.experts.5.down_proj.weight" in before
+    stacked = {name: tensor for name, tensor in module.state_dict().items() if "rotary" not in name}
+    assert any(name.endswith("experts.gate_up_proj") for name in stacked)
+    for name in served.weights.names():
+        served.weights.write(name, torch.zeros_like(served.weights.read(name)))
+    checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", stacked))
+    assert checksums == {name: crc(tensor) for name, tensor in stacked.items()}
+    assert {name: served.weights.checksum(name) for name in served.weights.names()} == before
 
 
 def test_the_tied_head_is_taken_under_both_names(small, tmp_path):

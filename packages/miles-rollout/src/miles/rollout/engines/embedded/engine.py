@@ -281,6 +281,7 @@ class Engine:
             **asdict(self.options),
             "engine": "miles-embedded",
             "layer": self.model.kind,
+            "batch_invariant": self.model.batch_invariant,
             "context_length": self.context_length,
             "kv_budget_tokens": scheduler.kv.budget_tokens,
             "kv_allocated_tokens": scheduler.kv.allocated_tokens,

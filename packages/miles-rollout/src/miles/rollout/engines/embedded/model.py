@@ -20,6 +20,8 @@ class Model(Protocol):
 
     kind: str
     """``fast`` or ``general``, for the curious."""
+    batch_invariant: bool
+    """A row's bits do not depend on the rows beside it."""
     kv_shape: KVShape
     hidden_size: int
     vocab_size: int

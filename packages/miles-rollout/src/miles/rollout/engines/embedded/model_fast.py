@@ -1,10 +1,10 @@
-"""The fast layer: the common decoder family (Llama, Qwen2, Qwen3), straight from safetensors.
+"""The fast layer: the common decoder family (Llama, Qwen2, Qwen3, Qwen3-MoE), straight from safetensors.
 
 Few operations per layer, all into buffers that are reused; projections that read the same input are one product.
 Rotary embedding and attention are as in the models' papers (arXiv:2104.09864, arXiv:2305.13245); results agree with
 transformers to rounding.
 
-M = rows, H = heads, K = key-value heads, D = head dimension, I = intermediate size.
+M = rows, H = heads, K = key-value heads, D = head dimension.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from miles.rollout.engines.embedded.attention import Plan, attend
-from miles.rollout.engines.embedded.elementwise import silu_
+from miles.rollout.engines.embedded.feed_forward import Experts, FeedForward, GatedNetwork
 from miles.rollout.engines.embedded.kv import KVShape
 from miles.rollout.engines.embedded.model import Checkpoint
 from miles.rollout.engines.embedded.weights import WeightStore
 
-_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_QWEN3 = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", *_QWEN3)
 
 
 def unsupported(config: dict[str, Any]) -> str | None:
@@ -38,8 +39,9 @@ def unsupported(config: dict[str, Any]) -> str | None:
         return "mlp_bias is set"
     if config.get("quantization_config"):
         return "the checkpoint is quantized"
-    if config["intermediate_size"] % 8:
-        return "intermediate_size is not a multiple of 8"
+    for size in ("intermediate_size", "moe_intermediate_size"):
+        if config.get(size, 0) % 8:
+            return f"{size} is not a multiple of 8"
     kind = _rope(config)["rope_type"]
     return None if kind in ("default", "linear", "llama3") else f"rope type {kind!r} is not supported"
 
@@ -58,7 +60,6 @@ class _Shape:
     heads: int
     kv_heads: int
     dim: int
-    intermediate: int
     vocab: int
     eps: float
     qkv_bias: bool
@@ -77,12 +78,11 @@ class _Shape:
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             dim=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config["intermediate_size"],
             vocab=config["vocab_size"],
             eps=config.get("rms_norm_eps", 1e-6),
             qkv_bias=architecture == "Qwen2ForCausalLM" or llama_bias,
             o_bias=llama_bias,
-            head_norm=architecture == "Qwen3ForCausalLM",
+            head_norm=architecture in _QWEN3,
             tied=bool(config.get("tie_word_embeddings", False)),
         )
 
@@ -98,9 +98,7 @@ class _Layer:
     out: torch.Tensor
     out_bias: torch.Tensor | None
     post_norm: torch.Tensor
-    gate_up: torch.Tensor
-    """[2I, hidden]"""
-    down: torch.Tensor
+    feed_forward: FeedForward
 
 
 @dataclass(slots=True)
@@ -111,14 +109,13 @@ class _Buffers:
     qkv: torch.Tensor
     rotated: torch.Tensor
     attended: torch.Tensor
-    gate: torch.Tensor
-    up: torch.Tensor
 
 
 class FastModel:
     """See the module's text."""
 
     kind = "fast"
+    batch_invariant = True
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         shape = self._shape = _Shape.of(checkpoint.config)
@@ -128,9 +125,16 @@ class FastModel:
         self._embedding = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
         self._head = self._embedding if shape.tied else torch.empty_like(self._embedding)
         self._norm = torch.empty(shape.hidden, dtype=dtype)
-        self._layers = [_allocate(shape, dtype) for _ in range(shape.layers)]
+        self._layers = [
+            _allocate(shape, _feed_forward(checkpoint.config, number, dtype), dtype) for number in range(shape.layers)
+        ]
         aliases = {"lm_head.weight": "model.embed_tokens.weight"} if shape.tied else {}
-        self.weights = WeightStore(self._views(), aliases, self._copies())
+        fused = {
+            name: place
+            for number, layer in enumerate(self._layers)
+            for name, place in layer.feed_forward.fused_views(f"model.layers.{number}.mlp").items()
+        }
+        self.weights = WeightStore(self._views(), aliases, self._copies(), fused)
         self.weights.load_directory(checkpoint.path)
         self._rotary = _Rotary(_rope(checkpoint.config), shape.dim, dtype)
         self._buffers: dict[int, _Buffers] = {}
@@ -150,7 +154,7 @@ class FastModel:
             if layer.out_bias is not None:
                 hidden.add_(layer.out_bias)
             normed = F.rms_norm(hidden, (shape.hidden,), layer.post_norm, shape.eps)
-            self._feed_forward(layer, normed, hidden, buffers)
+            layer.feed_forward.add_to(hidden, normed)
         return F.rms_norm(hidden, (shape.hidden,), self._norm, shape.eps)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
@@ -177,14 +181,6 @@ class FastModel:
         rotated.addcmul_(torch.cat([turned[..., half:], turned[..., :half]], -1), sin)
         return rotated[:, : shape.heads], rotated[:, shape.heads :], heads[:, shape.heads + shape.kv_heads :]
 
-    def _feed_forward(self, layer: _Layer, normed: torch.Tensor, hidden: torch.Tensor, buffers: _Buffers) -> None:
-        """Add the gated feed-forward of ``normed`` to ``hidden``."""
-        size = self._shape.intermediate
-        torch.mm(normed, layer.gate_up[:size].t(), out=buffers.gate)
-        torch.mm(normed, layer.gate_up[size:].t(), out=buffers.up)
-        silu_(buffers.gate).mul_(buffers.up)
-        hidden.addmm_(buffers.gate, layer.down.t())
-
     def _buffers_of(self, num_rows: int) -> _Buffers:
         buffers = self._buffers.get(num_rows)
         if buffers is None:
@@ -196,8 +192,6 @@ class FastModel:
                 # One row more: attention may read a few heads beyond the last row's (see attention.py).
                 rotated=torch.zeros(num_rows + 1, turned, shape.dim, **options)[:num_rows],
                 attended=torch.zeros(num_rows, shape.heads * shape.dim, **options),
-                gate=torch.zeros(num_rows, shape.intermediate, **options),
-                up=torch.zeros(num_rows, shape.intermediate, **options),
             )
             self._buffers[num_rows] = buffers
         return buffers
@@ -220,9 +214,7 @@ class FastModel:
             if layer.head_norm is not None:
                 views[f"{prefix}.self_attn.q_norm.weight"] = layer.head_norm[0]
                 views[f"{prefix}.self_attn.k_norm.weight"] = layer.head_norm[shape.heads]
-            views[f"{prefix}.mlp.gate_proj.weight"] = layer.gate_up[: shape.intermediate]
-            views[f"{prefix}.mlp.up_proj.weight"] = layer.gate_up[shape.intermediate :]
-            views[f"{prefix}.mlp.down_proj.weight"] = layer.down
+            views.update(layer.feed_forward.views(f"{prefix}.mlp"))
             views[f"{prefix}.input_layernorm.weight"] = layer.input_norm
             views[f"{prefix}.post_attention_layernorm.weight"] = layer.post_norm
         views["model.norm.weight"] = self._norm
@@ -241,7 +233,27 @@ class FastModel:
         return copies
 
 
-def _allocate(shape: _Shape, dtype: torch.dtype) -> _Layer:
+def _feed_forward(config: dict[str, Any], number: int, dtype: torch.dtype) -> FeedForward:
+    """Of layer ``number``: a Qwen3-MoE model has experts in most layers."""
+    num_experts = config.get("num_experts") or config.get("num_local_experts") or 0  # transformers 4 and 5
+    sparse = (
+        num_experts > 0
+        and number not in (config.get("mlp_only_layers") or [])
+        and (number + 1) % config.get("decoder_sparse_step", 1) == 0
+    )
+    if not sparse:
+        return GatedNetwork(config["hidden_size"], config["intermediate_size"], dtype)
+    return Experts(
+        config["hidden_size"],
+        config["moe_intermediate_size"],
+        num_experts,
+        config["num_experts_per_tok"],
+        bool(config.get("norm_topk_prob", False)),
+        dtype,
+    )
+
+
+def _allocate(shape: _Shape, feed_forward: FeedForward, dtype: torch.dtype) -> _Layer:
     def empty(*size: int) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype)
 
@@ -254,8 +266,7 @@ def _allocate(shape: _Shape, dtype: torch.dtype) -> _Layer:
         out=empty(shape.hidden, shape.heads * shape.dim),
         out_bias=empty(shape.hidden) if shape.o_bias else None,
         post_norm=empty(shape.hidden),
-        gate_up=empty(2 * shape.intermediate, shape.hidden),
-        down=empty(shape.hidden, shape.intermediate),
+        feed_forward=feed_forward,
     )
 
 

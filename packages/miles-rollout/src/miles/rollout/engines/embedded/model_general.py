@@ -45,6 +45,8 @@ class GeneralModel:
             raise _refusal(checkpoint, "it does not attend through transformers' attention interface") from error
         self.weights: WeightStore = _GeneralWeights(model)
         _replace_activations(model)
+        # transformers runs an expert on as many rows as chose it.
+        self.batch_invariant = not any("expert" in name for name, _ in model.named_modules())
         config = model.config.get_text_config()
         self.hidden_size: int = config.hidden_size
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]

@@ -206,11 +206,15 @@ class Server:
         return Answer(b"", content_type=_TEXT)
 
     async def _health_generate(self, body: dict[str, Any]) -> Answer:
-        """Whether a token can be made; while paused, whether the model thread answers."""
+        """Whether a token can be made.
+
+        While tokens are being made, or must not be, it is whether the model thread answers, which it does between two
+        steps; a request of our own would wait behind the others.
+        """
         scheduler = self.engine.scheduler
         try:
             async with asyncio.timeout(_HEALTH_DEADLINE_S):
-                if await self._call(self.engine.runner.call(lambda s: s.paused or s.updating)):
+                if await self._call(self.engine.runner.call(lambda s: not s.idle or s.paused or s.updating)):
                     return Answer(b"", content_type=_TEXT)
                 params = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
                 item = GenerateItem(rid=None, text=None, input_ids=[0], params=params)

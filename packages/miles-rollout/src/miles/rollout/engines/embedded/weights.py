@@ -64,7 +64,8 @@ class WeightStore:
 
     A destination is a view of the model's own memory, so writing is copying, and a model may hold tensors in another
     layout than their names suggest.  ``aliases`` are names that checkpoints use for a tensor held under another one;
-    ``copies`` are further places of a tensor, into which it is broadcast.
+    ``copies`` are further places of a tensor, into which it is broadcast; ``fused`` are names under which several
+    tensors may come as one, with the names of the several.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class WeightStore:
         views: Mapping[str, torch.Tensor],
         aliases: Mapping[str, str] | None = None,
         copies: Mapping[str, torch.Tensor] | None = None,
+        fused: Mapping[str, tuple[torch.Tensor, list[str]]] | None = None,
     ) -> None:
         self._views = dict(views)
+        self._fused = dict(fused or {})
         self._aliases = dict(aliases or {})
         self._copies = dict(copies or {})
 
@@ -104,7 +107,7 @@ class WeightStore:
         missing = set(self._views)
         for name, handle in _tensors(files):  # everything is checked before anything is written
             self._check_shape(name, tuple(handle.get_slice(name).get_shape()))
-            missing.discard(self._aliases.get(name, name))
+            missing.difference_update(self._fused[name][1] if name in self._fused else [self._aliases.get(name, name)])
         if missing:
             raise WeightError(f"{directory} lacks {_some(sorted(missing))}")
         for name, handle in _tensors(files):
@@ -112,7 +115,7 @@ class WeightStore:
 
     def load_bucket(self, path: str, num_bytes: int, tensors: list[BucketTensor]) -> dict[str, str]:
         """Copy the tensors of a shared-memory file in.  Returns the checksum of each as held, in the bucket's dtype."""
-        unknown = [tensor.name for tensor in tensors if self._aliases.get(tensor.name, tensor.name) not in self._views]
+        unknown = [tensor.name for tensor in tensors if self._find(tensor.name) is None]
         if unknown:
             raise WeightError(f"this model has no {_some(unknown)}")
         for tensor in tensors:  # everything is checked before anything is written
@@ -130,10 +133,15 @@ class WeightStore:
             raise WeightError(f"{name}: the model holds {list(held)}, the update has {list(shape)}")
 
     def _view(self, name: str) -> torch.Tensor:
-        view = self._views.get(self._aliases.get(name, name))
+        view = self._find(name)
         if view is None:
             raise WeightError(f"this model has no tensor {name!r}")
         return view
+
+    def _find(self, name: str) -> torch.Tensor | None:
+        if name in self._fused:
+            return self._fused[name][0]
+        return self._views.get(self._aliases.get(name, name))
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
