@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from miles.core.config import Config
 
 
+DEATH_NOTICE_S = 2.0
+
+
 class Job:
     """Use as a context manager: whatever was started is ended, however the block is left."""
 
@@ -83,7 +86,7 @@ class Job:
             try:
                 report = self.actors.update_weights(urls, version)
             except EngineError:
-                self.rollout.check_alive()  # that an engine has ended says more than that it does not answer
+                self._name_the_dead()
                 raise
             self.rollout.weights_updated(version)
         self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
@@ -158,6 +161,16 @@ class Job:
         self._schedule = _schedule(config, self.num_rollout, per_epoch)
         gc.collect()
         gc.freeze()  # models and data sets live as long as the run: a full collection need not walk through them
+
+    def _name_the_dead(self) -> None:
+        """EngineError if a server has ended, which says more than that it does not answer.
+
+        A process that is killed closes its connections a moment before its owner can know.
+        """
+        deadline = time.monotonic() + DEATH_NOTICE_S
+        while time.monotonic() < deadline:
+            self.rollout.check_alive()
+            time.sleep(DEATH_NOTICE_S / 20)
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         if self._actors is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from miles.core.config import Config
 
 PLACEMENT_DEADLINE_S = 300.0
+CLOSING_DEADLINE_S = 30.0
+"""For all ranks together, and for the rollout side: after this they are killed."""
 
 
 class RayExecutor:
@@ -90,8 +93,9 @@ class RayActors:
         ]
 
     def start(self) -> None:
-        master = ray.get(self._workers[0].address.remote())
-        nodes = ray.get([worker.__ray_call__.remote(_node_of_caller) for worker in self._workers])
+        here = Path.cwd()
+        nodes = _first_failure([worker.__ray_call__.remote(_enter, here) for worker in self._workers])
+        (master,) = _first_failure([self._workers[0].__ray_call__.remote(_rendezvous)])
         ranks_on_node = {node: nodes.count(node) for node in nodes}
         calls = []
         for index, (worker, node) in enumerate(zip(self._workers, nodes, strict=True)):
@@ -120,9 +124,12 @@ class RayActors:
 
     def close(self) -> None:
         """End every rank, politely first.  Safe to call twice."""
+        ray.wait(
+            [worker.close.remote() for worker in self._workers],
+            num_returns=max(1, len(self._workers)),
+            timeout=CLOSING_DEADLINE_S,
+        )
         for worker in self._workers:
-            with suppress(ray.exceptions.RayError, TimeoutError):  # it is about to be killed
-                ray.get(worker.close.remote(), timeout=30)
             ray.kill(worker)
         self._workers = []
 
@@ -134,7 +141,8 @@ class RayRollout:
     """The rollout role in an actor of its own, called like the local one."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        self._role = ray.remote(_RolloutHost).options(num_cpus=1).remote(config, run_dir)
+        # A second thread answers while the first one generates.
+        self._role = ray.remote(_RolloutHost).options(num_cpus=1, max_concurrency=2).remote(config, run_dir, Path.cwd())
 
     def launch(self) -> None:
         self._call("launch")
@@ -179,7 +187,7 @@ class RayRollout:
         if self._role is None:
             return
         with suppress(ray.exceptions.RayError, TimeoutError):  # it is about to be killed
-            ray.get(self._role.call.remote("stop", ()), timeout=60)
+            ray.get(self._role.call.remote("stop", ()), timeout=CLOSING_DEADLINE_S)
         ray.kill(self._role)
         self._role = None
 
@@ -190,7 +198,8 @@ class RayRollout:
 class _RolloutHost:
     """Holds the role inside its Ray actor: the class comes from the registry there, not from the driver's pickle."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, working_directory: Path) -> None:
+        os.chdir(working_directory)
         self._role: RolloutRole = ROLES.get("rollout")(config, run_dir)
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -209,11 +218,23 @@ def _first_failure(calls: list[Any]) -> list[Any]:
             if isinstance(cause, MilesError):
                 raise cause from error
             raise
+        except ray.exceptions.RayActorError as error:
+            raise MilesError(f"a process of the run has ended: {error}") from None
     return list(ray.get(calls))
 
 
-def _node_of_caller(worker: ActorWorker) -> str:
+def _enter(worker: ActorWorker, working_directory: Path) -> str:
+    """In a rank: stand where the driver stands, so that relative paths mean the same; its node's id."""
+    os.chdir(working_directory)
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _rendezvous(worker: ActorWorker) -> str:
+    """In rank 0: ``host:port`` under which the other nodes reach it, with a free port."""
+    host = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
 
 
 def _ray_options(cluster: Cluster) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,13 +32,6 @@ class ActorWorker:
         self._actor: Actor | None = None
         self._rank = Rank()
         self._link: _Link | None = None
-
-    def address(self) -> str:
-        """``host:port`` with a free port, for the rendezvous when this is rank 0."""
-        host = socket.gethostbyname(socket.gethostname())
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return f"{host}:{probe.getsockname()[1]}"
 
     def build(self, rank: Rank, num_threads: int, role: Role = "actor") -> None:
         """Build model and optimizer.  ``num_threads`` is this rank's share of the cores."""
