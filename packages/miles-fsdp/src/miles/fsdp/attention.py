@@ -1,7 +1,7 @@
 """Causal attention over packed samples, registered with transformers under names of ours.
 
-Linear layers see one row of tokens; only attention looks at the borders of samples.  No mask over the whole pack is ever
-made: the SDPA kernel runs once per bucket of similar lengths, the variable-length kernel once per pack.
+Linear layers see one row of tokens; only attention looks at the borders of samples.  No mask over the whole pack is
+ever made: the SDPA kernel runs once per bucket of similar lengths, the variable-length kernel once per pack.
 Dropout is ignored: a policy's log-probabilities are a function of its weights.
 
 P = tokens of the pack, C = cells (one per token of each sample, see ``Segments``).
