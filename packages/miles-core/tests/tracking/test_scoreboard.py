@@ -32,6 +32,8 @@ def test_remaining_time_is_the_median_step_times_what_is_left():
         board.add({names.STEP_TIME: seconds}, kind="rollout", rollout_id=rollout_id)
     assert board.done == 3
     assert board.remaining_s() == 14.0
+    board.add({names.STEP_TIME: 2.0}, kind="rollout", rollout_id=9)
+    assert board.remaining_s() is None
 
 
 def test_evaluations_are_collected_by_data_set():

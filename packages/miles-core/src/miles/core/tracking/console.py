@@ -49,6 +49,7 @@ class ConsoleTracker:
 
     def close(self) -> None:
         """Give the terminal back.  Safe to call twice."""
+        self._board.waiting_for = None
         self._view.stop()
 
 

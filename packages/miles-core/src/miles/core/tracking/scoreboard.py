@@ -66,9 +66,9 @@ class Scoreboard:
         return self.clock() - self.waiting_since if self.waiting_for else 0.0
 
     def remaining_s(self) -> float | None:
-        """Estimate of the seconds to the end; None while nothing is known."""
+        """Estimate of the seconds to the end; None while nothing is known, and at the end."""
         steps = self.history.get(names.STEP_TIME)
-        if not steps or self.num_rollout is None:
+        if not steps or self.num_rollout is None or self.done >= self.num_rollout:
             return None
         return (self.num_rollout - self.done) * statistics.median(steps[-RECENT:])
 
