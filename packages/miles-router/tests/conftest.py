@@ -104,6 +104,7 @@ class Worker:
         self.health_status = 200
         self.hangs = False
         self.weight_version: str | None = None
+        self.model_info: bytes | None = None
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -129,6 +130,11 @@ class Worker:
                 writer.transport.abort()
             self._server = None
 
+    async def stop_listening(self) -> None:
+        """Refuse new connections, keep the open ones."""
+        if self._server is not None:
+            self._server.close()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.add(writer)
@@ -149,9 +155,8 @@ class Worker:
             await conversation.answer(b"", self.health_status)
         elif target == "/model_info":
             known = self.weight_version is not None
-            await conversation.answer(
-                json.dumps({"weight_version": self.weight_version}).encode(), 200 if known else 404
-            )
+            info = self.model_info or json.dumps({"weight_version": self.weight_version}).encode()
+            await conversation.answer(info, 200 if known else 404)
         elif target == "/abort_request" and "rid" in conversation.request.json():
             self.aborted.append(conversation.request.json()["rid"])
             await conversation.answer()

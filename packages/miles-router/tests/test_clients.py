@@ -51,6 +51,8 @@ async def test_ambiguous_or_broken_requests_are_refused(make_worker, make_router
         (b"POST /x HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\ncontent-length: 2\r\n\r\nab", 501),
         (b"GET /x HTTP/0.9\r\n\r\n", 505),
         (b"GET ?no-path HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        (b"GET http://h?no-path HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        (b"GET http://host:99999999/ HTTP/1.1\r\nhost: x\r\n\r\n", 400),
     ],
 )
 async def test_what_is_not_supported_is_named(make_worker, make_router, request_bytes, status):
@@ -115,6 +117,37 @@ async def test_a_body_above_the_limit_is_refused_and_the_refusal_arrives(make_wo
     await asyncio.gather(sending, return_exceptions=True)
     assert worker.requests == []
     await router.settled()
+
+
+async def test_a_pipelined_request_that_is_refused_waits_for_its_turn(make_worker, make_router):
+    release = asyncio.Event()
+
+    async def slow(talk):
+        await release.wait()
+        await talk.answer(b"first")
+
+    worker = await make_worker(slow)
+    router = await make_router(worker, max_body_bytes=10)
+    client = await router.connect()
+    await client.send(b"GET /a HTTP/1.1\r\nhost: x\r\n\r\nPOST /b HTTP/1.1\r\ncontent-length: 20\r\n\r\n" + b"x" * 20)
+    await router.until(lambda: router.metrics.refusals)
+    release.set()
+    assert (await client.response()).body == b"first"
+    assert (await client.response()).status == 413
+    assert [request.target for request in worker.requests] == ["/a"]
+
+
+async def test_a_fault_of_the_router_costs_one_request(make_worker, make_router, monkeypatch):
+    router = await make_router(await make_worker())
+
+    def broken(exchange):
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(router.server.dispatcher, "place", broken)
+        assert (await router.post()).status == 500
+    assert (await router.post()).status == 200
+    await router.settled(2)
 
 
 async def test_a_slow_head_is_cut_off(make_worker, make_router):

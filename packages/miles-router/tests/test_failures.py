@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from miles.router import dispatcher
+from miles.router.exchange import request_ids
 
 KNOWN_LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n"
 
@@ -360,6 +361,98 @@ async def test_a_stream_over_its_time_limit_is_cut(make_worker, make_router):
     router = await make_router(await make_worker(endless), request_timeout_s=0.2, stall_timeout_s=1)
     assert not (await router.post()).complete
     router.assert_settled()
+
+
+async def test_bytes_that_nobody_asked_for_end_their_connection(make_worker, make_router):
+    async def talkative(talk):
+        await talk.answer()
+        await go.wait()
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+        await talk.client_left()
+        left.set()
+
+    go, left = asyncio.Event(), asyncio.Event()
+    router = await make_router(await make_worker(talkative), health_check_interval_s=60)
+    client = await router.connect()
+    assert (await client.post()).body == b"{}"
+    go.set()
+    await left.wait()
+    assert (await client.post()).body == b"{}"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02])
+async def test_bytes_after_the_last_chunk_never_reach_a_client(make_worker, make_router, pause_s, path):
+    async def behaviour(talk):
+        await talk.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+        await asyncio.sleep(pause_s)
+        await talk.send(b"0\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+    router = await make_router(await make_worker(behaviour), hot_path=path)
+    client = await router.connect()
+    for _ in range(3):
+        assert (await client.post()).body == b"ok"
+    await router.settled()
+
+
+async def test_bytes_after_a_long_answer_never_reach_a_client(make_worker, make_router):
+    async def behaviour(talk):
+        await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n01234")
+        await asyncio.sleep(0.02)
+        await talk.send(b"56789HTTP/1.1 200 OK\r\n")
+
+    router = await make_router(await make_worker(behaviour))
+    client = await router.connect()
+    for _ in range(3):
+        assert (await client.post()).body == b"0123456789"
+
+
+async def test_a_worker_that_reports_illness_is_left_and_recovers(make_worker, make_router):
+    sick, well = await make_worker(), await make_worker()
+    router = await make_router(sick, well)
+    sick.health_status = 503
+    await router.state(sick, "quarantined")
+    assert "answered 503" in router.worker(sick).reason
+    sick.health_status = 200
+    await router.state(sick, "healthy")
+
+
+@pytest.mark.parametrize("version", ["nonsense", 7, None])
+async def test_whatever_a_worker_says_about_its_weights_is_survived(make_worker, make_router, version):
+    worker = await make_worker()
+    worker.weight_version = version
+    worker.model_info = b"not json" if version == "nonsense" else None
+    router = await make_router(worker)
+    assert router.worker(worker).weight_version == (str(version) if version == 7 else None)
+
+
+async def test_a_worker_that_cannot_be_told_to_abort_is_no_fault(make_worker, make_router, caplog):
+    async def hang(talk):
+        await talk.client_left()
+
+    worker = await make_worker(hang)
+    router = await make_router(worker, health_check_interval_s=60)
+    client = await router.connect()
+    await client.send(b'POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: 12\r\n\r\n{"rid": "a"}')
+    await router.until(lambda: worker.requests)
+    await worker.stop_listening()
+    with caplog.at_level("INFO", "miles.router"):
+        client.reset()
+        await router.until(lambda: "was not told to abort a" in caplog.text)
+    await router.settled()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"rid": "a\\u0062"}', "ab"),
+        (b'{"text": "\\"rid\\": \\"no\\"", "rid" : ["a", "b"]}', ["a", "b"]),
+        (b'{"rid": "\\x"}', None),
+        (b'{"rid": null}', None),
+        (b"", None),
+    ],
+)
+def test_the_rid_is_found_in_the_body(body, expected):
+    assert request_ids(body) == expected
 
 
 async def test_a_worker_that_accepts_no_connection_in_time_is_passed_over(make_worker, make_router, monkeypatch):

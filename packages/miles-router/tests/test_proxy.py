@@ -248,6 +248,12 @@ async def test_a_body_of_60_megabytes_passes_both_ways_in_bounded_memory(make_wo
     assert worker.requests[0].body == body
 
 
+async def test_a_body_that_is_buffered_and_long_passes(make_worker, make_router, path):
+    worker = await make_worker()
+    router = await make_router(worker, hot_path=path)
+    assert (await router.post("/x", b"m" * 300_000)).body == b"m" * 300_000
+
+
 async def test_a_long_chunked_request_passes(make_worker, make_router, path):
     worker = await make_worker()
     router = await make_router(worker, hot_path=path, buffered_body_bytes=1000)

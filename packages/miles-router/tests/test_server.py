@@ -145,6 +145,9 @@ async def test_tls(make_worker, run, until, certificate):
     reader, writer = await asyncio.open_connection("127.0.0.1", router.port, ssl=context, server_hostname="localhost")
     writer.write(b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port, ssl=context, server_hostname="localhost")
+    writer.write(b"nonsense\r\n\r\n")
+    assert (await reader.read()).startswith(b"HTTP/1.1 400")
 
 
 def test_an_address_that_is_taken_is_named():
@@ -183,6 +186,42 @@ async def test_an_untested_uvicorn_serves_everything_through_asgi(make_worker, m
     router = await make_router(worker)
     assert (await router.post("/x", b"body")).body == b"body"
     router.assert_settled()
+
+
+async def test_the_failure_of_a_health_check_by_our_own_fault_ends_the_router(make_worker, make_router, monkeypatch):
+    router = await make_router(await make_worker())
+
+    def broken(worker, version):
+        raise RuntimeError("check broke")
+
+    monkeypatch.setattr(router.server.dispatcher.fleet, "probe_passed", broken)
+    with pytest.raises(RuntimeError, match="check broke"):
+        await router.task
+    router.task = asyncio.create_task(asyncio.sleep(0))
+
+
+async def test_a_workers_file_adds_and_drains(make_worker, make_router, tmp_path):
+    first, second, own = await make_worker(), await make_worker(), await make_worker()
+    path = tmp_path / "workers"
+    path.write_text(f"{first.url}=2\n")
+    router = await make_router(own, workers_file=path, ready=False)
+    await router.state(first, "healthy")
+    assert router.worker(first).weight == 2
+    path.write_text(f"{second.url}\n")
+    router.server.membership.read_file(path, 5.0)
+    await router.until(lambda: router.worker(first) is None)
+    await router.state(second, "healthy")
+    await router.state(own, "healthy")
+    path.write_text("nonsense\n")
+    router.server._reload()
+    assert len(router.server.dispatcher.fleet) == 2
+
+
+async def test_a_reload_without_a_file_changes_nothing(make_worker, make_router, caplog):
+    router = await make_router(await make_worker())
+    router.server._reload()
+    assert "no --workers-file" in caplog.text
+    assert len(router.server.dispatcher.fleet) == 1
 
 
 async def test_the_failure_of_a_background_task_ends_the_router(make_worker, make_router, monkeypatch):

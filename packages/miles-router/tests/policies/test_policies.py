@@ -139,6 +139,10 @@ def test_sticky_spreads_one_session_only_over_what_its_bound_asks_for():
     assert max(worker.in_flight for worker in fleet) <= math.ceil(1.25 * 100 / 4)
 
 
+def test_requests_without_a_session_go_to_the_least_loaded_worker():
+    assert Sticky(SETTINGS).choose(workers(3, 1, 2), FakeRequest()).in_flight == 1
+
+
 def test_sticky_rings_are_forgotten_in_time():
     policy = Sticky(SETTINGS)
     for number in range(200):

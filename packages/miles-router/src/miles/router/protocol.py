@@ -362,14 +362,14 @@ class RouterProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
     def _hand_to_asgi(self) -> None:
+        if not _has_path(self.url):
+            self._reject(Refusal(400, "malformed request target"))
+            return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers[:] = headers
-        try:
-            super().on_headers_complete()
-        except httptools.HttpParserInvalidURLError:
-            self._reject(Refusal(400, "malformed request target"))
+        super().on_headers_complete()
 
     def _reject(self, refusal: Refusal) -> None:
         """Answer bytes that are not understood, and close."""
@@ -423,6 +423,13 @@ class RouterProtocol(HttpToolsProtocol):
             self.running.refuse(Refusal(408, "the request's body did not arrive in time"))
         else:
             self._reject(Refusal(408, "the request did not arrive in time"))
+
+
+def _has_path(target: bytes) -> bool:
+    try:
+        return httptools.parse_url(target).path is not None
+    except httptools.HttpParserInvalidURLError:
+        return False
 
 
 def refusal_bytes(refusal: Refusal, keep_alive: bool, bodiless: bool = False) -> bytes:

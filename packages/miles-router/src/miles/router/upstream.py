@@ -190,8 +190,6 @@ class UpstreamConnection(asyncio.Protocol):
         sink, self.sink = self.sink, None
         assert sink is not None
         if head.keep_alive and self._left >= 0 and sink.uploaded:
-            if self._paused:
-                self.resume()
             self.reused = True
             self.worker.idle[self] = None
         else:

@@ -38,11 +38,8 @@ class Sticky:
         in_flight = sum(worker.in_flight for worker in workers)
         limit = math.ceil(self._load_factor * (in_flight + 1) / len(workers))
         at = bisect_right(points, _hash(session))
-        for offset in range(len(points)):
-            worker = workers[owners[(at + offset) % len(points)]]
-            if worker.in_flight < limit:
-                return worker
-        raise AssertionError("some worker is at or below the average")
+        walk = (workers[owners[(at + offset) % len(owners)]] for offset in range(len(owners)))
+        return next(worker for worker in walk if worker.in_flight < limit)  # the least loaded one is below it
 
     def _ring(self, urls: tuple[str, ...]) -> tuple[list[int], list[int]]:
         ring = self._rings.get(urls)
