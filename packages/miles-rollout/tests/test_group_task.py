@@ -13,6 +13,7 @@ from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
 from miles.core.types.sample import Group, Sample, Status
 from miles.rollout.generators.adapt import Generator
 from miles.rollout.group_task import GroupWorker, failure
+from miles.rollout.progress import Progress
 from miles.rollout.slots import Slots
 
 PARAMS = {"temperature": 1.0}
@@ -45,6 +46,21 @@ def worker(
 async def test_samples_are_generated_and_scored() -> None:
     group = await worker().run(make_group(0), PARAMS)
     assert [sample.reward for sample in group] == [2.0, 2.0]
+
+
+async def test_progress_counts_samples_of_all_groups() -> None:
+    progress = Progress()
+    assert progress.text() is None
+    told: list[str | None] = []
+
+    def tell(input: GenerateFnInput) -> list[Sample]:
+        told.append(progress.text())
+        return finish(input.sample)
+
+    at_work = worker(tell, progress=progress)
+    await at_work.run(make_group(0), PARAMS)
+    await at_work.run(make_group(1), PARAMS)
+    assert (told[0], told[-1], progress.text()) == ("0/2 samples", "2/4 samples", "4/4 samples")
 
 
 async def test_seeds_depend_on_the_sample_and_the_stream() -> None:

@@ -28,6 +28,7 @@ import pytest
         ((), "--hf-checkpoint is required"),
         ((), "--prompt-data is required"),
         (("--train-backend", "fspd"), "--train-backend fspd"),
+        (("--tracker", "tensorbord"), "Did you mean 'tensorboard'"),
         (("--data-source-path", "no_such_package.Source"), "there is no package 'no_such_package'"),
         (("--custom-reward-post-process-path", "reward"), "expected a dotted path"),
     ],

@@ -2,6 +2,7 @@ import pytest
 
 pytest.importorskip("wandb")
 
+from miles.core.errors import ConfigError
 from miles.core.flags.logging import Logging
 from miles.core.tracking.wandb import WandbTracker, remembered_id
 
@@ -33,6 +34,17 @@ def test_an_offline_run_is_written_below_the_run_directory(tmp_path):
     tracker.close()
     assert events == [{"rollout/step": 3, "rollout/raw_reward": 0.5}, {"train/step": 7, "train/loss": 0.5}]
     assert list(tmp_path.glob(f"wandb/offline-run-*/run-{remembered_id(tmp_path)}.wandb"))
+
+
+def test_missing_key_is_a_mistake_of_the_configuration(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    config = Config()
+    config.flags = config.flags.model_copy(update={"wandb_mode": "online"})
+    with pytest.raises(ConfigError, match=r"--use-wandb: .*key"):
+        WandbTracker(config, tmp_path)
 
 
 def test_a_continued_run_keeps_its_id(tmp_path):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from miles.core.config import Config
 
 PLACEMENT_DEADLINE_S = 300.0
+CONNECT_DEADLINE_S = 10.0
 CLOSING_DEADLINE_S = 30.0
 """For all ranks together, and for the rollout side: after this they are killed."""
 
@@ -240,6 +241,21 @@ def _rendezvous(worker: ActorWorker) -> str:
 def _ray_options(cluster: Cluster) -> dict[str, Any]:
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "logging_level": "warning"}
     if cluster.ray_address:
+        _check_reachable(cluster.ray_address)
         return {**options, "address": cluster.ray_address}
     # Ray's CPUs only count who may start; thread counts are set per role, so a small machine still holds every role.
     return {**options, "num_cpus": max(os.cpu_count() or 1, num_ranks(cluster) + 1)}
+
+
+def _check_reachable(address: str) -> None:
+    """ConfigError when nobody listens at ``host:port``: Ray itself tries for minutes before it says so."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or "/" in host:  # `auto`, or the address of a Ray client
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_DEADLINE_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--ray-address {address}: nobody answers there ({error}). `ray status` on the head node tells it; "
+            "without --ray-address a cluster is started on this machine"
+        ) from None

@@ -59,4 +59,5 @@ class Checkpoint(Group):
     """Where the critic is saved."""
 
     start_rollout_id: NonNegativeInt | None = None
-    """First rollout of this run. Left out: the one after the checkpoint's, or 0."""
+    """Rollout that a new run begins with. Left out: the one after the checkpoint of ``--load``, or 0. A run that is
+    continued goes on where it stood."""

@@ -60,7 +60,7 @@ class Logging(Group):
     tensorboard_dir: str | None = None
     """TensorBoard directory. Defaults to ``TENSORBOARD_DIR``, else ``tensorboard`` in the run directory."""
 
-    tracker: list[str] = Field(default_factory=list)
+    tracker: Annotated[list[str], Flag(plugin="miles.trackers")] = Field(default_factory=list)
     """Further trackers, by entry point of ``miles.trackers`` or dotted path."""
 
     log_multi_turn: bool = False

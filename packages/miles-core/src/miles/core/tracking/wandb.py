@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import wandb
 
+from miles.core.errors import ConfigError
 from miles.core.flags.logging import Logging
 from miles.core.run_directory import RunDirectory
 
@@ -34,7 +35,7 @@ class WandbTracker:
         group = flags.wandb_group
         if group and flags.wandb_random_suffix:
             group = f"{group}_{run_id}"
-        self._run = wandb.init(
+        self._run = _init(
             project=flags.wandb_project,
             entity=flags.wandb_team,
             group=group,
@@ -60,6 +61,14 @@ class WandbTracker:
     def close(self) -> None:
         """Upload what is left."""
         self._run.finish()
+
+
+def _init(**options: Any) -> wandb.Run:
+    """``wandb.init``; ConfigError when it has no key, or no server answers."""
+    try:
+        return wandb.init(**options)
+    except wandb.errors.Error as error:
+        raise ConfigError(f"--use-wandb: {error} (--wandb-key, or --wandb-mode offline)") from None
 
 
 def remembered_id(run_dir: Path) -> str:
