@@ -2,7 +2,16 @@ import signal
 
 import pytest
 
-from miles.core.driver.signals import ending_signals_raise
+from miles.core.driver.signals import ENDING, ending_signals_raise
+
+
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """As a terminal starts programs: with nothing ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def get_twice(number: int, unwound: list[str]) -> None:
