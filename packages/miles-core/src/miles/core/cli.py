@@ -127,7 +127,7 @@ def train(flags: list[str]) -> int:
         print("usage: miles train [FLAG ...]\n\n" + all_flags(flag_table()))
         return 0
     config = Config.from_flags(flags)
-    environ.prepare_process(config.train_env_vars)
+    environ.prepare_process()
     from miles.core.driver.run import train as run  # the driver reaches torch, which --help must not
 
     run(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 
 def plugins_disabled() -> bool:
@@ -22,12 +21,11 @@ def tensorboard_dir() -> str | None:
     return os.environ.get("TENSORBOARD_DIR") or None
 
 
-def prepare_process(extra: Mapping[str, str]) -> None:
-    """Set what this process and its children need before torch is loaded: ``--train-env-vars``, and passive waiting.
+def prepare_process() -> None:
+    """Set what this process and its children need before torch is loaded: passive waiting.
 
     By default OpenMP's threads spin while they wait.  As soon as a trainer and an engine share cores, that makes a step
     tens of times slower.  Whoever sets ``OMP_WAIT_POLICY`` has the last word.
     """
-    os.environ.update(extra)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -74,6 +74,13 @@ def check_engines(config: Config) -> Iterator[str]:
             f"--rollout-num-engines {engines.rollout_num_engines} contradicts --rollout-num-gpus {gpus} / "
             f"--rollout-num-gpus-per-engine {per_engine} = {gpus // per_engine}. Leave one of them out"
         )
+    own_engines = engines.rollout_num_engines and not config[Rollout].rollout_external
+    if own_engines and config.actor_num_nodes > 1:
+        yield (
+            f"--actor-num-nodes {config.actor_num_nodes}: engines that a run starts itself answer on their own machine "
+            "only, so trainers on others cannot send them weights yet. Use one node, or engines that already run "
+            "(--rollout-external)"
+        )
     if engines.rollout_num_engines and engines.rollout_engine in ENGINES:
         yield from ENGINES.get(engines.rollout_engine)().check(engines.sglang_options)
 

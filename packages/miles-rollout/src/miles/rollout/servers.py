@@ -128,16 +128,6 @@ class Servers:
         return address
 
 
-def router_options(config: Config) -> list[str]:
-    """Flags of a run that its router gets."""
-    values = {
-        "--request-timeout-s": config.miles_router_timeout or config[Engines].sglang_router_request_timeout_secs,
-        "--max-connections": config.miles_router_max_connections,
-        "--health-check-failure-threshold": config.miles_router_health_check_failure_threshold,
-    }
-    return [text for flag, value in values.items() if value is not None for text in (flag, str(value))]
-
-
 def _router_flags(config: Config) -> list[str]:
     """The run's flags that are the router's as well.  Its own group is known where it is installed."""
     faults, timeout_s = config[FaultTolerance], config[Engines].sglang_router_request_timeout_secs
