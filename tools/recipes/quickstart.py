@@ -123,7 +123,6 @@ def practice_stage(output: Path, data: addition.Data, seed: int, num_rollout: in
             "rm-type": "reasoning_gym",
             "rollout-engine": "embedded",
             "advantage-estimator": "grpo",
-            "use-rollout-logprobs": True,  # in fp32 engine and trainer agree: no second forward pass
             "eps-clip": 0.2,
             "eps-clip-high": 0.28,
             "lr": 1e-4,
