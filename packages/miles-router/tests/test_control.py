@@ -249,6 +249,14 @@ async def test_a_command_that_differs_by_worker_is_refused_for_several(make_work
     assert not any(worker.requests for worker in workers)
 
 
+async def test_bodies_of_control_requests_are_bounded(make_worker, make_router):
+    worker = await make_worker()
+    router = await make_router(worker, max_body_bytes=1000)
+    assert (await router.post("/update_weights_from_tensor", b"x" * 1001)).status == 413
+    assert (await router.post("/add_worker", b" " * 70_000)).status == 413
+    assert worker.requests == []
+
+
 async def test_a_changed_weight_version_is_seen_after_a_command(make_worker, make_router):
     worker = await make_worker()
     worker.weight_version = "1"

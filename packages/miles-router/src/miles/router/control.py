@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
 import uuid
 from typing import Any
 
@@ -24,6 +25,7 @@ OPEN_PATHS = frozenset(("/health", "/liveness", "/readiness"))
 WORKER_PATHS = frozenset(("/add_worker", "/remove_worker", "/list_workers", "/workers", "/metrics", "/router/status"))
 
 _MAX_KNOWN_TARGETS = 1024
+_MAX_PARAMETER_BYTES = 64 * 1024
 
 _CONTROL_TARGETS = frozenset(path.encode() for path in OPEN_PATHS | WORKER_PATHS | FAN_OUT_PATHS)
 
@@ -147,7 +149,7 @@ class ControlPlane:
             )
         headers = [field for field in request.headers.raw if not (self._token and field[0] == b"authorization")]
         query = f"?{request.url.query}" if request.url.query else ""
-        body = await request.body()
+        body = await _body(request, self._settings.max_body_bytes)
         timeout_s = self._settings.request_timeout_s
         result = await fan_out(workers, request.method, path + query, headers, body, timeout_s)
         for worker in self._fleet:
@@ -242,12 +244,23 @@ async def _parameters(request: Request) -> dict[str, Any]:
     if request.query_params:
         return dict(request.query_params)
     try:
-        named = await request.json()
+        named = json.loads(await _body(request, _MAX_PARAMETER_BYTES))
     except ValueError:
         named = None
     if not isinstance(named, dict):
         raise HTTPException(400, "expected ?url=http://host:port, or a JSON object with 'url'")
     return named
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole body, if it is not longer than ``limit`` bytes."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit:
+            raise HTTPException(413, f"request body above {limit} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _url(named: dict[str, Any]) -> str:

@@ -268,20 +268,19 @@ class RouterProtocol(HttpToolsProtocol):
 
     # What uvicorn's pipeline asks for.
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if cycle.__class__ is HotExchange:
-            cycle.activate()
-        else:
-            super()._start_asgi_task(cycle, app)
-
     def on_response_complete(self) -> None:
+        following: Any = self.pipeline[-1][0] if self.pipeline else None
+        if following is not None and following.__class__ is not HotExchange:
+            super().on_response_complete()
+            return
         self.server_state.total_requests += 1
         if self._lingering or self.transport.is_closing():
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if following is not None:
+            self.pipeline.pop()
+            following.activate()
 
     # The connection.
 
