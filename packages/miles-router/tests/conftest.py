@@ -321,7 +321,7 @@ class Router:
         await asyncio.wait_for(self.task, DEADLINE_S)
 
 
-async def until(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> None:
+async def until(condition: Callable[[], Any], deadline_s: float = 2 * DEADLINE_S) -> None:
     """Return when ``condition`` holds."""
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110  what is waited for knows nothing of tests

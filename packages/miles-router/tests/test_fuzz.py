@@ -42,7 +42,12 @@ def message(first, fields, body, framing, cuts):
 async def fuzzed(request, make_worker, make_router):
     """A worker and a router for all examples of one test, with small limits so that they are met."""
     worker = await make_worker()
-    limits = {"look_ahead_bytes": 1000, "buffered_body_bytes": 5000, "health_check_failure_threshold": 100_000}
+    limits = {
+        "look_ahead_bytes": 1000,
+        "buffered_body_bytes": 5000,
+        "health_check_failure_threshold": 100_000,
+        "max_attempts": 1,
+    }
     return worker, await make_router(worker, hot_path=request.param, health_check_interval_s=60, **limits)
 
 

@@ -65,7 +65,7 @@ class Dispatcher:
         if exchange.fresh or not ready or any(worker not in exchange.tried for worker in ready):
             self.place(exchange)
             return
-        pause_s = min(_BACKOFF_S * 2 ** len(exchange.tried), _BACKOFF_LIMIT_S)
+        pause_s = min(_BACKOFF_S * 2 ** (len(exchange.tried) - 1), _BACKOFF_LIMIT_S)
         exchange.backoff = self.loop.call_later(pause_s, self.place, exchange)
 
     def forget(self, exchange: Exchange) -> None:
