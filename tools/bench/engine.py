@@ -43,6 +43,7 @@ SIZES = {
 }  # fmt: skip
 """The quick start's model, and one of ten million parameters."""
 START_S = 180.0
+WARMUP_TOKENS = 16
 
 
 class Contender(Protocol):
@@ -189,6 +190,8 @@ def compare(contenders: dict[str, Contender], flags: argparse.Namespace) -> dict
     walls: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(flags.rounds + 1):
         requests = make_requests(flags, turn)
+        if not turn:
+            requests = [(prompt, WARMUP_TOKENS) for prompt, _ in requests]
         for name, contender in contenders.items():
             cpu, wall = cpu_seconds(contender.pid), time.perf_counter()
             tokens = contender.run(requests)

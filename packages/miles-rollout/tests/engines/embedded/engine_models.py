@@ -63,6 +63,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3-untied": lambda: Qwen3ForCausalLM(
         Qwen3Config(**_SHAPE, num_key_value_heads=1, head_dim=24, tie_word_embeddings=False)
     ),
+    "qwen3-wide": lambda: Qwen3ForCausalLM(  # large enough for weights to be laid out for the processor
+        Qwen3Config(
+            **{**_SHAPE, "hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.08},
+            num_key_value_heads=2,
+            head_dim=64,
+            tie_word_embeddings=True,
+        )
+    ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_SHAPE, num_key_value_heads=4)),
     "llama3-biased": lambda: LlamaForCausalLM(
@@ -91,7 +99,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         Gemma2Config(**_SHAPE, num_key_value_heads=2, head_dim=16, sliding_window=8, query_pre_attn_scalar=16)
     ),
 }
-FAST = ("qwen3-moe", "qwen3-tied", "qwen3-untied", "qwen2", "llama", "llama3-biased", "llama-linear")
+FAST = ("qwen3-moe", "qwen3-wide", "qwen3-tied", "qwen3-untied", "qwen2", "llama", "llama3-biased", "llama-linear")
 GENERAL = ("gpt-neox", "gpt2", "gemma2")
 
 

@@ -9,7 +9,7 @@ from engine_models import CONTEXT, VOCABULARY, Ask, Driver, bits, generate, load
 
 from miles.rollout.engines.embedded.scheduler import Limits
 
-MODELS = ["qwen3-tied", "qwen3-moe", "qwen3-untied", "qwen2", "llama", "gpt-neox", "gemma2"]
+MODELS = ["qwen3-tied", "qwen3-wide", "qwen3-moe", "qwen3-untied", "qwen2", "llama", "gpt-neox", "gemma2"]
 
 
 @pytest.fixture(params=MODELS)
@@ -25,7 +25,7 @@ def test_alone_and_in_a_crowd(served):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("name", ["qwen3-tied", "gpt-neox"])
+@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-wide", "gpt-neox"])
 def test_alone_and_in_a_crowd_with_threads(model, name, threads):
     torch.set_num_threads(threads)
     asks = random_asks(16, longest_output=12)
@@ -121,7 +121,7 @@ def test_a_prompt_longer_than_a_chunk_beside_short_ones(model):
     assert bits(generate(served, [*random_asks(6), long], prefill_tokens=100)[6]) == alone
 
 
-@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-untied", "llama"])
+@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-wide", "llama"])
 def test_in_bfloat16(model_path, name):
     served = load(model_path(name), torch.bfloat16)
     asks = random_asks(24)

@@ -58,7 +58,7 @@ def test_a_bucket_replaces_the_weights(served, tmp_path):
         assert torch.equal(served.weights.read(name), tensor)
 
 
-@pytest.mark.parametrize("name", ["qwen3-tied", "llama3-biased", "gpt-neox"])
+@pytest.mark.parametrize("name", ["qwen3-tied", "qwen3-wide", "llama3-biased", "gpt-neox"])
 def test_new_weights_generate_what_a_fresh_engine_generates(model_path, tmp_path, name):
     served, fresh = load(model_path(name)), load(model_path(name))
     old = result(served).logps

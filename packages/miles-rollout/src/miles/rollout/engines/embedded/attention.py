@@ -28,6 +28,9 @@ MIN_QUERY_ROWS = 4
 SPAN = 128
 """No library cuts a sum this short."""
 
+_MOST_JOINT_HEADS, _LARGEST_JOINT_DIM = 4, 32
+"""Up to here one product over all key-value heads is faster than one for each, though most of it is zeros."""
+
 _flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 """Returns the result and the logarithm of the sum of exponentials, which ``scaled_dot_product_attention`` keeps."""
 
@@ -60,6 +63,7 @@ class Segment:
     num_tokens: int
     """T."""
     _spans: dict[int | None, list[Span]] = field(default_factory=dict)
+    _room: torch.Tensor | None = None
 
     @property
     def rows(self) -> slice:
@@ -72,6 +76,12 @@ class Segment:
             positions = self.positions if self.num_queries == 1 else self.positions[:1]
             spans = self._spans[window] = list(_spans(positions, self.num_tokens, window, dtype))
         return spans
+
+    def zeros(self, *size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory that is zero at first and the same in every layer."""
+        if self._room is None:
+            self._room = torch.zeros(*size, dtype=dtype)
+        return self._room
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +113,9 @@ def attend(
     """
     num_heads, num_kv_heads = queries.shape[1], keys.shape[1]
     group = num_heads // num_kv_heads
+    joint = (
+        softcap is None and values.shape[2] == keys.shape[2] and _worth_joining(num_heads, num_kv_heads, keys.shape[2])
+    )
     for segment in plan.segments:
         rows, count = segment.rows, segment.count
         segment.pool.write(layer, segment.index, keys[rows], values[rows])
@@ -112,6 +125,11 @@ def attend(
             stacked = queries[rows].view(count, segment.num_queries, num_heads, -1).transpose(1, 2)
             result = _over_spans(stacked, *held, spans, scale, softcap)
             out[rows].view(count, segment.num_queries, num_heads, -1).copy_(result.transpose(1, 2))
+        elif joint:
+            wide = segment.zeros(count, num_kv_heads, group, num_kv_heads, queries.shape[2], dtype=queries.dtype)
+            result = _over_spans(_spread(queries[rows], wide), *_joined(*held), spans, scale, softcap)
+            blocks = result.view(wide.shape).diagonal(dim1=1, dim2=3)
+            out[rows].view(count, num_kv_heads, group, -1).copy_(blocks.permute(0, 3, 1, 2))
         else:  # the heads that share keys are the rows of the product
             grouped = _grouped(queries[rows], num_kv_heads, group)
             result = _over_spans(grouped, *held, spans, scale, softcap)
@@ -174,6 +192,27 @@ def _over_span(
     log_sum = scores.amax(-1) - weights.amax(-1).log_()  # the largest weight is 1 over the sum
     weights = weights.to(values.dtype).view(count, keys.shape[1], rows.shape[2], -1)
     return torch.matmul(weights, values).view(count, num_heads, num_queries, -1), log_sum
+
+
+def _worth_joining(num_heads: int, num_kv_heads: int, dim: int) -> bool:
+    return num_heads >= MIN_QUERY_ROWS and 1 < num_kv_heads <= _MOST_JOINT_HEADS and dim <= _LARGEST_JOINT_DIM
+
+
+def _spread(queries: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+    """``queries`` [N, H, D] as [N, 1, H, K x D]: each in the columns of its own keys, zeros in those of the others.
+
+    A product with the keys of all heads side by side adds exact zeros to what each head gives alone.
+    ``wide`` [N, K, G, K, D] is zero outside of these columns.
+    """
+    count, num_kv_heads, group, _, dim = wide.shape
+    own = queries.view(count, num_kv_heads, group, dim)
+    wide.diagonal(dim1=1, dim2=3).copy_(own.permute(0, 2, 3, 1))
+    return wide.view(count, 1, num_kv_heads * group, num_kv_heads * dim)
+
+
+def _joined(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [N, K, T, D] as [N, 1, T, K x D], which is how they are stored."""
+    return keys.transpose(1, 2).flatten(2)[:, None], values.transpose(1, 2).flatten(2)[:, None]
 
 
 def _grouped(queries: torch.Tensor, num_kv_heads: int, group: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from miles.rollout.engines.embedded.checker import WeightsChecker
+from miles.rollout.engines.embedded.memory import available_memory
 from miles.rollout.engines.embedded.model import Checkpoint, load_model
 from miles.rollout.engines.embedded.protocol import BadRequest, GenerateItem
 from miles.rollout.engines.embedded.runner import Runner
@@ -291,11 +292,3 @@ class Engine:
             "weight_version": scheduler.version,
             **asdict(scheduler.counters),
         }
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 4 << 30

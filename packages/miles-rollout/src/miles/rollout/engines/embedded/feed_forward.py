@@ -11,6 +11,7 @@ import torch
 
 from miles.rollout.engines.embedded.attention import ROW_MULTIPLE
 from miles.rollout.engines.embedded.elementwise import silu_
+from miles.rollout.engines.embedded.projection import Projection
 
 Views = dict[str, torch.Tensor]
 
@@ -18,8 +19,10 @@ Views = dict[str, torch.Tensor]
 class FeedForward(Protocol):
     """Adds its result to the residual stream."""
 
-    def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> None:
-        """``hidden`` [M, hidden] += f(``normed`` [M, hidden])."""
+    projections: list[Projection]
+
+    def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+        """``hidden`` [M, hidden] + f(``normed`` [M, hidden]); ``hidden`` may be overwritten."""
 
     def views(self, prefix: str) -> Views:
         """Each Hugging Face name and its place."""
@@ -32,34 +35,32 @@ class GatedNetwork:
     """``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202)."""
 
     def __init__(self, hidden: int, intermediate: int, dtype: torch.dtype) -> None:
-        self._gate = torch.empty(intermediate, hidden, dtype=dtype)
-        self._up = torch.empty(intermediate, hidden, dtype=dtype)
-        self._down = torch.empty(hidden, intermediate, dtype=dtype)
-        self._room = torch.empty(0, dtype=dtype)
+        self._gate = Projection(torch.empty(intermediate, hidden, dtype=dtype))
+        self._up = Projection(torch.empty(intermediate, hidden, dtype=dtype))
+        self._down = Projection(torch.empty(hidden, intermediate, dtype=dtype))
+        self.projections = [self._gate, self._up, self._down]
+        self._room = torch.empty(0, intermediate, dtype=dtype)
 
-    def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> None:
+    def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """See FeedForward."""
-        gate, up = self._buffers(normed.shape[0])
-        torch.mm(normed, self._gate.t(), out=gate)
-        torch.mm(normed, self._up.t(), out=up)
-        hidden.addmm_(silu_(gate).mul_(up), self._down.t())
+        count = normed.shape[0]
+        if self._room.shape[0] < 2 * count:
+            self._room = self._room.new_empty(2 * count, self._room.shape[1])
+        gate = self._gate.silu(normed, self._room[:count])
+        up = self._up(normed, self._room[count : 2 * count])
+        return self._down.add_to(hidden, gate.mul_(up))
 
     def views(self, prefix: str) -> Views:
         """See FeedForward."""
         return {
-            f"{prefix}.gate_proj.weight": self._gate,
-            f"{prefix}.up_proj.weight": self._up,
-            f"{prefix}.down_proj.weight": self._down,
+            f"{prefix}.gate_proj.weight": self._gate.weight,
+            f"{prefix}.up_proj.weight": self._up.weight,
+            f"{prefix}.down_proj.weight": self._down.weight,
         }
 
     def fused_views(self, prefix: str) -> dict[str, tuple[torch.Tensor, list[str]]]:
         """See FeedForward."""
         return {}
-
-    def _buffers(self, num_rows: int) -> torch.Tensor:
-        if self._room.numel() < 2 * num_rows * self._gate.shape[0]:
-            self._room = torch.empty(2 * num_rows * self._gate.shape[0], dtype=self._gate.dtype)
-        return self._room[: 2 * num_rows * self._gate.shape[0]].view(2, num_rows, -1)
 
 
 class Experts:
@@ -73,11 +74,12 @@ class Experts:
         self, hidden: int, intermediate: int, num_experts: int, num_chosen: int, normalized: bool, dtype: torch.dtype
     ) -> None:
         self._num_chosen, self._normalized = num_chosen, normalized
+        self.projections: list[Projection] = []
         self._router = torch.empty(num_experts, hidden, dtype=dtype)
         self._gate_up = torch.empty(num_experts, 2 * intermediate, hidden, dtype=dtype)
         self._down = torch.empty(num_experts, hidden, intermediate, dtype=dtype)
 
-    def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> None:
+    def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """See FeedForward."""
         weights, chosen = self._route(normed)
         num_experts, size = self._router.shape[0], self._down.shape[2]
@@ -91,6 +93,7 @@ class Experts:
         parts = results[place].view(*chosen.shape, -1).mul_(weights[..., None])
         for part in parts.unbind(1):
             hidden.add_(part)
+        return hidden
 
     def _route(self, normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and numbers [M, A] of the experts that each row uses."""

@@ -9,9 +9,8 @@ M = rows, H = heads, K = key-value heads, D = head dimension.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,14 @@ import torch.nn.functional as F
 from miles.rollout.engines.embedded.attention import Plan, attend
 from miles.rollout.engines.embedded.feed_forward import Experts, FeedForward, GatedNetwork
 from miles.rollout.engines.embedded.kv import KVShape
+from miles.rollout.engines.embedded.memory import available_memory
 from miles.rollout.engines.embedded.model import Checkpoint
+from miles.rollout.engines.embedded.projection import Projection
+from miles.rollout.engines.embedded.rotary import KINDS, Rotary, rope_parameters
 from miles.rollout.engines.embedded.weights import WeightStore
 
+_COPY_SHARE = 4
+"""Weights are laid out a second time only when they take less than this part of the free memory."""
 _QWEN3 = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 _ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", *_QWEN3)
 
@@ -42,15 +46,8 @@ def unsupported(config: dict[str, Any]) -> str | None:
     for size in ("intermediate_size", "moe_intermediate_size"):
         if config.get(size, 0) % 8:
             return f"{size} is not a multiple of 8"
-    kind = _rope(config)["rope_type"]
-    return None if kind in ("default", "linear", "llama3") else f"rope type {kind!r} is not supported"
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return rope
+    kind = rope_parameters(config)["rope_type"]
+    return None if kind in KINDS else f"rope type {kind!r} is not supported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +87,33 @@ class _Shape:
 @dataclass(slots=True)
 class _Layer:
     input_norm: torch.Tensor
-    qkv: torch.Tensor
+    qkv: Projection
     """[(H + 2K) x D, hidden]"""
-    qkv_bias: torch.Tensor | None
     head_norm: torch.Tensor | None
     """[H + K, D]"""
-    out: torch.Tensor
-    out_bias: torch.Tensor | None
+    out: Projection
     post_norm: torch.Tensor
     feed_forward: FeedForward
 
 
-@dataclass(slots=True)
-class _Buffers:
-    """Intermediate results of a forward pass of M rows."""
+class _Buffers(NamedTuple):
+    """Intermediate results of a forward pass, one row each."""
 
     hidden: torch.Tensor
     qkv: torch.Tensor
     rotated: torch.Tensor
     attended: torch.Tensor
+
+    @classmethod
+    def allocate(cls, num_rows: int, shape: _Shape, dtype: torch.dtype) -> _Buffers:
+        """One row more than ``num_rows``: attention may read a few heads beyond the last row's (see attention.py)."""
+        turned = shape.heads + shape.kv_heads
+        return cls(
+            hidden=torch.zeros(num_rows + 1, shape.hidden, dtype=dtype),
+            qkv=torch.zeros(num_rows + 1, (turned + shape.kv_heads) * shape.dim, dtype=dtype),
+            rotated=torch.zeros(num_rows + 1, turned, shape.dim, dtype=dtype),
+            attended=torch.zeros(num_rows + 1, shape.heads * shape.dim, dtype=dtype),
+        )
 
 
 class FastModel:
@@ -123,7 +128,7 @@ class FastModel:
         self.hidden_size, self.vocab_size = shape.hidden, shape.vocab
         self.kv_shape = KVShape(shape.layers, shape.kv_heads, shape.dim, shape.dim, dtype)
         self._embedding = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
-        self._head = self._embedding if shape.tied else torch.empty_like(self._embedding)
+        self._head = Projection(self._embedding if shape.tied else torch.empty_like(self._embedding))
         self._norm = torch.empty(shape.hidden, dtype=dtype)
         self._layers = [
             _allocate(shape, _feed_forward(checkpoint.config, number, dtype), dtype) for number in range(shape.layers)
@@ -136,43 +141,44 @@ class FastModel:
         }
         self.weights = WeightStore(self._views(), aliases, self._copies(), fused)
         self.weights.load_directory(checkpoint.path)
-        self._rotary = _Rotary(_rope(checkpoint.config), shape.dim, dtype)
-        self._buffers: dict[int, _Buffers] = {}
+        self._may_copy = self.weights.num_bytes < available_memory() // _COPY_SHARE
+        self._rotary = Rotary(rope_parameters(checkpoint.config), shape.dim, dtype)
+        self._buffers = _Buffers.allocate(0, shape, dtype)
+        self._projections = [self._head]
+        for layer in self._layers:
+            self._projections += [layer.qkv, layer.out, *layer.feed_forward.projections]
+        self._laid_out = 0
 
     def forward(self, plan: Plan) -> torch.Tensor:
         """See Model."""
         shape = self._shape
-        buffers = self._buffers_of(plan.tokens.shape[0])
+        self._take_in_weights()
+        buffers = self._rows(plan.tokens.shape[0])
         hidden = torch.index_select(self._embedding, 0, plan.tokens, out=buffers.hidden)
         cos, sin = self._rotary.at(plan.positions)
+        attended = buffers.attended.view(-1, shape.heads, shape.dim)
         for number, layer in enumerate(self._layers):
             normed = F.rms_norm(hidden, (shape.hidden,), layer.input_norm, shape.eps)
             queries, keys, values = self._project(layer, normed, buffers, cos, sin)
-            attended = buffers.attended.view(-1, shape.heads, shape.dim)
             attend(plan, number, queries, keys, values, attended, scale=shape.dim**-0.5)
-            hidden.addmm_(buffers.attended, layer.out.t())
-            if layer.out_bias is not None:
-                hidden.add_(layer.out_bias)
+            hidden = layer.out.add_to(hidden, buffers.attended)
             normed = F.rms_norm(hidden, (shape.hidden,), layer.post_norm, shape.eps)
-            layer.feed_forward.add_to(hidden, normed)
+            hidden = layer.feed_forward.add_to(hidden, normed)
         return F.rms_norm(hidden, (shape.hidden,), self._norm, shape.eps)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """See Model."""
-        if self.dtype is torch.float32:
-            torch.mm(hidden, self._head.t(), out=out)
-        else:
-            out.copy_(F.linear(hidden, self._head))
+        room = out if self.dtype is torch.float32 else out.to(self.dtype)
+        result = self._head(hidden, room)
+        if result is not out:
+            out.copy_(result)
 
     def _project(
         self, layer: _Layer, normed: torch.Tensor, buffers: _Buffers, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries [M, H, D], keys and values [M, K, D], rotated."""
         shape = self._shape
-        torch.mm(normed, layer.qkv.t(), out=buffers.qkv)
-        if layer.qkv_bias is not None:
-            buffers.qkv.add_(layer.qkv_bias)
-        heads = buffers.qkv.view(normed.shape[0], -1, shape.dim)
+        heads = layer.qkv(normed, buffers.qkv).view(normed.shape[0], -1, shape.dim)
         turned = heads[:, : shape.heads + shape.kv_heads]
         if layer.head_norm is not None:
             turned = F.rms_norm(turned, (shape.dim,), None, shape.eps).mul_(layer.head_norm)
@@ -181,20 +187,18 @@ class FastModel:
         rotated.addcmul_(torch.cat([turned[..., half:], turned[..., :half]], -1), sin)
         return rotated[:, : shape.heads], rotated[:, shape.heads :], heads[:, shape.heads + shape.kv_heads :]
 
-    def _buffers_of(self, num_rows: int) -> _Buffers:
-        buffers = self._buffers.get(num_rows)
-        if buffers is None:
-            shape, options = self._shape, {"dtype": self.dtype}
-            turned = shape.heads + shape.kv_heads
-            buffers = _Buffers(
-                hidden=torch.zeros(num_rows, shape.hidden, **options),
-                qkv=torch.zeros(num_rows, (turned + shape.kv_heads) * shape.dim, **options),
-                # One row more: attention may read a few heads beyond the last row's (see attention.py).
-                rotated=torch.zeros(num_rows + 1, turned, shape.dim, **options)[:num_rows],
-                attended=torch.zeros(num_rows, shape.heads * shape.dim, **options),
-            )
-            self._buffers[num_rows] = buffers
-        return buffers
+    def _take_in_weights(self) -> None:
+        """Lay changed weights out, where there is memory for a second copy."""
+        if self._laid_out != self.weights.num_writes:
+            self._laid_out = self.weights.num_writes
+            if self._may_copy:
+                for projection in self._projections:
+                    projection.lay_out()
+
+    def _rows(self, num_rows: int) -> _Buffers:
+        if num_rows >= self._buffers.hidden.shape[0]:
+            self._buffers = _Buffers.allocate(num_rows, self._shape, self.dtype)
+        return _Buffers(*(buffer[:num_rows] for buffer in self._buffers))
 
     def _views(self) -> dict[str, torch.Tensor]:
         """Each Hugging Face name and its place."""
@@ -205,12 +209,12 @@ class FastModel:
         for number, layer in enumerate(self._layers):
             prefix = f"model.layers.{number}"
             for name, part in parts.items():
-                views[f"{prefix}.self_attn.{name}.weight"] = layer.qkv[part]
-                if layer.qkv_bias is not None:
-                    views[f"{prefix}.self_attn.{name}.bias"] = layer.qkv_bias[part]
-            views[f"{prefix}.self_attn.o_proj.weight"] = layer.out
-            if layer.out_bias is not None:
-                views[f"{prefix}.self_attn.o_proj.bias"] = layer.out_bias
+                views[f"{prefix}.self_attn.{name}.weight"] = layer.qkv.weight[part]
+                if layer.qkv.bias is not None:
+                    views[f"{prefix}.self_attn.{name}.bias"] = layer.qkv.bias[part]
+            views[f"{prefix}.self_attn.o_proj.weight"] = layer.out.weight
+            if layer.out.bias is not None:
+                views[f"{prefix}.self_attn.o_proj.bias"] = layer.out.bias
             if layer.head_norm is not None:
                 views[f"{prefix}.self_attn.q_norm.weight"] = layer.head_norm[0]
                 views[f"{prefix}.self_attn.k_norm.weight"] = layer.head_norm[shape.heads]
@@ -219,7 +223,7 @@ class FastModel:
             views[f"{prefix}.post_attention_layernorm.weight"] = layer.post_norm
         views["model.norm.weight"] = self._norm
         if not shape.tied:
-            views["lm_head.weight"] = self._head
+            views["lm_head.weight"] = self._head.weight
         return views
 
     def _copies(self) -> dict[str, torch.Tensor]:
@@ -260,59 +264,9 @@ def _allocate(shape: _Shape, feed_forward: FeedForward, dtype: torch.dtype) -> _
     width = (shape.heads + 2 * shape.kv_heads) * shape.dim
     return _Layer(
         input_norm=empty(shape.hidden),
-        qkv=empty(width, shape.hidden),
-        qkv_bias=empty(width) if shape.qkv_bias else None,
+        qkv=Projection(empty(width, shape.hidden), empty(width) if shape.qkv_bias else None),
         head_norm=empty(shape.heads + shape.kv_heads, shape.dim) if shape.head_norm else None,
-        out=empty(shape.hidden, shape.heads * shape.dim),
-        out_bias=empty(shape.hidden) if shape.o_bias else None,
+        out=Projection(empty(shape.hidden, shape.heads * shape.dim), empty(shape.hidden) if shape.o_bias else None),
         post_norm=empty(shape.hidden),
         feed_forward=feed_forward,
     )
-
-
-class _Rotary:
-    """Cosines and sines by position, computed as far as they are needed.
-
-    The sine's sign is that of ``(-x2, x1)``, so that rotating needs no negation.
-    """
-
-    def __init__(self, rope: dict[str, Any], dim: int, dtype: torch.dtype) -> None:
-        self._frequencies = _frequencies(rope, dim)
-        self._dtype = dtype
-        self._table = torch.empty(0, 2, dim, dtype=dtype)
-
-    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines [M, 1, D] at ``positions`` [M]."""
-        needed = int(positions.max()) + 1
-        if needed > self._table.shape[0]:
-            self._table = self._compute(max(needed, 2 * self._table.shape[0], 256))
-        rows = self._table.index_select(0, positions)
-        return rows[:, :1], rows[:, 1:]
-
-    def _compute(self, length: int) -> torch.Tensor:
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-        sin = angles.sin()
-        cos = angles.cos()
-        return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)], 1).to(self._dtype)
-
-
-def _frequencies(rope: dict[str, Any], dim: int) -> torch.Tensor:
-    """[D / 2] radians per position."""
-    frequencies = 1.0 / (rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))
-    if rope["rope_type"] == "linear":
-        return frequencies / rope["factor"]
-    if rope["rope_type"] == "llama3":
-        return _llama3(frequencies, rope)
-    return frequencies
-
-
-def _llama3(frequencies: torch.Tensor, rope: dict[str, Any]) -> torch.Tensor:
-    """Llama 3's context extension: low frequencies are divided, high ones kept, the band between is blended."""
-    length, factor = rope["original_max_position_embeddings"], rope["factor"]
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    wavelengths = 2 * math.pi / frequencies
-    blend = (length / wavelengths - low) / (high - low)
-    blended = (1 - blend) * frequencies / factor + blend * frequencies
-    scaled = torch.where(wavelengths > length / low, frequencies / factor, frequencies)
-    between = (wavelengths <= length / low) & (wavelengths >= length / high)
-    return torch.where(between, blended, scaled)

@@ -79,6 +79,13 @@ class WeightStore:
         self._fused = dict(fused or {})
         self._aliases = dict(aliases or {})
         self._copies = dict(copies or {})
+        self.num_writes = 0
+        """Grows with every change."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors."""
+        return sum(int(view.nbytes) for view in self._views.values())
 
     def names(self) -> list[str]:
         """Every tensor once, in the model's order."""
@@ -92,6 +99,7 @@ class WeightStore:
         """Copy ``tensor`` in; raise WeightError for an unknown name or another shape."""
         self._check_shape(name, tensor.shape)
         self._view(name).copy_(tensor)
+        self.num_writes += 1
         if name in self._copies:
             self._copies[name].copy_(tensor)
 
