@@ -1,6 +1,6 @@
 """Log-probabilities and entropies of given tokens, without the logits of a whole micro-batch.
 
-T = tokens, C = tokens of one chunk, D = hidden size, V = vocabulary.
+T = tokens, C = tokens of one chunk, D = hidden size, V = vocabulary, or the part of it that this rank holds.
 
 The distribution is ``softmax((hidden @ weight.T + bias) / temperature)``, before any top-p or top-k truncation.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -28,6 +28,22 @@ class LogProbs(NamedTuple):
 
     logp_T: torch.Tensor
     entropy_T: torch.Tensor | None = None
+
+
+class VocabularyShard(Protocol):
+    """A head whose rows are divided among tensor-parallel ranks, seen from one of them.
+
+    Both methods are collective, work in place, and give every rank the same result.
+    """
+
+    first: int
+    """Token id of this rank's first row."""
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` summed over the ranks."""
+
+    def max(self, x: torch.Tensor) -> torch.Tensor:
+        """The elementwise largest ``x`` of the ranks."""
 
 
 def token_logprobs(
@@ -49,6 +65,7 @@ def linear_logprobs(
     temperature: float = 1.0,
     with_entropy: bool = False,
     chunk_size: int | None = None,
+    shard: VocabularyShard | None = None,
 ) -> LogProbs:
     """Log-probabilities of ``target_T`` under the language-model head, ``chunk_size`` tokens at a time.
 
@@ -58,6 +75,10 @@ def linear_logprobs(
 
     Results are in fp32 (fp64 for fp64 inputs), and so are logits, softmax and the sum of the head's gradient over
     chunks, whatever the dtype of hidden states and head.
+
+    With a ``shard``, ``weight_VD`` and ``bias_V`` are this rank's rows (at least one; leave out rows that only pad the
+    vocabulary), ``hidden_TD`` and ``target_T`` are the same on all of its ranks, and so are the results; the gradient
+    of ``hidden_TD`` is complete, that of weight and bias is this rank's.  Collective then.
     """
     _check_temperature(temperature)
     num_tokens, vocabulary = len(hidden_TD), len(weight_VD)
@@ -68,7 +89,7 @@ def linear_logprobs(
         keep = num_tokens * vocabulary <= (_CPU_KEPT_NUMEL if on_cpu else _ACCELERATOR_KEPT_NUMEL)
     else:
         keep = num_tokens <= chunk_size
-    plan = _Plan(tuple(_chunks(num_tokens, chunk_size)), keep, temperature, with_entropy)
+    plan = _Plan(tuple(_chunks(num_tokens, chunk_size)), keep, temperature, with_entropy, shard)
     return LogProbs(*_LinearLogProbs.apply(hidden_TD, weight_VD, bias_V, target_T, plan))
 
 
@@ -79,6 +100,7 @@ class _Plan:
     """Whether the backward pass finds the log-softmax of every chunk instead of computing it again."""
     temperature: float
     with_entropy: bool
+    shard: VocabularyShard | None
 
 
 def _check_temperature(temperature: float) -> None:
@@ -107,19 +129,22 @@ class _LinearLogProbs(torch.autograd.Function):  # type: ignore[misc]
         plan: _Plan,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ctx.set_materialize_grads(False)
-        head = _Head(hidden_TD, weight_VD, bias_V, plan.temperature)
+        head = _head(hidden_TD, weight_VD, bias_V, plan)
         logp_T = hidden_TD.new_empty(len(hidden_TD), dtype=head.dtype)
         entropy_T = torch.empty_like(logp_T) if plan.with_entropy else None
         keep = plan.keep and any(ctx.needs_input_grad)
         kept = []
         for rows in plan.chunks:
             log_softmax_CV = head.log_softmax(rows)
-            logp_T[rows] = log_softmax_CV.gather(1, target_T[rows, None]).squeeze(1)
+            logp_T[rows] = head.of_targets(log_softmax_CV, target_T[rows])
             if entropy_T is not None:
                 entropy_T[rows] = _entropy(log_softmax_CV)
             if keep:
                 kept.append(log_softmax_CV)
-        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T, entropy_T, *kept)
+        for result_T in (logp_T, entropy_T):
+            if result_T is not None and plan.shard is not None:
+                plan.shard.sum(result_T)
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, target_T, entropy_T, head.normalizer_2T, *kept)
         ctx.plan = plan
         return logp_T, entropy_T
 
@@ -127,8 +152,8 @@ class _LinearLogProbs(torch.autograd.Function):  # type: ignore[misc]
     def backward(
         ctx: Any, grad_logp_T: torch.Tensor | None, grad_entropy_T: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        hidden_TD, weight_VD, bias_V, target_T, entropy_T, *kept = ctx.saved_tensors
-        head = _Head(hidden_TD, weight_VD, bias_V, ctx.plan.temperature)
+        hidden_TD, weight_VD, bias_V, target_T, entropy_T, normalizer_2T, *kept = ctx.saved_tensors
+        head = _head(hidden_TD, weight_VD, bias_V, ctx.plan, normalizer_2T)
         if grad_logp_T is None:
             grad_logp_T = torch.zeros(len(hidden_TD), dtype=head.dtype, device=hidden_TD.device)
         grads = _HeadGradients(head, ctx.needs_input_grad[:3])
@@ -136,13 +161,13 @@ class _LinearLogProbs(torch.autograd.Function):  # type: ignore[misc]
             log_softmax_CV = kept[number] if kept else head.log_softmax(rows)
             target_C, grad_logp_C = target_T[rows], grad_logp_T[rows]
             if grad_entropy_T is None:
-                grads.add(rows, _policy_delta(log_softmax_CV, target_C), -grad_logp_C)
+                delta_CV = head.add_at_targets(log_softmax_CV.exp(), target_C, -torch.ones_like(grad_logp_C))
+                grads.add(rows, delta_CV, -grad_logp_C)
             else:
-                delta_CV = _policy_and_entropy_delta(
-                    log_softmax_CV, target_C, grad_logp_C, entropy_T[rows], grad_entropy_T[rows]
-                )
+                delta_CV = _entropy_delta(log_softmax_CV, grad_logp_C, entropy_T[rows], grad_entropy_T[rows])
+                head.add_at_targets(delta_CV, target_C, grad_logp_C)
                 grads.add(rows, delta_CV, torch.ones_like(grad_logp_C))
-        return *grads.result(), None, None
+        return *grads.result(ctx.plan.shard), None, None
 
 
 def _chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
@@ -150,27 +175,22 @@ def _chunks(num_tokens: int, chunk_size: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk_size, num_tokens))
 
 
-def _policy_delta(log_softmax_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
-    """``-d logp / d logits = p - onehot(target)``."""
-    delta_CV = log_softmax_CV.exp()
-    return delta_CV.scatter_add_(1, target_C[:, None], delta_CV.new_full((len(target_C), 1), -1.0))
-
-
-def _policy_and_entropy_delta(
-    log_softmax_CV: torch.Tensor,
-    target_C: torch.Tensor,
-    grad_logp_C: torch.Tensor,
-    entropy_C: torch.Tensor,
-    grad_entropy_C: torch.Tensor,
+def _entropy_delta(
+    log_softmax_CV: torch.Tensor, grad_logp_C: torch.Tensor, entropy_C: torch.Tensor, grad_entropy_C: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of both outputs with respect to the logits; ``dH / d logits = -p (log p + H)``."""
+    """Gradient of both outputs with respect to the logits, without what ``logp`` gives to the target itself.
+
+    ``dH / d logits = -p (log p + H)`` and ``d logp / d logits = onehot(target) - p``.
+    """
     delta_CV = (log_softmax_CV + entropy_C[:, None]).mul_(-grad_entropy_C[:, None]).sub_(grad_logp_C[:, None])
-    delta_CV.mul_(log_softmax_CV.exp())
-    return delta_CV.scatter_add_(1, target_C[:, None], grad_logp_C[:, None])
+    return delta_CV.mul_(log_softmax_CV.exp())
 
 
 class _Head:
     """Log-softmax of a language-model head, for a slice of the tokens at a time."""
+
+    normalizer_2T: torch.Tensor | None = None
+    """Largest logit, and log of the sum of exponentials above it, where they are not this rank's alone to know."""
 
     def __init__(
         self, hidden_TD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, temperature: float
@@ -184,18 +204,87 @@ class _Head:
 
     def log_softmax(self, rows: slice) -> torch.Tensor:
         """[C, V], in at least fp32."""
-        logits_CV = self.matmul(self.hidden_TD[rows], self.weight_VD.T)
-        if self.bias_V is not None:
-            logits_CV += self.bias_V
-        if self.temperature != 1.0:
-            logits_CV /= self.temperature
-        return logits_CV.log_softmax(-1)
+        return self._logits(rows).log_softmax(-1)
+
+    def of_targets(self, x_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
+        """[C]: the column of each row's target."""
+        return x_CV.gather(1, target_C[:, None]).squeeze(1)
+
+    def add_at_targets(self, x_CV: torch.Tensor, target_C: torch.Tensor, value_C: torch.Tensor) -> torch.Tensor:
+        """Add to the column of each row's target, in place."""
+        return x_CV.scatter_add_(1, target_C[:, None], value_C[:, None])
 
     def matmul(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """``a @ b`` with sums and result in at least fp32."""
         if b.dtype == self.dtype:
             return a @ b
         return torch.mm(a.to(b.dtype), b, out_dtype=self.dtype)
+
+    def _logits(self, rows: slice) -> torch.Tensor:
+        logits_CV = self.matmul(self.hidden_TD[rows], self.weight_VD.T)
+        if self.bias_V is not None:
+            logits_CV += self.bias_V
+        if self.temperature != 1.0:
+            logits_CV /= self.temperature
+        return logits_CV
+
+
+class _ShardedHead(_Head):
+    """The same with this rank's columns of [C, V].  The backward pass finds the normalizer."""
+
+    def __init__(
+        self,
+        hidden_TD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        temperature: float,
+        shard: VocabularyShard,
+        normalizer_2T: torch.Tensor | None,
+    ) -> None:
+        super().__init__(hidden_TD, weight_VD, bias_V, temperature)
+        self._shard = shard
+        self._agreed = normalizer_2T is not None
+        if normalizer_2T is None:
+            normalizer_2T = hidden_TD.new_empty(2, len(hidden_TD), dtype=self.dtype)
+        self.normalizer_2T = normalizer_2T
+
+    def log_softmax(self, rows: slice) -> torch.Tensor:
+        assert self.normalizer_2T is not None
+        logits_CV = self._logits(rows)
+        max_C, log_sum_C = self.normalizer_2T[:, rows]
+        if not self._agreed:
+            max_C.copy_(self._shard.max(logits_CV.amax(-1)))
+        logits_CV.sub_(max_C[:, None])
+        if not self._agreed:
+            log_sum_C.copy_(self._shard.sum(logits_CV.exp().sum(-1)).log())
+        return logits_CV.sub_(log_sum_C[:, None])
+
+    def of_targets(self, x_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
+        """0 where the target is another rank's."""
+        column_C, elsewhere_C = self._columns(target_C)
+        return super().of_targets(x_CV, column_C).masked_fill_(elsewhere_C, 0.0)
+
+    def add_at_targets(self, x_CV: torch.Tensor, target_C: torch.Tensor, value_C: torch.Tensor) -> torch.Tensor:
+        column_C, elsewhere_C = self._columns(target_C)
+        return super().add_at_targets(x_CV, column_C, value_C.masked_fill(elsewhere_C, 0.0))
+
+    def _columns(self, target_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's column of each target, and where it has none."""
+        column_C = target_C - self._shard.first
+        last = len(self.weight_VD) - 1
+        return column_C.clamp(0, last), (column_C < 0) | (column_C > last)
+
+
+def _head(
+    hidden_TD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    plan: _Plan,
+    normalizer_2T: torch.Tensor | None = None,
+) -> _Head:
+    if plan.shard is None:
+        return _Head(hidden_TD, weight_VD, bias_V, plan.temperature)
+    return _ShardedHead(hidden_TD, weight_VD, bias_V, plan.temperature, plan.shard, normalizer_2T)
 
 
 class _HeadGradients:
@@ -227,6 +316,10 @@ class _HeadGradients:
         if self.bias_V is not None:
             self.bias_V += scale_C @ delta_CV
 
-    def result(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    def result(
+        self, shard: VocabularyShard | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """In the order of the inputs; autograd casts them to the inputs' dtypes."""
+        if shard is not None and self.hidden_TD is not None:
+            shard.sum(self.hidden_TD)
         return self.hidden_TD, self.weight_VD, self.bias_V
