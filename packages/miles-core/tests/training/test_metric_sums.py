@@ -36,3 +36,10 @@ def test_many_small_terms_keep_their_precision():
     for _ in range(100):
         sums.add(output(loss=1.0, per_sample=0.0))
     assert sums.means(denominator=1.0, num_samples=1)["loss"] == pytest.approx(1e8 + 100, abs=1e-6)
+
+
+def test_a_rank_without_output_takes_part_with_zeros():
+    sums = MetricSums()
+    sums.expect(("loss",), ("kl",), torch.device("cpu"))
+    assert sums.names == (("loss",), ("kl",))
+    assert sums.means(denominator=2.0, num_samples=3) == {"loss": 0.0, "kl": 0.0}

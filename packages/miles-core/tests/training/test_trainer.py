@@ -22,21 +22,18 @@ class TableModel:
 
     def __init__(self, seed=0):
         self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-        self.forwards = self.scorings = self.resets = 0
-        self.lasts = []
+        self.forwards = self.scorings = self.resets = self.accumulations = 0
 
-    def score(self, micro_batch, *, with_entropy=False):
-        self.scorings += 1
-        with torch.no_grad():
-            return self._log_probs(micro_batch, with_entropy)
+    @torch.no_grad()
+    def score(self, micro_batches, *, with_entropy=False):
+        self.scorings += len(micro_batches)
+        return [self._log_probs(micro_batch, with_entropy) for micro_batch in micro_batches]
 
-    def forward(self, micro_batch, *, with_entropy=False):
-        self.forwards += 1
-        return self._log_probs(micro_batch, with_entropy)
-
-    def backward(self, loss, *, last):
-        self.lasts.append(last)
-        loss.backward()
+    def accumulate(self, micro_batches, output, loss):
+        self.forwards += len(micro_batches)
+        self.accumulations += 1
+        for number, micro_batch in enumerate(micro_batches):
+            loss(number, self._log_probs(micro_batch, output == "entropy")).backward()
 
     def step(self, learning_rate):
         norm = float(self.table.grad.norm())
@@ -83,10 +80,10 @@ def test_one_step_takes_one_pass_over_the_samples():
     assert (model.forwards, model.scorings) == (3, 0)
 
 
-def test_gradients_are_summed_over_ranks_once_per_step():
+def test_the_model_gets_all_micro_batches_of_a_step_at_once():
     model = TableModel()
     make_trainer(model, num_steps_per_rollout=2).train(make_batch())
-    assert model.lasts == [False, True, False, True]
+    assert (model.accumulations, model.forwards) == (2, 4)
 
 
 def test_several_steps_take_a_scoring_pass_first():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 
 from miles.core.math.logprobs import LogProbs, linear_logprobs
 from miles.core.training.micro_batch import MicroBatch
-
-Output = Literal["logprobs", "entropy", "logits"]
-"""Log-probabilities; those and entropies; or logits of all tokens of all samples."""
+from miles.core.training.model import Output, StepLoss
 
 
 class PolicyModule(nn.Module):  # type: ignore[misc]
@@ -82,8 +80,8 @@ class FrozenPolicy:
             parameter.copy_(new[name])
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def score(self, micro_batch: MicroBatch) -> LogProbs:
-        return _scores(self.module, micro_batch, with_entropy=False)
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        return _scores(self.module, micro_batches, with_entropy=with_entropy)
 
 
 class Policy:
@@ -98,17 +96,15 @@ class Policy:
         self._max_norm = max_norm or math.inf
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def score(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
-        return _scores(self.module, micro_batch, with_entropy=with_entropy)
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        return _scores(self.module, micro_batches, with_entropy=with_entropy)
 
-    def forward(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
-        return _scores(self.module, micro_batch, with_entropy=with_entropy)
+    def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
+        for number, micro_batch in enumerate(micro_batches):
+            self._backward(loss(number, self.module(micro_batch, output)), last=number + 1 == len(micro_batches))
 
-    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
-        logits_NV: torch.Tensor = self.module(micro_batch, "logits")
-        return logits_NV
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
+    def _backward(self, loss: torch.Tensor, *, last: bool) -> None:
+        """Add a micro-batch's gradient.  After the ``last`` one gradients are summed over ranks."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
             loss = loss * self._num_ranks  # the ranks' gradients are averaged; their sum is wanted
@@ -146,10 +142,9 @@ class Policy:
             state.update({name: value.to(device) for name, value in state.items()})
 
 
-def _scores(module: PolicyModule, micro_batch: MicroBatch, *, with_entropy: bool) -> LogProbs:
+def _scores(module: PolicyModule, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
     """Through the module's call, whose hooks gather sharded weights."""
-    scores: LogProbs = module(micro_batch, "entropy" if with_entropy else "logprobs")
-    return scores
+    return [module(micro_batch, "entropy" if with_entropy else "logprobs") for micro_batch in micro_batches]
 
 
 def _sharded_parameters(module: PolicyModule) -> dict[str, nn.Parameter]:

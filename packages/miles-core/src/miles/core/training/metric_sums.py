@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -20,7 +20,8 @@ def single_rank(x: torch.Tensor) -> torch.Tensor:
 class MetricSums:
     """Adds up the metrics of micro-batches; the result does not depend on how samples were packed or distributed.
 
-    Every rank must have added at least one micro-batch, be it empty, so that all know the same names.
+    Every rank must have added at least one micro-batch, be it empty, or have been told what to ``expect``, so that all
+    know the same names.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,17 @@ class MetricSums:
         for sums, new in ((self._tokens, output.token_metrics), (self._samples, output.sample_metrics)):
             for name, value in new.items():
                 sums[name] = sums[name] + value.double() if name in sums else value.double()
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of the metrics per token, and of those per sample."""
+        return tuple(self._tokens), tuple(self._samples)
+
+    def expect(self, tokens: Sequence[str], samples: Sequence[str], device: torch.device) -> None:
+        """Take part in ``means`` with zeros for what was never added here."""
+        for sums, names in ((self._tokens, tokens), (self._samples, samples)):
+            for name in names:
+                sums.setdefault(name, torch.zeros((), dtype=torch.float64, device=device))
 
     def means(self, *, denominator: float, num_samples: int, all_reduce: AllReduce = single_rank) -> dict[str, float]:
         """Averages over the step.

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 
 from miles.core.math.logprobs import LogProbs
 from miles.core.training.micro_batch import MicroBatch
 
+Output = Literal["logprobs", "entropy", "logits"]
+"""What of a model's output is wanted: ``LogProbs`` of the response tokens, those with entropies, or logits of all
+tokens of all samples, end to end, divided by the temperature: [N, V] in fp32."""
+
+StepLoss = Callable[[int, Any], torch.Tensor]
+"""Loss of one micro-batch of an optimizer step, from its number and the model's output on it: a scalar with a graph."""
+
 
 class Scorer(Protocol):
     """A frozen model.  Collective."""
 
-    def score(self, micro_batch: MicroBatch) -> LogProbs:
-        """Log-probabilities of the response tokens, without a graph."""
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        """Log-probabilities of the response tokens of each micro-batch, without a graph."""
 
 
-class Model(Protocol):
+class Model(Scorer, Protocol):
     """The model being trained, on this rank.  Every method is collective."""
 
-    def score(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
-        """Log-probabilities of the response tokens, without a graph."""
+    def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
+        """Forward and backward passes over all micro-batches of an optimizer step, in whatever order suits the model.
 
-    def forward(self, micro_batch: MicroBatch, *, with_entropy: bool = False) -> LogProbs:
-        """Log-probabilities of the response tokens, with a graph."""
-
-    def logits(self, micro_batch: MicroBatch) -> torch.Tensor:
-        """Logits of all tokens of all samples, end to end, divided by the temperature: [N, V] in fp32, with a graph."""
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add this micro-batch's gradient.  ``last`` is the step's last one: gradients are summed over ranks then."""
+        ``loss`` is called once per micro-batch, on the ranks that have the model's output (see ``Ranks.has_output``).
+        The gradient is that of the sum of the losses, over micro-batches and data-parallel ranks.
+        """
 
     def step(self, learning_rate: float) -> float:
         """Update the weights with the summed gradient, clear it, and return its global norm before clipping.

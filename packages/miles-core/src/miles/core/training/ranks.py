@@ -19,8 +19,15 @@ class Ranks(Protocol):
     def count(self) -> int:
         """How many there are."""
 
+    @property
+    def has_output(self) -> bool:
+        """Whether this rank sees the model's output; of a pipeline only the last stage does."""
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """``values`` summed over ranks, the same on every rank.  In place."""
+        """``values`` of the ranks that have the output, summed, the same on every rank.  In place."""
+
+    def publish(self, value: Any) -> Any:
+        """A picklable ``value`` of a rank that has the output, for the other stages of its pipeline."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable ``value``, in rank order."""
@@ -31,16 +38,22 @@ class SingleRank:
 
     index = 0
     count = 1
+    has_output = True
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
+
+    def publish(self, value: Any) -> Any:
+        return value
 
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
 
 class ProcessGroupRanks:
-    """A torch.distributed process group."""
+    """A torch.distributed process group, each of whose ranks has the whole model."""
+
+    has_output = True
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
@@ -50,6 +63,9 @@ class ProcessGroupRanks:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)
         return values
+
+    def publish(self, value: Any) -> Any:
+        return value
 
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.count

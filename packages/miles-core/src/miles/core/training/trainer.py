@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,7 @@ from miles.core.training.clock import PhaseClock
 from miles.core.training.columns import Columns, batch_means
 from miles.core.training.metric_sums import MetricSums
 from miles.core.training.micro_batch import MicroBatch
-from miles.core.training.model import Model, Scorer
+from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
 from miles.core.training.plan import StepPlan, plan_rollout
@@ -34,8 +34,6 @@ from miles.core.types.batch import RolloutBatch
 
 if TYPE_CHECKING:
     from miles.core.config import Config
-
-Score = Callable[[MicroBatch], LogProbs]
 
 
 class RolloutTrainer:
@@ -91,22 +89,29 @@ class RolloutTrainer:
         if needs.ref_logp:
             assert self._reference is not None
             with clock.phase("ref_log_probs"):
-                columns.ref_logp_A, _ = self._scores(batch, steps, columns, self._reference.score)
+                columns.ref_logp_A, _ = self._scores(batch, steps, columns, self._reference)
         if needs.old_logp:
             with clock.phase("log_probs"):
-                columns.old_logp_A, columns.entropy_A = self._scores(batch, steps, columns, self._score_actor)
-
-    def _score_actor(self, micro_batch: MicroBatch) -> LogProbs:
-        return self._model.score(micro_batch, with_entropy=self._log_entropy)
+                columns.old_logp_A, columns.entropy_A = self._scores(
+                    batch, steps, columns, self._model, with_entropy=self._log_entropy
+                )
 
     def _scores(
-        self, batch: RolloutBatch, steps: Sequence[StepPlan], columns: Columns, score: Score
+        self,
+        batch: RolloutBatch,
+        steps: Sequence[StepPlan],
+        columns: Columns,
+        model: Scorer,
+        *,
+        with_entropy: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores of the whole rollout, in the very micro-batches of training."""
-        recorder = _Recorder(columns, self._ranks)
-        for step in steps:
-            for micro_batch in step.micro_batches:
-                recorder.add(micro_batch, score(micro_batch))
+        recorder = _Recorder(columns, self._ranks, with_entropy=with_entropy)
+        micro_batches = [micro_batch for step in steps for micro_batch in step.micro_batches]
+        for micro_batch, scores in zip(
+            micro_batches, model.score(micro_batches, with_entropy=with_entropy), strict=True
+        ):
+            recorder.add(micro_batch, scores)
         logp_A, entropy_A = recorder.result()
         if not torch.isfinite(logp_A).all():
             raise TrainingError(
@@ -133,7 +138,8 @@ class RolloutTrainer:
 
     def _train_steps(self, batch: RolloutBatch, steps: Sequence[StepPlan], columns: Columns) -> list[dict[str, float]]:
         """All optimizer steps.  The scores of a single step are those of the old policy, if nobody asked before."""
-        recorder = _Recorder(columns, self._ranks)
+        with_entropy = self._needs[True].entropy or (self._log_entropy and columns.old_logp_A is None)
+        recorder = _Recorder(columns, self._ranks, with_entropy=with_entropy)
         metrics = [self._step(batch, step, columns, recorder) for step in steps]
         if len(steps) == 1 and columns.old_logp_A is None and self._objective.consumes == "logprobs":
             columns.old_logp_A, columns.entropy_A = recorder.result()
@@ -146,19 +152,20 @@ class RolloutTrainer:
             [columns.loss_batch(micro_batch, with_tokens=on_logits) for micro_batch in step.micro_batches],
             self._ranks.sum,
         )
-        with_entropy = self._needs[True].entropy or (self._log_entropy and columns.old_logp_A is None)
         sums = MetricSums()
-        losses = []
-        for number, (micro_batch, loss_batch) in enumerate(zip(step.micro_batches, loss_batches, strict=True), 1):
-            if on_logits:
-                output = self._objective(self._model.logits(micro_batch), loss_batch)
-            else:
-                scores = self._model.forward(micro_batch, with_entropy=with_entropy)
-                recorder.add(micro_batch, scores)
-                output = self._objective(scores, loss_batch)
-            self._model.backward(output.loss / denominator, last=number == len(step.micro_batches))
-            sums.add(output)
-            losses.append(output.loss.detach())
+        losses: dict[int, torch.Tensor] = {}
+
+        def loss(number: int, output: Any) -> torch.Tensor:
+            if not on_logits:
+                recorder.add(step.micro_batches[number], output)
+            result = self._objective(output, loss_batches[number])
+            sums.add(result)
+            losses[number] = result.loss.detach()
+            return result.loss / denominator
+
+        output: Output = "logits" if on_logits else "entropy" if recorder.with_entropy else "logprobs"
+        self._model.accumulate(step.micro_batches, output, loss)
+        sums.expect(*self._ranks.publish(sums.names), self._device)
         means = sums.means(denominator=denominator, num_samples=len(step.mask_sums), all_reduce=self._ranks.sum)
         return self._update(means, lambda: self._blame(batch, step, columns, losses, recorder))
 
@@ -181,14 +188,14 @@ class RolloutTrainer:
         batch: RolloutBatch,
         step: StepPlan,
         columns: Columns,
-        losses: Sequence[torch.Tensor],
+        losses: Mapping[int, torch.Tensor],
         recorder: _Recorder,
     ) -> str:
         """Which samples made a step go wrong, over all ranks.  Collective."""
         culprits = columns.broken_samples(recorder.own_logp_A)
         if not culprits:
-            pairs = zip(step.micro_batches, losses, strict=True)
-            culprits = [i for micro_batch, loss in pairs if not torch.isfinite(loss) for i in micro_batch.samples]
+            broken = [number for number, loss in losses.items() if not torch.isfinite(loss)]
+            culprits = [i for number in broken for i in step.micro_batches[number].samples]
         everyones = sorted({batch.sample_indices[i] for own in self._ranks.gather(culprits) for i in own})
         where = f"rollout {batch.rollout_id}, optimizer step {self.steps_done}"
         if not everyones:
@@ -214,16 +221,16 @@ def _check_columns(batch: RolloutBatch, needs: Needs) -> None:
 class _Recorder:
     """Collects the scores of micro-batches into columns of the whole rollout."""
 
-    def __init__(self, columns: Columns, ranks: Ranks) -> None:
+    def __init__(self, columns: Columns, ranks: Ranks, *, with_entropy: bool) -> None:
+        self.with_entropy = with_entropy
         self.own_logp_A = torch.zeros_like(columns.mask_A)
-        self._entropy_A: torch.Tensor | None = None
+        self._entropy_A = torch.zeros_like(columns.mask_A) if with_entropy else None
         self._ranks = ranks
 
     def add(self, micro_batch: MicroBatch, scores: LogProbs) -> None:
         self.own_logp_A.index_copy_(0, micro_batch.columns_T, scores.logp_T.detach())
-        if scores.entropy_T is not None:
-            if self._entropy_A is None:
-                self._entropy_A = torch.zeros_like(self.own_logp_A)
+        if self._entropy_A is not None:
+            assert scores.entropy_T is not None
             self._entropy_A.index_copy_(0, micro_batch.columns_T, scores.entropy_T.detach())
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor | None]:
