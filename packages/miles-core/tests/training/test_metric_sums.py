@@ -40,6 +40,6 @@ def test_many_small_terms_keep_their_precision():
 
 def test_a_rank_without_output_takes_part_with_zeros():
     sums = MetricSums()
-    sums.expect(("loss",), ("kl",), torch.device("cpu"))
+    sums.expect(("loss",), ("kl",), device=torch.device("cpu"))
     assert sums.names == (("loss",), ("kl",))
     assert sums.means(denominator=2.0, num_samples=3) == {"loss": 0.0, "kl": 0.0}

@@ -39,7 +39,7 @@ class MetricSums:
         """Of the metrics per token, and of those per sample."""
         return tuple(self._tokens), tuple(self._samples)
 
-    def expect(self, tokens: Sequence[str], samples: Sequence[str], device: torch.device) -> None:
+    def expect(self, tokens: Sequence[str], samples: Sequence[str], *, device: torch.device) -> None:
         """Take part in ``means`` with zeros for what was never added here."""
         for sums, names in ((self._tokens, tokens), (self._samples, samples)):
             for name in names:

@@ -165,7 +165,7 @@ class RolloutTrainer:
 
         output: Output = "logits" if on_logits else "entropy" if recorder.with_entropy else "logprobs"
         self._model.accumulate(step.micro_batches, output, loss)
-        sums.expect(*self._ranks.publish(sums.names), self._device)
+        sums.expect(*self._ranks.publish(sums.names), device=self._device)
         means = sums.means(denominator=denominator, num_samples=len(step.mask_sums), all_reduce=self._ranks.sum)
         return self._update(means, lambda: self._blame(batch, step, columns, losses, recorder))
 
