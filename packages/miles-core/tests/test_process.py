@@ -57,7 +57,7 @@ def test_a_child_that_dies_is_reported_with_the_end_of_its_own_log(tmp_path):
     child = ChildProcess(
         [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"], log_path=log, name="engine 0"
     )
-    with pytest.raises(EngineError, match=r"engine 0 ended with status 3[\s\S]*no such model") as caught:
+    with pytest.raises(EngineError, match=r"engine 0 has ended with status 3 while starting\.[\s\S]*no such model") as caught:
         child.wait_ready("http://127.0.0.1:9/health", 10)
     assert "earlier run" not in str(caught.value)
     child.stop()
@@ -101,6 +101,17 @@ def test_a_child_that_ignores_terminate_is_killed_with_its_own_children(tmp_path
     child.stop(deadline_s=0.1)
     assert child.returncode == -signal.SIGKILL
     wait_until(lambda: not exists(grandchild))
+
+
+def test_the_end_of_a_killed_child_is_described(tmp_path):
+    log = tmp_path / "engine-0.log"
+    child = ChildProcess(
+        [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"], log_path=log, name="engine 0"
+    )
+    wait_until(lambda: log.exists() and log.read_text() == "up\n")
+    os.kill(child.pid, signal.SIGKILL)
+    wait_until(lambda: not child.alive())
+    assert child.describe_end() == f"engine 0 has ended with status -9 (SIGKILL). End of {log}:\nup"
 
 
 def test_a_child_survives_the_thread_that_started_it(tmp_path):

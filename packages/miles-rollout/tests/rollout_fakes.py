@@ -216,6 +216,9 @@ class FakeEngine:
     def alive(self) -> bool:
         return not self.dead
 
+    def describe_end(self) -> str:
+        return f"the fake engine at {self.url} has ended"
+
     def stop(self, deadline_s: float = 10.0) -> None:
         self.stopped = True
 

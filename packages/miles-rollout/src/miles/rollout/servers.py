@@ -97,9 +97,9 @@ class Servers:
         """EngineError when a process of ours has ended."""
         for engine in self._engines:
             if not engine.alive():
-                raise EngineError(f"the engine at {engine.url} has ended; its log is in {self._logs.logs}")
+                raise EngineError(engine.describe_end())
         if self._router is not None and not self._router.alive():
-            raise EngineError(f"the router has ended with status {self._router.returncode}.{self._router.log_tail()}")
+            raise EngineError(f"the {self._router.describe_end()}")
 
     def stop(self) -> None:
         """End every process.  Safe to call twice."""

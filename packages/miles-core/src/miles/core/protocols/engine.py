@@ -40,6 +40,9 @@ class EngineProcess(Protocol):
     def alive(self) -> bool:
         """Whether the process runs."""
 
+    def describe_end(self) -> str:
+        """For people: which engine has ended, with which exit status, and the last lines of its log."""
+
     def stop(self, deadline_s: float = 10.0) -> None:
         """Terminate, then kill; return when the process is gone."""
 

@@ -32,6 +32,10 @@ class ExternalEngine:
         """Always: its owner watches it, and a request that fails says so."""
         return True
 
+    def describe_end(self) -> str:
+        """Its exit status and its log are with its owner."""
+        return f"the external engine at {self.url} does not answer; whoever started it has its log"
+
     def stop(self, deadline_s: float = 10.0) -> None:
         """Nothing: it belongs to somebody else."""
 

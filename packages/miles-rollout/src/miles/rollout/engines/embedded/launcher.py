@@ -38,6 +38,10 @@ class EmbeddedProcess:
         """See EngineProcess."""
         return self.process.alive()
 
+    def describe_end(self) -> str:
+        """See EngineProcess."""
+        return self.process.describe_end()
+
     def stop(self, deadline_s: float = 10.0) -> None:
         """See EngineProcess."""
         self.process.stop(deadline_s)
