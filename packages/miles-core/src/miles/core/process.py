@@ -76,7 +76,7 @@ class ChildProcess:
         deadline = time.monotonic() + deadline_s
         while True:
             if not self.alive():
-                raise EngineError(f"{self.name} ended with status {self.returncode} while starting.{self.log_tail()}")
+                raise EngineError(self.describe_end(" while starting"))
             if _answers(url, min(5.0, max(0.1, deadline - time.monotonic()))):
                 return
             if time.monotonic() >= deadline:
@@ -92,6 +92,10 @@ class ChildProcess:
         self._signal_group(signal.SIGKILL)
         self._popen.wait()
 
+    def describe_end(self, when: str = "") -> str:
+        """How the child ended, and the last lines of its log."""
+        return f"{self.name} has ended with status {_status_text(self.returncode)}{when}.{self.log_tail()}"
+
     def log_tail(self) -> str:
         """The last lines of this child's log, introduced by its path; empty without a log."""
         if self.log_path is None or not self.log_path.exists():
@@ -104,6 +108,15 @@ class ChildProcess:
     def _signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._popen.pid, number)
+
+
+def _status_text(returncode: int | None) -> str:
+    if returncode is None:
+        return "unknown"
+    try:
+        return f"{returncode} ({signal.Signals(-returncode).name})" if returncode < 0 else str(returncode)
+    except ValueError:  # a real-time signal
+        return str(returncode)
 
 
 class _Spawner:
