@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from miles.core.types.sample import Sample
+from miles.rollout.generators.experts import ExpertShape
 from miles.rollout.http import JsonClient
 from miles.rollout.text import ChatTokenizer
 
@@ -54,6 +55,8 @@ class GenerateState:
         self.text = text
         self.client = client
         self.processor = None
+        self.experts: ExpertShape | None = None
+        """What routed experts look like, when engines are to return them (``--use-rollout-routing-replay``)."""
         self.aborted = False
         """Set while surplus work is being ended: a generate function of several turns should stop."""
 

@@ -29,6 +29,7 @@ from miles.rollout.data_source import RolloutDataSource
 from miles.rollout.eval_datasets import EvalDataset, eval_datasets
 from miles.rollout.flags import Engines, Evaluation, Rollout, RolloutBuffer
 from miles.rollout.generate_state import GenerateState, RolloutArgs
+from miles.rollout.generators.experts import ExpertShape
 from miles.rollout.generators.registry import Generators
 from miles.rollout.hooks import Hooks
 from miles.rollout.http import JsonClient
@@ -174,6 +175,8 @@ class RolloutManager:
         rewards: RewardDispatcher = DISPATCHERS.get("default")(config)
         client = JsonClient(address.url, deadline_s=engines.sglang_router_request_timeout_secs)
         state = GenerateState(self._args, self._tokenizer, client)
+        if config[Algorithm].use_rollout_routing_replay:
+            state.experts = ExpertShape.of_checkpoint(_checkpoint(config))
         runtime = Runtime(
             args=self._args,
             loop=LoopThread(),

@@ -145,6 +145,8 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
     """What engine ``index`` is started with."""
     engines, cluster, rollout = config[Engines], config[Cluster], config[Rollout]
     options: dict[str, Any] = dict(engines.sglang_options)
+    if config[Algorithm].use_rollout_routing_replay:
+        options["enable_return_routed_experts"] = True
     checkpoint = config[Checkpoint].hf_checkpoint
     if checkpoint is None:
         raise ConfigError("--hf-checkpoint is not set: the engines load model and tokenizer from it")

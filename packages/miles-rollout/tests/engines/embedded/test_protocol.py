@@ -70,7 +70,6 @@ def test_what_changes_no_result_is_accepted():
         ({"input_ids": [1], "sampling_parms": {}}, "unknown field 'sampling_parms'; did you mean 'sampling_params'"),
         ({"input_ids": [1], "lora_path": "x"}, "does not support lora_path"),
         ({"input_ids": [1], "image_data": ["x"]}, "does not support image_data"),
-        ({"input_ids": [1], "return_routed_experts": True}, "no experts"),
         ({"input_ids": [1], "top_logprobs_num": -1}, "top_logprobs_num is -1"),
         ({"input_ids": [[1], [2]], "rid": ["a"]}, "rid has 1 entries for 2 prompts"),
         ({"input_ids": [[1], [2]], "stream": True}, "single prompt"),

@@ -246,6 +246,7 @@ async def test_many_requests_at_once_each_get_their_own(client):
         ({"input_ids": [1], "sampling_params": {"regex": "a"}}, "does not support regex"),
         ({"input_ids": [1], "stream": True, "sampling_params": {"top_p": 7}}, "top_p is 7"),
         ({"input_ids": [-1], "stream": True}, "input_ids must be in"),
+        ({"input_ids": [1], "return_routed_experts": True}, "start it with --enable-return-routed-experts"),
     ],
 )
 async def test_requests_that_cannot_be_served(client, body, message):

@@ -99,7 +99,11 @@ class Sample:
     token_weight_versions: list[int] | None = None
     """R weight versions, one per response token."""
     rollout_routed_experts: npt.NDArray[np.int32] | None = None
-    """[T - 1, layers, experts per token], as the engine routed them."""
+    """[T - 1, layers, experts per token], as the engine routed them: row t holds what token t used.
+
+    All decoder layers count, rows of dense ones mean nothing; experts of a token are in no certain order.  The last
+    token was never computed.
+    """
     multimodal_inputs: dict[str, Any] | None = None
     multimodal_train_inputs: dict[str, Any] | None = None
     remove_sample: bool = False

@@ -6,10 +6,14 @@ from typing import Any
 
 from miles.core.errors import EngineError
 from miles.core.types.sample import Sample
+from miles.rollout.generators.experts import ExpertShape
 
 
-def append_response(sample: Sample, answer: dict[str, Any]) -> None:
-    """Append the engine's tokens, log-probabilities and text, and set the status."""
+def append_response(sample: Sample, answer: dict[str, Any], experts: ExpertShape | None = None) -> None:
+    """Append the engine's tokens, log-probabilities and text, and set the status.
+
+    ``experts``: routed experts were asked for; what the engine returns covers all tokens and replaces what was known.
+    """
     meta = answer["meta_info"]
     scored = meta.get("output_token_logprobs")
     if scored is None:
@@ -24,6 +28,8 @@ def append_response(sample: Sample, answer: dict[str, Any]) -> None:
         sample.loss_mask = sample.loss_mask + [1] * len(token_ids)
     sample.response_length += len(token_ids)
     sample.response += answer.get("text") or ""
+    if experts is not None and (token_ids or meta.get("routed_experts") is not None):
+        sample.rollout_routed_experts = experts.decode(meta.get("routed_experts"), len(sample.tokens))
     _count(sample, meta)
     sample.finish((meta.get("finish_reason") or {}).get("type"))
 

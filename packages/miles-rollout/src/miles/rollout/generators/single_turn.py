@@ -20,17 +20,19 @@ class SingleTurn:
         if params is not None:
             sample, state = input.sample, input.state
             headers = {"X-SMG-Routing-Key": sample.routing_key} if sample.routing_key else None
-            append_response(sample, await state.client.post("/generate", _payload(sample.tokens, params), headers))
+            payload = generate_payload(state, sample.tokens, params)
+            append_response(sample, await state.client.post("/generate", payload, headers), state.experts)
         return GenerateFnOutput(input.sample)
 
     async def together(self, inputs: Sequence[GenerateFnInput]) -> list[GenerateFnOutput]:
         """Several samples, one request: a group costs one passage through client, router and server."""
         prepared = [(input.sample, params) for input in inputs if (params := _prepare(input)) is not None]
         if prepared:
-            payload = _payload([sample.tokens for sample, _ in prepared], [params for _, params in prepared])
-            answers = await inputs[0].state.client.post("/generate", payload)
+            state = inputs[0].state
+            ids = [sample.tokens for sample, _ in prepared]
+            answers = await state.client.post("/generate", generate_payload(state, ids, [p for _, p in prepared]))
             for (sample, _), answer in zip(prepared, answers, strict=True):
-                append_response(sample, answer)
+                append_response(sample, answer, state.experts)
         return [GenerateFnOutput(input.sample) for input in inputs]
 
 
@@ -53,5 +55,9 @@ def _prepare(input: GenerateFnInput) -> dict[str, Any] | None:
     return {**params, "max_new_tokens": budget}
 
 
-def _payload(input_ids: Any, sampling_params: Any) -> dict[str, Any]:
-    return {"input_ids": input_ids, "sampling_params": sampling_params, "return_logprob": True}
+def generate_payload(state: GenerateState, input_ids: Any, sampling_params: Any) -> dict[str, Any]:
+    """The body of ``/generate`` for one prompt, or for a list of prompts with a list of parameters."""
+    payload = {"input_ids": input_ids, "sampling_params": sampling_params, "return_logprob": True}
+    if state.experts is not None:
+        payload["return_routed_experts"] = True
+    return payload

@@ -28,6 +28,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-running-requests", type=int, default=256)
     parser.add_argument("--context-length", type=int, help="default: what the model was made for")
     parser.add_argument("--kv-cache-bytes", type=int, help="memory for keys and values; default: a quarter of the free")
+    parser.add_argument("--enable-return-routed-experts", action="store_true", help="keep the experts of each token")
     parser.add_argument("--weight-version", default="default")
     parser.add_argument("--served-model-name")
     return parser.parse_args(argv)
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
         max_running_requests=args.max_running_requests,
         context_length=args.context_length,
         kv_bytes=args.kv_cache_bytes,
+        keep_experts=args.enable_return_routed_experts,
         weight_version=args.weight_version,
         served_model_name=args.served_model_name,
     )

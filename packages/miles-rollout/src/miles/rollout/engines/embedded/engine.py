@@ -37,6 +37,8 @@ class EngineOptions:
     context_length: int | None = None
     kv_bytes: int | None = None
     """Memory for keys and values; None: a quarter of what is available."""
+    keep_experts: bool = False
+    """Answer ``return_routed_experts``."""
     weight_version: str = "default"
     served_model_name: str | None = None
 
@@ -51,7 +53,8 @@ class Engine:
     def __init__(self, options: EngineOptions, on_failure: Callable[[], None]) -> None:
         self.options = options
         self.checkpoint = Checkpoint.open(options.model_path)
-        self.model = load_model(self.checkpoint, self.checkpoint.dtype(options.dtype), options.layer)
+        dtype = self.checkpoint.dtype(options.dtype)
+        self.model = load_model(self.checkpoint, dtype, options.layer, keep_experts=options.keep_experts)
         self.text = Text(self.checkpoint.path)
         self.context_length = options.context_length or self.checkpoint.context_length
         kv_bytes = options.kv_bytes or available_memory() // 4
@@ -80,6 +83,7 @@ class Engine:
         """The sequences of one prompt, ready for ``submit``; raise BadRequest when it cannot be served."""
         prompt = item.input_ids if item.input_ids is not None else self.text.encode(item.text or "")
         self._check_length(prompt, item)
+        self._check_experts(item)
         params = item.params
         number = next(self._numbers)
         base = params.sampling_seed if params.sampling_seed is not None else (self.options.seed << 40) + number
@@ -98,6 +102,7 @@ class Engine:
                 num_top_logps=item.top_logprobs_num if item.return_logprob else 0,
                 score_from=start if item.return_logprob and 0 <= start < len(prompt) else None,
                 matches_stop=StopMatcher(self.text, params.stop, params.skip_special_tokens) if params.stop else None,
+                wants_experts=item.return_routed_experts,
             )
             for choice in range(params.n)
         ]
@@ -155,6 +160,12 @@ class Engine:
             raise BadRequest(
                 f"{total} tokens do not fit the engine's memory for keys and values "
                 f"({self.scheduler.kv.budget_tokens} tokens); start it with a larger --kv-cache-bytes"
+            )
+
+    def _check_experts(self, item: GenerateItem) -> None:
+        if item.return_routed_experts and not self.options.keep_experts:
+            raise BadRequest(
+                "return_routed_experts: this engine does not keep them; start it with --enable-return-routed-experts"
             )
 
     # -- pausing -------------------------------------------------------------------------------------------------

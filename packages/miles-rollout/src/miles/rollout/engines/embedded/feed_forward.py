@@ -20,6 +20,8 @@ class FeedForward(Protocol):
     """Adds its result to the residual stream."""
 
     projections: list[Projection]
+    chosen: torch.Tensor | None
+    """[M, A] numbers of the experts that the rows of the last call used; None without experts."""
 
     def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """``hidden`` [M, hidden] + f(``normed`` [M, hidden]); ``hidden`` may be overwritten."""
@@ -33,6 +35,8 @@ class FeedForward(Protocol):
 
 class GatedNetwork:
     """``down(silu(gate(x)) * up(x))`` (arXiv:2002.05202)."""
+
+    chosen: torch.Tensor | None = None
 
     def __init__(self, hidden: int, intermediate: int, dtype: torch.dtype) -> None:
         self._gate = Projection(torch.empty(intermediate, hidden, dtype=dtype))
@@ -75,6 +79,7 @@ class Experts:
     ) -> None:
         self._num_chosen, self._normalized = num_chosen, normalized
         self.projections: list[Projection] = []
+        self.chosen: torch.Tensor | None = None
         self._router = torch.empty(num_experts, hidden, dtype=dtype)
         self._gate_up = torch.empty(num_experts, 2 * intermediate, hidden, dtype=dtype)
         self._down = torch.empty(num_experts, hidden, intermediate, dtype=dtype)
@@ -82,6 +87,7 @@ class Experts:
     def add_to(self, hidden: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
         """See FeedForward."""
         weights, chosen = self._route(normed)
+        self.chosen = chosen
         num_experts, size = self._router.shape[0], self._down.shape[2]
         place, capacity = _places(chosen, num_experts)
         rows = normed.new_zeros(num_experts * capacity, normed.shape[1])

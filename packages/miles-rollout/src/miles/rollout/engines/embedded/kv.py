@@ -5,7 +5,10 @@ the first ones, so a decoding step reads a pool as a plain slice, without gather
 moves to the pool of twice the size: memory stays within twice of what is used, and short sequences do not pay for the
 attention of long ones.
 
-L = layers, S = slots, T = tokens of a slot, W = key-value heads x head dimension.
+Where routed experts are to be returned, their numbers are kept beside keys and values: they belong to a token like
+these, and are copied with a prefix.
+
+L = layers, S = slots, T = tokens of a slot, W = key-value heads x head dimension, A = experts per token.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ Owner = TypeVar("Owner")
 
 TOKEN_MULTIPLE = 32
 """Attention reads keys in multiples of this: masked zeros at the end then change no partial sum."""
+_EXPERT_BYTES = 4
 _SMALLEST_SLOT = 64
 _FEWEST_SLOTS = 8
 
@@ -34,11 +38,14 @@ class KVShape:
     key_dim: int
     value_dim: int
     dtype: torch.dtype
+    experts_per_token: int = 0
+    """A; 0: routed experts are not kept."""
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of keys and values of one token in all layers."""
-        return self.num_layers * self.num_heads * (self.key_dim + self.value_dim) * int(self.dtype.itemsize)
+        """Bytes that one token stores in all layers."""
+        attention = self.num_heads * (self.key_dim + self.value_dim) * int(self.dtype.itemsize)
+        return self.num_layers * (attention + self.experts_per_token * _EXPERT_BYTES)
 
 
 @dataclass(slots=True, eq=False)
@@ -55,9 +62,16 @@ class Pool(Generic[Owner]):
     """[L, S, T, W]"""
     values: torch.Tensor = field(init=False)
     """[L, S, T, W]"""
+    experts: torch.Tensor = field(init=False)
+    """[L, S, T, A] int32"""
 
     def __post_init__(self) -> None:
-        self.keys, self.values = self._storage(0)
+        self.keys, self.values, self.experts = self._storage(0)
+
+    @property
+    def stores(self) -> tuple[torch.Tensor, ...]:
+        """Everything that is kept per token, each [L, S, T, ...]."""
+        return (self.keys, self.values, self.experts)
 
     @property
     def num_slots(self) -> int:
@@ -77,15 +91,23 @@ class Pool(Generic[Owner]):
     def resize(self, num_slots: int) -> None:
         """Reallocate to ``num_slots``, which must hold all used ones."""
         used = len(self.owners)
-        keys, values = self._storage(num_slots)
-        keys[:, :used] = self.keys[:, :used]
-        values[:, :used] = self.values[:, :used]
-        self.keys, self.values = keys, values
+        stores = self._storage(num_slots)
+        for new, old in zip(stores, self.stores, strict=True):
+            new[:, :used] = old[:, :used]
+        self.keys, self.values, self.experts = stores
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store ``keys`` and ``values`` [N, heads, dim] at ``index`` [N] = slot x capacity + position."""
         self.keys[layer].view(self.num_tokens, -1).index_copy_(0, index, keys.flatten(1))
         self.values[layer].view(self.num_tokens, -1).index_copy_(0, index, values.flatten(1))
+
+    def write_experts(self, layer: int, index: torch.Tensor, chosen: torch.Tensor) -> None:
+        """Store the experts ``chosen`` [N, A] at ``index`` [N] = slot x capacity + position."""
+        self.experts[layer].view(self.num_tokens, -1).index_copy_(0, index, chosen.to(torch.int32))
+
+    def read_experts(self, slot: int, num_tokens: int) -> torch.Tensor:
+        """A copy [num_tokens, L, A] of the experts of a slot's first tokens."""
+        return self.experts[:, slot, :num_tokens].transpose(0, 1).contiguous()
 
     def read(self, layer: int, first: int, count: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [count, heads, num_tokens, dim] of the slots from ``first``; views."""
@@ -97,7 +119,7 @@ class Pool(Generic[Owner]):
             values.view(count, num_tokens, heads, -1).transpose(1, 2),
         )
 
-    def _storage(self, num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _storage(self, num_slots: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # Zeros, not uninitialized memory: a masked weight of 0 times a NaN would be a NaN.
         shape = self.shape
         size = (shape.num_layers, num_slots, self.capacity)
@@ -105,6 +127,7 @@ class Pool(Generic[Owner]):
             return (
                 torch.zeros(*size, shape.num_heads * shape.key_dim, dtype=shape.dtype),
                 torch.zeros(*size, shape.num_heads * shape.value_dim, dtype=shape.dtype),
+                torch.zeros(*size, shape.experts_per_token, dtype=torch.int32),
             )
 
 
@@ -166,8 +189,8 @@ class KVCache(Generic[Owner]):
         for (source, target), pairs in _by_pools(moves):
             span = min(num_tokens, source.capacity, target.capacity)
             old, new = (torch.tensor(slots) for slots in zip(*pairs, strict=True))
-            target.keys[:, new, :span] = source.keys[:, old, :span]
-            target.values[:, new, :span] = source.values[:, old, :span]
+            for there, here in zip(target.stores, source.stores, strict=True):
+                there[:, new, :span] = here[:, old, :span]
 
     def release(self, pool: Pool[Owner], slots: Seq[int], num_tokens: int) -> list[int]:
         """Free ``slots`` and fill the holes with the last sequences.  Returns the slots whose owners are new."""

@@ -18,6 +18,7 @@ _OPTIONS = {
     "random_seed": "--random-seed",
     "kv_cache_bytes": "--kv-cache-bytes",
     "model_layer": "--model-layer",
+    "enable_return_routed_experts": "--enable-return-routed-experts",
 }
 """``--sglang-*`` options that mean the same here, and two of this engine's own."""
 _REQUIRED = ("torch", "safetensors", "tokenizers", "uvicorn", "orjson")
@@ -65,7 +66,9 @@ class EmbeddedEngine:
         values.update({_OPTIONS[name]: value for name, value in spec.options.items() if value is not None})
         args = [sys.executable, "-m", "miles.rollout.engines.embedded"]
         for flag, value in values.items():
-            if value is not None:
+            if isinstance(value, bool):
+                args += [flag] if value else []
+            elif value is not None:
                 args += [flag, str(value)]
         # Threads that wait by spinning would take the trainer's cores.
         env = {

@@ -87,8 +87,22 @@ class Checkpoint:
         return dtype
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, kind: str = "auto") -> Model:
-    """The model of a checkpoint.  ``kind`` ``fast`` or ``general`` insists on one of the two layers."""
+def experts_per_token(checkpoint: Checkpoint) -> int:
+    """Experts that each token uses in a layer; EngineError when the model has none."""
+    config = checkpoint.config
+    if not (config.get("num_experts") or config.get("num_local_experts")):
+        raise EngineError(
+            f"--enable-return-routed-experts: {checkpoint.architecture} has no experts. Leave it out "
+            "(in a run: --use-rollout-routing-replay)"
+        )
+    return int(config["num_experts_per_tok"])
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, kind: str = "auto", *, keep_experts: bool = False) -> Model:
+    """The model of a checkpoint.  ``kind`` ``fast`` or ``general`` insists on one of the two layers.
+
+    ``keep_experts``: the experts that tokens use are kept with their keys and values.
+    """
     # Either import is wasted when the other layer serves the model, and transformers takes seconds.
     from miles.rollout.engines.embedded.model_fast import FastModel, unsupported
 
@@ -96,7 +110,9 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, kind: str = "auto") -
     if kind == "fast" and reason:
         raise EngineError(f"--model-layer fast: {reason}")
     if kind == "fast" or (kind == "auto" and reason is None):
-        return FastModel(checkpoint, dtype)
+        return FastModel(checkpoint, dtype, keep_experts=keep_experts)
+    if keep_experts:
+        raise EngineError(f"--enable-return-routed-experts: only the fast layer returns them, and {reason or kind}")
     from miles.rollout.engines.embedded.model_general import GeneralModel
 
     return GeneralModel(checkpoint, dtype)

@@ -19,7 +19,7 @@ from miles.rollout.engines.embedded.attention import Plan, attend
 from miles.rollout.engines.embedded.feed_forward import Experts, FeedForward, GatedNetwork
 from miles.rollout.engines.embedded.kv import KVShape
 from miles.rollout.engines.embedded.memory import available_memory
-from miles.rollout.engines.embedded.model import Checkpoint
+from miles.rollout.engines.embedded.model import Checkpoint, experts_per_token
 from miles.rollout.engines.embedded.projection import Projection
 from miles.rollout.engines.embedded.rotary import KINDS, Rotary, rope_parameters
 from miles.rollout.engines.embedded.weights import WeightStore
@@ -122,11 +122,12 @@ class FastModel:
     kind = "fast"
     batch_invariant = True
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, *, keep_experts: bool = False) -> None:
         shape = self._shape = _Shape.of(checkpoint.config)
         self.dtype = dtype
         self.hidden_size, self.vocab_size = shape.hidden, shape.vocab
-        self.kv_shape = KVShape(shape.layers, shape.kv_heads, shape.dim, shape.dim, dtype)
+        chosen = experts_per_token(checkpoint) if keep_experts else 0
+        self.kv_shape = KVShape(shape.layers, shape.kv_heads, shape.dim, shape.dim, dtype, chosen)
         self._embedding = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
         self._head = Projection(self._embedding if shape.tied else torch.empty_like(self._embedding))
         self._norm = torch.empty(shape.hidden, dtype=dtype)
@@ -164,6 +165,8 @@ class FastModel:
             hidden = layer.out.add_to(hidden, buffers.attended)
             normed = F.rms_norm(hidden, (shape.hidden,), layer.post_norm, shape.eps)
             hidden = layer.feed_forward.add_to(hidden, normed)
+            if self.kv_shape.experts_per_token and layer.feed_forward.chosen is not None:
+                _keep_experts(plan, number, layer.feed_forward.chosen)
         return F.rms_norm(hidden, (shape.hidden,), self._norm, shape.eps)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
@@ -235,6 +238,11 @@ class FastModel:
                 copies[f"{prefix}.q_norm.weight"] = layer.head_norm[1 : self._shape.heads]
                 copies[f"{prefix}.k_norm.weight"] = layer.head_norm[self._shape.heads + 1 :]
         return copies
+
+
+def _keep_experts(plan: Plan, layer: int, chosen: torch.Tensor) -> None:
+    for segment in plan.segments:
+        segment.pool.write_experts(layer, segment.index, chosen[segment.rows])
 
 
 def _feed_forward(config: dict[str, Any], number: int, dtype: torch.dtype) -> FeedForward:

@@ -5,11 +5,15 @@ Fields and defaults are SGLang's.  What this engine does not do is refused, neve
 
 from __future__ import annotations
 
+import base64
 import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from miles.core.errors import MilesError
 from miles.rollout.engines.embedded.sampling import SamplingParams
@@ -37,7 +41,17 @@ _IGNORED_FIELDS = frozenset(
 )
 """Hints that change no result."""
 _READ_FIELDS = frozenset(
-    {"text", "input_ids", "sampling_params", "rid", "stream", "return_logprob", "logprob_start_len", "top_logprobs_num"}
+    {
+        "text",
+        "input_ids",
+        "sampling_params",
+        "rid",
+        "stream",
+        "return_logprob",
+        "logprob_start_len",
+        "top_logprobs_num",
+        "return_routed_experts",
+    }
 )
 _UNSUPPORTED_FIELDS = {
     "input_embeds": "it takes text or token ids",
@@ -48,7 +62,6 @@ _UNSUPPORTED_FIELDS = {
     "lora_id": "it does not serve LoRA adapters",
     "token_ids_logprob": "use top_logprobs_num",
     "return_hidden_states": "it returns tokens only",
-    "return_routed_experts": "this model has no experts to report",
     "return_indexer_topk": "this model has no indexer",
     "custom_logit_processor": "it runs no code of a request",
 }
@@ -91,6 +104,7 @@ class GenerateItem:
     return_logprob: bool = False
     logprob_start_len: int = -1
     top_logprobs_num: int = 0
+    return_routed_experts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +150,7 @@ def parse_generate(body: Any) -> GenerateRequest:
         spread("return_logprob", False),
         spread("logprob_start_len", -1),
         spread("top_logprobs_num", 0),
+        spread("return_routed_experts", False),
         strict=True,
     )
     items = [
@@ -147,8 +162,9 @@ def parse_generate(body: Any) -> GenerateRequest:
             return_logprob=bool(logprob),
             logprob_start_len=_integer("logprob_start_len", start, -1),
             top_logprobs_num=_integer("top_logprobs_num", top, 0),
+            return_routed_experts=bool(experts),
         )
-        for prompt, rid, params, logprob, start, top in columns
+        for prompt, rid, params, logprob, start, top, experts in columns
     ]
     stream = bool(body.get("stream"))
     if stream and (batched or items[0].params.n > 1):
@@ -280,6 +296,8 @@ def render(progress: Progress, item: GenerateItem, text: str | None) -> dict[str
             meta["output_top_logprobs"] = [_triples(top) for top in sequence.top_logps]
             scored = sequence.score_from is not None
             meta["input_top_logprobs"] = [None, *map(_triples, sequence.prompt_top_logps)] if scored else []
+    if item.return_routed_experts and progress.finish is not None:
+        meta["routed_experts"] = _base64(sequence.experts)
     answer: dict[str, Any] = {} if text is None else {"text": text}
     return {**answer, "output_ids": progress.tokens, "meta_info": meta}
 
@@ -292,6 +310,11 @@ def _input_logprobs(progress: Progress) -> list[tuple[float | None, int, None]]:
     tokens = sequence.prompt[sequence.score_from :]
     known = [None, *sequence.prompt_logps][: len(tokens)]
     return [(logp, token, None) for logp, token in zip(known, tokens, strict=False)]
+
+
+def _base64(experts: npt.NDArray[np.int32] | None) -> str | None:
+    """Little-endian int32 [prompt + output tokens - 1, layers, experts per token], as in SGLang."""
+    return None if experts is None else base64.b64encode(experts.astype("<i4").tobytes()).decode()
 
 
 def _triples(top: TopLogps) -> list[tuple[float, int, None]]:

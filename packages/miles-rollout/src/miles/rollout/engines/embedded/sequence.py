@@ -49,6 +49,8 @@ class Sequence:
     """Prompt position from which log-probabilities of prompt tokens are wanted."""
     matches_stop: Callable[[list[int]], str | None] | None = None
     """Finds a stop string at the end of the output."""
+    wants_experts: bool = False
+    """Whether ``experts`` are to be reported."""
 
     seat: int = -1
     """Row in the Seats; -1 before the first admission."""
@@ -63,6 +65,8 @@ class Sequence:
     """Of the prompt tokens after ``score_from``."""
     prompt_top_logps: list[list[tuple[float, int]]] = field(default_factory=list)
     top_logps: list[list[tuple[float, int]]] = field(default_factory=list)
+    experts: npt.NDArray[np.int32] | None = None
+    """[prompt + output tokens - 1, layers, experts per token], set when the sequence leaves its slot."""
     created: float = field(default_factory=time.perf_counter)
     finished: float = 0.0
 
