@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from miles.core.errors import TrainingError
-from miles.core.training.segments import Bucket, Segments
+from miles.core.training.bucket_attention import BucketKernel, attend_by_buckets, sdpa_bucket, window_mask
+from miles.core.training.segments import Segments
 
 # transformers takes a name with "sdpa" or "flash" in it for its own kernels, and asks the model whether it knows them.
 SDPA = "miles_packed_batched"
@@ -34,30 +34,13 @@ def kernel_name(attn_implementation: str) -> str:
     return _KERNELS[attn_implementation]
 
 
-def _window_mask(width: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """[width, width] of the causal band when a sliding window cuts into it; None when plain causality says it all."""
-    if window is None or window >= width:
-        return None
-    distance = torch.arange(width, device=device)[:, None] - torch.arange(width, device=device)
-    return (distance >= 0) & (distance < window)
-
-
-def _sdpa_bucket(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, window: int | None
-) -> torch.Tensor:
-    mask = _window_mask(q.shape[2], window, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
 def _eager_bucket(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, window: int | None
 ) -> torch.Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     width = q.shape[2]
-    allowed = _window_mask(width, window or width, q.device)
+    allowed = window_mask(width, window or width, q.device)
     if allowed is None:
         allowed = torch.ones(width, width, dtype=torch.bool, device=q.device).tril()
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -65,32 +48,7 @@ def _eager_bucket(
     return weights.to(v.dtype) @ v
 
 
-_BucketKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, int | None], torch.Tensor]
-_BUCKET_KERNELS: dict[str, _BucketKernel] = {SDPA: _sdpa_bucket, EAGER: _eager_bucket}
-
-
-def _by_buckets(
-    attend: _BucketKernel,
-    q_P: torch.Tensor,
-    k_P: torch.Tensor,
-    v_P: torch.Tensor,
-    segments: Segments,
-    scale: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    cells = segments.bucketed
-    q_C, k_C, v_C = cells.spread(q_P), cells.spread(k_P), cells.spread(v_P)
-    parts = []
-    for bucket in segments.buckets:
-        out = attend(_rows(q_C, bucket), _rows(k_C, bucket), _rows(v_C, bucket), scale, window)
-        parts.append(out.transpose(1, 2).reshape(bucket.rows * bucket.width, out.shape[1], out.shape[3]))
-    return cells.collect(parts[0] if len(parts) == 1 else torch.cat(parts))
-
-
-def _rows(x_C: torch.Tensor, bucket: Bucket) -> torch.Tensor:
-    """[cells, heads, dim] -> [rows, heads, width, dim]."""
-    cells = x_C[bucket.start : bucket.start + bucket.rows * bucket.width]
-    return cells.view(bucket.rows, bucket.width, *x_C.shape[1:]).transpose(1, 2)
+_BUCKET_KERNELS: dict[str, BucketKernel] = {SDPA: sdpa_bucket, EAGER: _eager_bucket}
 
 
 def _by_varlen_kernel(
@@ -141,7 +99,7 @@ def _interface(kernel: str) -> Callable[..., tuple[torch.Tensor, None]]:
         if kernel == VARLEN:
             out = _by_varlen_kernel(q, k, v, segments, scaling, sliding_window)
         else:
-            out = _by_buckets(_BUCKET_KERNELS[kernel], q, k, v, segments, scaling, sliding_window)
+            out = attend_by_buckets(_BUCKET_KERNELS[kernel], q, k, v, segments, scaling, sliding_window)
         return out[None], None
 
     return attend
