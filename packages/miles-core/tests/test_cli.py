@@ -59,9 +59,11 @@ def test_train_help_lists_flags(capsys):
     assert "--rollout-batch-size INT" in capsys.readouterr().out
 
 
-def test_asynchronous_training_is_refused_by_name(capsys):
-    assert main(["train-async", "--rollout-batch-size", "4"]) == 2
-    assert "does not exist yet" in capsys.readouterr().err
+def test_asynchronous_training_takes_the_flags_of_train(capsys):
+    assert main(["train-async", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: miles train-async [FLAG ...]")
+    assert main(["train-async", "--rollout-batch-size", "4", "--colocate"]) == 2
+    assert "--colocate lets trainer and engines take turns" in capsys.readouterr().err
 
 
 def test_config_shows_values_and_origins(capsys):

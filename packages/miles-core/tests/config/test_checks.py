@@ -115,3 +115,10 @@ def test_everything_is_reported_together(problems):
     found = problems("--lr", "fast", "--eps-clp", "1", "--use-tis", "--use-rollout-logprobs", about="--")
     for text in ("--lr fast", "--eps-clp", "--use-tis", "--hf-checkpoint", "--num-rollout", "--prompt-data"):
         assert any(text in problem for problem in found), text
+
+
+def test_asynchronous_training_needs_accelerators_for_both_and_old_log_probs_for_ppo(problems):
+    assert problems("--update-weights-interval", "2", about="--async-training")
+    assert not problems("--update-weights-interval", "2", "--async-training", about="--update-weights-interval")
+    (problem,) = problems("--async-training", "--colocate", about="take turns")
+    assert "--rollout-num-gpus" in problem

@@ -37,3 +37,8 @@ def test_epoch_ends_trigger_both():
     schedule = Schedule(num_rollout=6, per_epoch=2, eval_interval=5, saves=True, save_interval=5)
     assert evaluations(schedule) == [0, 2, 4, 5, 6]
     assert saves(schedule) == [2, 4, 5, 6]
+
+
+def test_engines_get_new_weights_at_the_interval_and_wherever_a_run_may_start_again():
+    schedule = Schedule(num_rollout=10, eval_interval=5, save_interval=7, saves=True, update_interval=3)
+    assert [done for done in range(11) if schedule.updates_weights(done)] == [0, 3, 5, 6, 7, 9, 10]

@@ -63,3 +63,22 @@ def test_run_that_has_gone_further_than_it_is_told_to_is_refused(tmp_path):
     start.check_length(None)
     with pytest.raises(ConfigError, match="--num-rollout 4: the model has been trained on 5 rollouts already"):
         start.check_length(4)
+
+
+def test_optimizer_steps_go_on_as_they_were_counted(tmp_path):
+    tmp_path.joinpath("mine").mkdir()
+    state = checkpoint.DriverState(4, metrics_offset=0, train_steps=13)
+    with checkpoint.publish(tmp_path / "mine", state):
+        pass
+    assert resume.find(flags(), tmp_path / "mine").train_steps(2) == 13
+    assert resume.find(flags(tmp_path / "mine", start=0), tmp_path / "other").train_steps(2) == 0
+    assert Start(first_rollout=3).train_steps(2) == 6
+
+
+def test_missing_debug_samples_are_found_before_anything_starts(tmp_path):
+    pattern = str(tmp_path / "{rollout_id}.jsonl")
+    (tmp_path / "3.jsonl").touch()
+    Start(first_rollout=3).check_debug_data(pattern)
+    Start().check_debug_data(None)
+    with pytest.raises(ConfigError, match=r"there is no .*0\.jsonl"):
+        Start().check_debug_data(pattern)

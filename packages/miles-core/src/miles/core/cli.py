@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output has gone, as in `miles train --help | head`, and misses nothing.  A run has failed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if arguments[:1] == ["train"] and not _wants_help(arguments):
+        if arguments[:1] in (["train"], ["train-async"]) and not _wants_help(arguments):
             raise
         return 0
     return status
@@ -121,10 +121,10 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"miles {name}", ["interrupted"], status=130)
 
 
-def train(flags: list[str]) -> int:
+def train(flags: list[str], *, command: str = "train") -> int:
     """``miles train``."""
     if _wants_help(flags):
-        print("usage: miles train [FLAG ...]\n\n" + all_flags(flag_table()))
+        print(f"usage: miles {command} [FLAG ...]\n\n" + all_flags(flag_table()))
         return 0
     config = Config.from_flags(flags)
     environ.prepare_process()
@@ -135,11 +135,8 @@ def train(flags: list[str]) -> int:
 
 
 def train_async(flags: list[str]) -> int:
-    """``miles train-async``."""
-    if _wants_help(flags):
-        print("miles train-async takes the flags of `miles train`. It does not exist yet.")
-        return 0
-    raise ConfigError("asynchronous training does not exist yet. Type `miles train` with the same flags")
+    """``miles train-async``: ``miles train`` with the flag that makes it asynchronous."""
+    return train(["--async-training", *flags], command="train-async")
 
 
 def config(flags: list[str]) -> int:

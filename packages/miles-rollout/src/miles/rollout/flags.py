@@ -125,6 +125,10 @@ class Evaluation(Group):
     """YAML or JSON file that describes the evaluation data sets and their settings. Wins over
     ``--eval-prompt-data``."""
 
+    eval_async: bool = False
+    """Evaluate beside generation and training, on the same engines and one fixed version of the weights: only the next
+    weight update, or the next checkpoint, waits for the evaluation to end."""
+
     skip_eval_before_train: bool = False
     """Do not evaluate before the first rollout."""
 

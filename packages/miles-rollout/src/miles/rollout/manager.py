@@ -95,6 +95,9 @@ class RolloutManager:
             self._rewards_started.result()
         self._runtime.engine_urls = self._servers.engine_urls
 
+    def generates_continuously(self) -> bool:
+        return not self._replay and getattr(self._rollout_fn, "continuous", False)
+
     def num_rollouts_per_epoch(self) -> int | None:
         dataset = getattr(self._source, "dataset", None)
         return None if dataset is None else len(dataset) // self._config[Data].rollout_batch_size

@@ -87,6 +87,26 @@ def check_cluster(config: Config) -> Iterator[str]:
         yield f"a trainer of {ranks} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
 
 
+def check_async(config: Config) -> Iterator[str]:
+    """Training and generation that run at the same time have accelerators of their own."""
+    if not config[Training].async_training:
+        return
+    if config[Cluster].colocate:
+        yield (
+            "--colocate lets trainer and engines take turns on the same accelerators, but asynchronous training runs "
+            "both at once. Use `miles train`, or give the engines accelerators of their own: --rollout-num-gpus"
+        )
+    algorithm = config[Algorithm]
+    corrected = algorithm.use_rollout_logprobs or algorithm.use_tis or config[Training].keep_old_actor
+    if algorithm.advantage_estimator == "ppo" and not corrected:
+        yield (
+            "--advantage-estimator ppo in asynchronous training needs the log-probabilities of the policy that "
+            "generated: give --use-rollout-logprobs, --use-tis or --keep-old-actor"
+        )
+    if config[Debug].debug_rollout_only or config[Debug].debug_train_only:
+        yield "asynchronous training needs both halves of a run; with one of them, use `miles train`"
+
+
 def check_device(config: Config) -> Iterator[str]:
     """The device exists, on this machine at least when no other is in play."""
     cluster, device = config[Cluster], config[Training].device
@@ -264,6 +284,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_backend,
     check_rollout_role,
     check_cluster,
+    check_async,
     check_device,
     check_loss,
     check_corrections,

@@ -93,6 +93,14 @@ class Config:
         ]
         return cls(groups, draft.origins, draft.reasons, custom)
 
+    def with_value(self, name: str, value: Any, reason: str) -> Config:
+        """A copy in which the field ``name`` has what became known only after the flags were read."""
+        groups = [
+            group.model_copy(update={name: value}) if name in type(group).model_fields else group
+            for group in self._groups.values()
+        ]
+        return Config(groups, self._origin | {name: Origin.DERIVED}, self._reason | {name: reason}, self._custom)
+
     def __getitem__(self, group: type[G]) -> G:
         try:
             found = self._groups[group]

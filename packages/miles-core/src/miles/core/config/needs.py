@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NEEDS: dict[str, tuple[str, ...]] = {
     "save_interval": ("save",),
     "save_hf": ("save",),
+    "update_weights_interval": ("async_training",),
     "no_save_optim": ("save",),
     "max_tokens_per_gpu": ("use_dynamic_batch_size",),
     "kl_loss_coef": ("use_kl_loss",),

@@ -36,6 +36,8 @@ class DriverState:
     """Last rollout that was trained on."""
     metrics_offset: int
     """Bytes of ``metrics.jsonl`` at that moment; what follows belongs to work that is done again."""
+    train_steps: int | None = None
+    """Optimizer steps taken so far; None in checkpoints that did not count them."""
 
 
 @dataclass(frozen=True, slots=True)

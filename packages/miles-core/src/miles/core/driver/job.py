@@ -6,12 +6,16 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from miles.core.driver import checkpoint
+from miles.core.driver.ahead import Ahead
+from miles.core.driver.background import Background
 from miles.core.driver.executor import ActorGroup, Executor, create
+from miles.core.driver.export import replaced
 from miles.core.driver.periodic import Schedule
 from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
@@ -20,6 +24,7 @@ from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
+from miles.core.flags.training import Training
 from miles.core.protocols.backend import TrainReport
 from miles.core.protocols.rollout import RolloutResult, RolloutRole
 from miles.core.run_directory import RunDirectory
@@ -46,6 +51,8 @@ class Job:
         self._executor: Executor | None = None
         self._rollout: RolloutRole | None = None
         self._actors: ActorGroup | None = None
+        self._ahead = Ahead()
+        self._evaluation: _Evaluation | None = None
         self._timings: dict[str, float] = {}
         self._iteration_start = time.perf_counter()
 
@@ -77,8 +84,14 @@ class Job:
         """Ids of the rollouts still to be trained on."""
         yield from range(self._start_at.first_rollout, self.num_rollout)
 
-    def update_weights(self, version: int) -> None:
-        """Bring every engine to the trainer's weights."""
+    def update_weights_if_due(self, version: int) -> None:
+        """Bring every engine to the trainer's weights.  What is being made with the old ones is waited for."""
+        first = version == self._start_at.first_rollout
+        if first or self._schedule.updates_weights(version):
+            self.settle()
+            self._update_weights(version)
+
+    def _update_weights(self, version: int) -> None:
         urls = self.rollout.engine_urls()
         if not urls:
             return
@@ -92,17 +105,47 @@ class Job:
         self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
 
     def evaluate_if_due(self, done: int) -> None:
-        """Evaluate the policy that ``done`` rollouts have trained."""
+        """Evaluate the policy that ``done`` rollouts have trained, or begin to (``--eval-async``)."""
         if not self._schedule.evaluates(done):
             return
-        with self._phase("eval", f"evaluation after {done} rollouts", self.rollout.progress):
-            metrics = self.rollout.evaluate(done)
-        self._trackers.log(metrics, step=done, kind="eval", rollout_id=done)
+        if self._config.eval_async:
+            self._evaluation = _Evaluation(done, Background(lambda: self.rollout.evaluate(done), name=f"eval-{done}"))
+        else:
+            self._log_evaluation(done, lambda: self.rollout.evaluate(done))
 
     def generate(self, rollout_id: int) -> RolloutResult:
-        """Make the samples of one rollout."""
+        """The samples of one rollout: what was generated ahead, or made now."""
+        if self._ahead.holds(rollout_id):
+            self._wait_ahead()
+            return self._ahead.take()
         with self._phase("rollout", f"rollout {rollout_id}", self.rollout.progress):
             return self.rollout.generate(rollout_id)
+
+    def generate_ahead(self, rollout_id: int) -> None:
+        """In asynchronous training, begin the next rollout with the weights that the engines have now."""
+        if self._generates_ahead and rollout_id < self.num_rollout:
+            self._ahead.begin(rollout_id, self.rollout.generate)
+
+    def settle(self) -> None:
+        """Wait for what runs beside the loop: the rollout ahead, and an evaluation, which is logged."""
+        self._wait_ahead()
+        self._finish_evaluation()
+
+    def _wait_ahead(self) -> None:
+        if self._ahead.running():
+            with self._phase("rollout_wait", "the next rollout", self.rollout.progress):
+                self._ahead.wait()
+        self._ahead.wait()
+
+    def _finish_evaluation(self) -> None:
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is not None:
+            self._log_evaluation(evaluation.done, evaluation.call.result)
+
+    def _log_evaluation(self, done: int, evaluate: Callable[[], dict[str, float]]) -> None:
+        with self._phase("eval", f"evaluation after {done} rollouts", self.rollout.progress):
+            metrics = evaluate()
+        self._trackers.log(metrics, step=done, kind="eval", rollout_id=done)
 
     def train(self, rollout: RolloutResult) -> TrainReport:
         """Train on them."""
@@ -115,32 +158,43 @@ class Job:
         if report is not None:
             metrics |= report.metrics
             self._timings |= report.timings
-        now = time.perf_counter()
-        self._timings["step"], self._iteration_start = now - self._iteration_start, now
-        metrics |= {f"perf/{name}_time": seconds for name, seconds in self._timings.items()}
-        self._timings = {}
+        metrics |= self._end_iteration()
         steps = report.steps if report is not None else ()
-        for index, step_metrics in enumerate(steps):
-            self._trackers.log(
-                step_metrics, step=rollout_id * self._steps_per_rollout + index, kind="train", rollout_id=rollout_id
-            )
+        for step_metrics in steps:
+            self._trackers.log(step_metrics, step=self._train_steps, kind="train", rollout_id=rollout_id)
+            self._train_steps += 1
         self._trackers.log(metrics, step=rollout_id, kind="rollout", rollout_id=rollout_id)
 
     def save_if_due(self, done: int) -> None:
         """Write a checkpoint, and the Hugging Face export if one is wanted."""
         if not self._schedule.saves_after(done):
             return
-        state = checkpoint.DriverState(rollout_id=done - 1, metrics_offset=self._trackers.offset())
+        self.settle()
+        state = checkpoint.DriverState(
+            rollout_id=done - 1, metrics_offset=self._trackers.offset(), train_steps=self._train_steps
+        )
         with self._phase("save_model", f"checkpoint of rollout {done - 1}"):
             if pattern := self._config[Checkpoint].save_hf:
                 self._export(Path(pattern.format(rollout_id=done - 1)))
             with checkpoint.publish(self._run_dir.path, state) as partial:
                 self.actors.save(partial.actor)
                 self.rollout.save(partial.rollout)
+                self._ahead.save(partial.path)
+
+    def _end_iteration(self) -> dict[str, float]:
+        """Seconds of every phase since the last iteration, and how much of it the trainer stood still."""
+        now = time.perf_counter()
+        step, self._iteration_start = now - self._iteration_start, now
+        timings, self._timings = self._timings | {"step": step}, {}
+        found = {f"perf/{name}_time": seconds for name, seconds in timings.items()}
+        if "train" in timings:
+            wait = step - timings["train"]
+            found |= {"perf/train_wait_time": wait, "perf/wait_time_ratio": wait / step}
+        return found
 
     def _export(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self.actors.save_hf(directory)
+        with replaced(directory) as fresh:
+            self.actors.save_hf(fresh)
 
     def _start(self) -> None:
         config, run_dir = self._config, self._run_dir.path
@@ -152,12 +206,14 @@ class Job:
             self._start_at.check_length(self.num_rollout)
             self._rollout.launch()
             if not config[Debug].debug_rollout_only:
-                self._actors = self._executor.actors(config, run_dir)
+                counted = config.with_value("num_rollout", self.num_rollout, "--num-epoch times rollouts per epoch")
+                self._actors = self._executor.actors(counted, run_dir)
                 self._actors.start()
             if self._start_at.checkpoint is not None:
                 self._restore(self._start_at.checkpoint)
             self._rollout.wait_ready()
-        self._steps_per_rollout = config[Data].num_steps_per_rollout or 1
+        self._train_steps = self._start_at.train_steps(config[Data].num_steps_per_rollout or 1)
+        self._generates_ahead = config[Training].async_training and not self._rollout.generates_continuously()
         self._schedule = _schedule(config, self.num_rollout, per_epoch)
         gc.collect()
         gc.freeze()  # models and data sets live as long as the run: a full collection need not walk through them
@@ -176,6 +232,7 @@ class Job:
         if self._actors is not None:
             self._actors.load(found.actor)
         self.rollout.load(found.rollout)
+        self._ahead.load(found.path)
 
     @contextmanager
     def _phase(self, name: str, waiting_for: str, progress: Callable[[], str | None] | None = None) -> Iterator[None]:
@@ -183,7 +240,7 @@ class Job:
         self._trackers.waiting(waiting_for)
         with self._watched(progress, waiting_for) if progress is not None else nullcontext():
             yield
-        self._timings[name] = time.perf_counter() - start
+        self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - start
 
     def _watched(self, progress: Callable[[], str | None], waiting_for: str) -> AbstractContextManager[None]:
         return watched(progress, lambda how_far: self._trackers.waiting(f"{waiting_for}: {how_far}"))
@@ -209,6 +266,14 @@ class Job:
             raise errors[0]
 
 
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """One that has begun."""
+
+    done: int
+    call: Background[dict[str, float]]
+
+
 def _num_rollout(data: Data, per_epoch: int | None) -> int:
     if data.num_rollout is not None:
         return data.num_rollout
@@ -230,4 +295,5 @@ def _schedule(config: Config, num_rollout: int, per_epoch: int | None) -> Schedu
         eval_before_train=not config.skip_eval_before_train,
         save_interval=config[Checkpoint].save_interval,
         saves=config[Checkpoint].save is not None,
+        update_interval=config[Training].update_weights_interval,
     )

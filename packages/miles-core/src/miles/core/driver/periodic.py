@@ -16,6 +16,16 @@ class Schedule:
     eval_before_train: bool = True
     save_interval: int | None = None
     saves: bool = False
+    update_interval: int = 1
+    """Rollouts between two weight updates of the engines."""
+
+    def updates_weights(self, done: int) -> bool:
+        """Whether the engines get the weights that ``done`` rollouts have trained.
+
+        With every checkpoint they do, so that a run that starts there generates with what the uninterrupted one does.
+        """
+        at_end = done == self.num_rollout
+        return at_end or done % self.update_interval == 0 or self.evaluates(done) or self.saves_after(done)
 
     def evaluates(self, done: int) -> bool:
         """Whether to evaluate what ``done`` rollouts have trained: before them, every interval, and at the end."""

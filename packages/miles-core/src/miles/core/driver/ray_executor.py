@@ -142,14 +142,18 @@ class RayRollout:
     """The rollout role in an actor of its own, called like the local one."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
-        # A second thread answers while the first one generates.
-        self._role = ray.remote(_RolloutHost).options(num_cpus=1, max_concurrency=2).remote(config, run_dir, Path.cwd())
+        # One thread generates, one evaluates, one answers meanwhile.
+        self._role = ray.remote(_RolloutHost).options(num_cpus=1, max_concurrency=3).remote(config, run_dir, Path.cwd())
 
     def launch(self) -> None:
         self._call("launch")
 
     def wait_ready(self) -> None:
         self._call("wait_ready")
+
+    def generates_continuously(self) -> bool:
+        continuously: bool = self._call("generates_continuously")
+        return continuously
 
     def num_rollouts_per_epoch(self) -> int | None:
         count: int | None = self._call("num_rollouts_per_epoch")

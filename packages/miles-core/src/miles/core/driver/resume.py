@@ -20,6 +20,24 @@ class Start:
     metrics_offset: int = 0
     """Bytes of ``metrics.jsonl`` that stay."""
 
+    def train_steps(self, per_rollout: int) -> int:
+        """Optimizer steps before the first rollout: as counted, or ``per_rollout`` of each earlier one."""
+        found = self.checkpoint
+        if found is not None and found.state.rollout_id + 1 == self.first_rollout and found.state.train_steps:
+            return found.state.train_steps
+        return self.first_rollout * per_rollout
+
+    def check_debug_data(self, pattern: str | None) -> None:
+        """ConfigError when the samples of the first rollout (``--load-debug-rollout-data``) are not there."""
+        if pattern is None:
+            return
+        path = Path(pattern.format(rollout_id=self.first_rollout))
+        if not path.is_file():
+            raise ConfigError(
+                f"--load-debug-rollout-data {pattern}: there is no {path}, which the first rollout of this run, "
+                f"{self.first_rollout}, would be read from"
+            )
+
     def check_length(self, num_rollout: int | None) -> None:
         """ConfigError when the run has gone further than it is told to go now; None: that is not known yet."""
         if num_rollout is not None and self.first_rollout > num_rollout:

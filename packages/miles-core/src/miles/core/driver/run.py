@@ -1,11 +1,11 @@
-"""`miles train`: from a configuration to a finished run."""
+"""`miles train` and `miles train-async`: from a configuration to a finished run."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from miles.core.driver import announce, loop, resume
+from miles.core.driver import announce, loop, off_policy, resume
 from miles.core.driver.job import Job
 from miles.core.driver.lock import exclusive
 from miles.core.driver.signals import ending_signals_raise
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def train(config: Config) -> RunDirectory:
-    """Run the synchronous loop to its end; return the run's directory.
+    """Run the loop to its end; return the run's directory.
 
     Continues the run when its directory holds a checkpoint.  However the run ends, every process that was started is
     stopped.
@@ -34,7 +34,10 @@ def train(config: Config) -> RunDirectory:
 def _run(config: Config, run_dir: RunDirectory) -> None:
     start = resume.find(config[Checkpoint], run_dir.path)
     start.check_length(config[Data].num_rollout)
+    start.check_debug_data(config[Debug].load_debug_rollout_data)
     _say(announce.plan(config, run_dir, start.checkpoint))
+    for warning in off_policy.warnings(config):
+        _say(f"warning: {warning}")
     for change in announce.changes(run_dir.read_config(), config.record()):
         _say(f"changed since the last start: {change}")
     run_dir.write_config(config.record(), config.origin)

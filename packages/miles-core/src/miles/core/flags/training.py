@@ -77,10 +77,13 @@ class Training(Group):
     """How weights reach the engines: ``shm`` (shared memory of one machine), ``disk`` (a directory that all of them
     see), or a plugin. ``auto``: ``shm`` when every engine is on this machine, else ``disk``."""
 
-    update_weights_interval: Annotated[
-        PositiveInt, Flag(unsupported="it spaces the weight updates of asynchronous training, which does not exist yet")
-    ] = 1
-    """Rollouts between two weight updates of the engines, in asynchronous training."""
+    async_training: bool = False
+    """Train on one rollout while the next is generated, with weights that are one rollout older. ``miles train-async``
+    sets it, and so does a rollout function that generates all the time (``fully_async``)."""
+
+    update_weights_interval: PositiveInt = 1
+    """Rollouts between two weight updates of the engines, in asynchronous training. Engines get the newest weights
+    before every evaluation and with every checkpoint as well."""
 
     fp16: Annotated[
         bool, Flag(unsupported="half precision without bfloat16 needs loss scaling, which no backend has")

@@ -37,6 +37,9 @@ class RolloutRole(Protocol):
     def wait_ready(self) -> None:
         """Return when all engines answer; raise EngineError otherwise."""
 
+    def generates_continuously(self) -> bool:
+        """Whether engines are kept busy between two calls of ``generate``, and while weights are updated."""
+
     def num_rollouts_per_epoch(self) -> int | None:
         """Rollouts in one pass over the prompt data; None without a data set."""
 

@@ -50,7 +50,9 @@ def schedule_problems(optimizer: Optimizer, data: Data) -> list[str]:
     """What stops the schedule from being computed."""
     problems = []
     style = optimizer.lr_decay_style
-    length_known = optimizer.lr_decay_iters is not None or data.num_rollout is not None
+    # The driver counts the rollouts of --num-epoch before the trainer starts.
+    counted = data.num_rollout is not None or data.num_epoch is not None
+    length_known = optimizer.lr_decay_iters is not None or counted
     if not length_known and style not in ("constant", "inverse-square-root"):
         problems.append(
             f"--lr-decay-style {style} needs to know where the decay ends: "
@@ -68,7 +70,7 @@ def schedule_problems(optimizer: Optimizer, data: Data) -> list[str]:
         )
     if style == "WSD" and optimizer.lr_wsd_decay_iters is None:
         problems.append("--lr-decay-style WSD needs --lr-wsd-decay-iters, the steps over which it anneals at the end")
-    if length_known and not problems:
+    if (optimizer.lr_decay_iters is not None or data.num_rollout is not None) and not problems:
         problems += _length_problems(learning_rate(optimizer, data))
     return problems
 
