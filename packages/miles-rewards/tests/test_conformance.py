@@ -38,6 +38,9 @@ FLOORS = {
     ("gpqa", "exact"): 0.95,
     ("gpqa", "component"): 0.95,
     ("gpqa", "semantic"): 0.85,
+    ("ifbench", "exact"): 1.0,
+    ("ifbench", "recorded"): 0.97,
+    ("ifbench", "semantic"): 0.6,
 }
 
 
@@ -85,12 +88,8 @@ def report(cases, outcomes, rm_type=None):
     return {key: sum(verdicts) / len(verdicts) for key, verdicts in tallies.items()}
 
 
-def known(case):
-    return case["rm_type"] != "ifbench"  # the package does not have this type
-
-
 def test_every_suite_reaches_its_floor():
-    cases = [case for case in read_cases() if known(case) and "contract" in case and case["expected"] is not None]
+    cases = [case for case in read_cases() if "contract" in case and case["expected"] is not None]
     assert cases, f"no cases in {FOLDER}"
     agreement = report(cases, asyncio.run(grade(cases)))
     below = {key: share for key, share in agreement.items() if share < FLOORS.get(key, 0.9)}
@@ -112,7 +111,7 @@ def test_math_verify_reaches_its_floor():
 
 
 def test_no_case_is_left_without_a_verdict_for_want_of_time_or_health():
-    cases = [case for case in read_cases() if known(case) and case.get("expected_kind") == "must_return"]
+    cases = [case for case in read_cases() if case.get("expected_kind") == "must_return"]
     outcomes = asyncio.run(grade(cases))
     lost = [
         (case["id"], outcome.category, outcome.detail)
