@@ -17,7 +17,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from miles.core.errors import TrainingError
-from miles.core.training.bucket_attention import BucketKernel, attend_by_buckets, sdpa_bucket, window_mask
+from miles.core.training.bucket_attention import BucketKernel, attend_by_buckets, gathered_keys, sdpa_bucket
+from miles.core.training.context import ContextSegments
 from miles.core.training.segments import Segments
 
 # transformers takes a name with "sdpa" or "flash" in it for its own kernels, and asks the model whether it knows them.
@@ -35,16 +36,14 @@ def kernel_name(attn_implementation: str) -> str:
 
 
 def _eager_bucket(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, mask: torch.Tensor | None
 ) -> torch.Tensor:
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    width = q.shape[2]
-    allowed = window_mask(width, window or width, q.device)
-    if allowed is None:
-        allowed = torch.ones(width, width, dtype=torch.bool, device=q.device).tril()
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32)
     return weights.to(v.dtype) @ v
 
 
@@ -59,20 +58,22 @@ def _by_varlen_kernel(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    cells = segments.end_to_end
+    if isinstance(segments, ContextSegments):
+        k_P, v_P = gathered_keys(k_P, v_P, segments)
+    queries, keys = segments.query_runs, segments.key_runs
     out_C = varlen_attn(
-        cells.spread(q_P),
-        cells.spread(k_P),
-        cells.spread(v_P),
-        segments.offsets,
-        segments.offsets,
-        segments.max_length,
-        segments.max_length,
+        queries.cells.spread(q_P),
+        keys.cells.spread(k_P),
+        keys.cells.spread(v_P),
+        queries.offsets,
+        keys.offsets,
+        queries.max_length,
+        keys.max_length,
         scale=scale,
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q_P.shape[1] != k_P.shape[1],
     )
-    return cells.collect(out_C)
+    return queries.cells.collect(out_C)
 
 
 # What some models ask of their attention and no packed kernel here computes.

@@ -1,19 +1,26 @@
 """Causal attention over packed samples, one batched call per bucket of similar lengths.
 
-P = tokens of the pack, C = cells (one per token of each sample, see ``Segments``).
+P = tokens of the pack on this rank, C = cells (one per token of each sample, see ``Segments`` and ``ContextSegments``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
-from miles.core.training.segments import Bucket, Segments
+from miles.core.training.context import ContextSegments
+from miles.core.training.segments import Segments
 
-BucketKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, int | None], torch.Tensor]
-"""``(q, k, v, scale, window)`` of one bucket, [rows, heads, width, dim], to its output in the same shape."""
+BucketKernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, float | None, torch.Tensor | None],
+    torch.Tensor,
+]
+"""``(q, k, v, scale, mask)`` of one bucket, [rows, heads, width, dim], to its output in the shape of ``q``.
+
+``mask`` broadcasts to [rows, heads, queries, keys] and is True where a query may look; None: the causal triangle.
+"""
 
 
 def attend_by_buckets(
@@ -25,26 +32,60 @@ def attend_by_buckets(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """[P, heads, dim] of every token, each sample attending to itself alone."""
-    cells = segments.bucketed
-    q_C, k_C, v_C = cells.spread(q_P), cells.spread(k_P), cells.spread(v_P)
+    """[P, heads, dim] of every token, each sample attending to itself alone.  Collective when ranks share samples."""
+    if isinstance(segments, ContextSegments):
+        k_P, v_P = gathered_keys(k_P, v_P, segments)
+        queries, buckets = segments.query_cells, _shared_buckets(q_P, k_P, v_P, segments, window)
+    else:
+        queries, buckets = segments.bucketed, _whole_buckets(q_P, k_P, v_P, segments, window)
     parts = []
+    for q, k, v, mask in buckets:
+        out = attend(q, k, v, scale, mask)
+        parts.append(out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3]))
+    return queries.collect(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def gathered_keys(k_P: torch.Tensor, v_P: torch.Tensor, segments: ContextSegments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of all ranks, in one exchange."""
+    both = segments.group.gather(torch.cat((k_P, v_P), dim=-1))
+    return both[..., : k_P.shape[-1]], both[..., k_P.shape[-1] :]
+
+
+Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Queries, keys, values and mask of one bucket."""
+
+
+def _whole_buckets(
+    q_P: torch.Tensor, k_P: torch.Tensor, v_P: torch.Tensor, segments: Segments, window: int | None
+) -> Iterator[Operands]:
+    q_C, k_C, v_C = (segments.bucketed.spread(x_P) for x_P in (q_P, k_P, v_P))
     for bucket in segments.buckets:
-        out = attend(_rows(q_C, bucket), _rows(k_C, bucket), _rows(v_C, bucket), scale, window)
-        parts.append(out.transpose(1, 2).reshape(bucket.rows * bucket.width, out.shape[1], out.shape[3]))
-    return cells.collect(parts[0] if len(parts) == 1 else torch.cat(parts))
+        q, k, v = (_rows(x_C, bucket.start, bucket.rows, bucket.width) for x_C in (q_C, k_C, v_C))
+        yield q, k, v, window_mask(bucket.width, window, q.device)
 
 
-def _rows(x_C: torch.Tensor, bucket: Bucket) -> torch.Tensor:
+def _shared_buckets(
+    q_P: torch.Tensor, k_P: torch.Tensor, v_P: torch.Tensor, segments: ContextSegments, window: int | None
+) -> Iterator[Operands]:
+    q_C, k_C, v_C = (
+        segments.query_cells.spread(q_P),
+        segments.key_cells.spread(k_P),
+        segments.key_cells.spread(v_P),
+    )
+    for bucket, mask in zip(segments.row_buckets, segments.masks(window), strict=True):
+        q = _rows(q_C, bucket.query_start, bucket.rows, bucket.query_width)
+        k, v = (_rows(x_C, bucket.key_start, bucket.rows, bucket.key_width) for x_C in (k_C, v_C))
+        yield q, k, v, mask
+
+
+def _rows(x_C: torch.Tensor, start: int, rows: int, width: int) -> torch.Tensor:
     """[cells, heads, dim] -> [rows, heads, width, dim]."""
-    cells = x_C[bucket.start : bucket.start + bucket.rows * bucket.width]
-    return cells.view(bucket.rows, bucket.width, *x_C.shape[1:]).transpose(1, 2)
+    return x_C[start : start + rows * width].view(rows, width, *x_C.shape[1:]).transpose(1, 2)
 
 
 def sdpa_bucket(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, window: int | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    mask = window_mask(q.shape[2], window, q.device)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )

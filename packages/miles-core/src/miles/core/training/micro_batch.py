@@ -1,6 +1,7 @@
 """The samples of one forward pass, packed.
 
-P = tokens of the pack, T = response tokens of its samples, A = response tokens of the whole rollout.
+P = tokens of the pack, T = response tokens of its samples, A = response tokens of the whole rollout.  Where ranks share
+every sample (context parallelism), P and T are this rank's share.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from miles.core.math.ragged import Ragged
+from miles.core.training.context import ContextGroup, ContextSegments
 from miles.core.training.segments import Segments
 from miles.core.types.batch import Ints, RolloutBatch
 
@@ -34,9 +36,12 @@ class MicroBatch:
     """The response tokens themselves."""
     columns_T: torch.Tensor
     """Place of each response token in the rollout's columns of A."""
+    context: ContextGroup | None = None
+    """The ranks that hold the other parts of these samples; None: the samples are whole."""
 
     def whole_samples(self) -> tuple[torch.Tensor, ...]:
         """Prompt and response token ids of each sample."""
+        assert self.context is None, "parts of samples do not make whole ones"
         ids: tuple[torch.Tensor, ...] = self.segments.end_to_end.spread(self.tokens_P).split(self.segments.lengths)
         return ids
 
@@ -46,18 +51,31 @@ def response_offsets(batch: RolloutBatch) -> Ints:
     return np.concatenate([[0], np.cumsum(batch.response_lengths)]).astype(np.int64)
 
 
-def pack(batch: RolloutBatch, samples: Sequence[int], offsets: Ints, device: torch.device) -> MicroBatch:
+def pack(
+    batch: RolloutBatch,
+    samples: Sequence[int],
+    offsets: Ints,
+    device: torch.device,
+    context: ContextGroup | None = None,
+) -> MicroBatch:
     """The micro-batch of ``samples``, in that order.  ``offsets`` are the rollout's ``response_offsets``."""
-    return _packed(batch, samples, [batch.response_lengths[i] for i in samples], offsets, device)
+    return _packed(batch, samples, [batch.response_lengths[i] for i in samples], offsets, device, context)
 
 
-def pack_filler(batch: RolloutBatch, sample: int, offsets: Ints, device: torch.device) -> MicroBatch:
+def pack_filler(
+    batch: RolloutBatch, sample: int, offsets: Ints, device: torch.device, context: ContextGroup | None = None
+) -> MicroBatch:
     """A micro-batch that computes on ``sample`` and trains on nothing: it keeps a rank without samples in step."""
-    return _packed(batch, [sample], [0], offsets, device)
+    return _packed(batch, [sample], [0], offsets, device, context)
 
 
 def _packed(
-    batch: RolloutBatch, samples: Sequence[int], responses: Sequence[int], offsets: Ints, device: torch.device
+    batch: RolloutBatch,
+    samples: Sequence[int],
+    responses: Sequence[int],
+    offsets: Ints,
+    device: torch.device,
+    context: ContextGroup | None,
 ) -> MicroBatch:
     pieces = _Pieces()
     for sample, response in zip(samples, responses, strict=True):
@@ -66,19 +84,29 @@ def _packed(
     tokens = np.concatenate(pieces.tokens).astype(np.int64, copy=False)
     token_of_position = _ranges(*pieces.spans)
     targets = _ranges(np.cumsum(lengths) - np.asarray(responses, dtype=np.int64), responses)
+    held = place_of_token = np.arange(len(tokens))
+    if context is None:
+        segments = Segments(lengths, device, token_of_position)
+    else:
+        segments = ContextSegments(lengths, device, token_of_position, pieces.spans, context)
+        held, place_of_token = segments.held, segments.place_of_token
+    rows = place_of_token[token_of_position[targets - 1]]
+    here = rows >= 0
+    sample_of_target = np.repeat(np.arange(len(responses)), responses)
 
     def tensor(array: Ints) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
     return MicroBatch(
         samples=tuple(samples),
-        segments=Segments(lengths, device, token_of_position),
-        layout=Ragged(responses, device),
-        tokens_P=tensor(tokens),
-        positions_P=tensor(np.concatenate(pieces.positions)),
-        rows_T=tensor(token_of_position[targets - 1]),
-        targets_T=tensor(tokens[token_of_position[targets]]),
-        columns_T=tensor(_ranges(offsets[list(samples)], responses)),
+        segments=segments,
+        layout=Ragged(np.bincount(sample_of_target[here], minlength=len(responses)).tolist(), device),
+        tokens_P=tensor(tokens[held]),
+        positions_P=tensor(np.concatenate(pieces.positions)[held]),
+        rows_T=tensor(rows[here]),
+        targets_T=tensor(tokens[token_of_position[targets[here]]]),
+        columns_T=tensor(_ranges(offsets[list(samples)], responses)[here]),
+        context=context,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from miles.core.training.balance import karmarkar_karp
 
@@ -24,6 +24,10 @@ class Packing:
     max_tokens: int | None = None
     micro_batch_size: int = 1
     balance: bool = False
+
+    def shared_by(self, count: int) -> Packing:
+        """The same where ``count`` ranks share a micro-batch, each with a part of every sample."""
+        return self if self.max_tokens is None else replace(self, max_tokens=self.max_tokens * count)
 
 
 @dataclass(frozen=True, slots=True)

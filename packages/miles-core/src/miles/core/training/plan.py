@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from miles.core.errors import TrainingError
+from miles.core.training.context import ContextGroup
 from miles.core.training.micro_batch import MicroBatch, pack, pack_filler, response_offsets
 from miles.core.training.packing import Item, Packing, plan_micro_batches
 from miles.core.training.ranks import Ranks
@@ -29,16 +30,20 @@ def plan_rollout(
 ) -> tuple[StepPlan, ...]:
     """Cut ``batch`` into steps of ``global_batch_size`` samples and pack this rank's share of each.
 
-    Every rank has the same number of micro-batches in a step.
+    Every rank has the same number of micro-batches in a step.  Ranks that share samples have the same ones, and
+    parts of each; together they hold as many tokens as their limits allow.
     """
     _check(batch, global_batch_size)
+    context = ranks.context
+    if context is not None:
+        packing = packing.shared_by(context.count)
     offsets = response_offsets(batch)
     items = _items(batch)
     steps = []
     for start in range(0, len(batch), global_batch_size):
         step = items[start : start + global_batch_size]
         micro_batches = tuple(
-            pack(batch, chosen, offsets, device) if chosen else _filler(batch, step, offsets, device)
+            pack(batch, chosen, offsets, device, context) if chosen else _filler(batch, step, offsets, device, context)
             for chosen in plan_micro_batches(step, ranks.count, packing)[ranks.index]
         )
         steps.append(StepPlan(micro_batches, tuple(float(np.sum(batch.loss_masks[item.sample])) for item in step)))
@@ -56,10 +61,12 @@ def _items(batch: RolloutBatch) -> list[Item]:
     return items
 
 
-def _filler(batch: RolloutBatch, step: Sequence[Item], offsets: Ints, device: torch.device) -> MicroBatch:
+def _filler(
+    batch: RolloutBatch, step: Sequence[Item], offsets: Ints, device: torch.device, context: ContextGroup | None
+) -> MicroBatch:
     """What a rank without samples computes on: the step's shortest one."""
     shortest = min(step, key=lambda item: item.prompt + item.response)
-    return pack_filler(batch, shortest.sample, offsets, device)
+    return pack_filler(batch, shortest.sample, offsets, device, context)
 
 
 def _check(batch: RolloutBatch, global_batch_size: int) -> None:

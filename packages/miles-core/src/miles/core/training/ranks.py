@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from miles.core.training.context import ContextGroup
+
 
 class Ranks(Protocol):
     """What a training procedure needs of its data-parallel group."""
@@ -22,6 +24,10 @@ class Ranks(Protocol):
     @property
     def has_output(self) -> bool:
         """Whether this rank sees the model's output; of a pipeline only the last stage does."""
+
+    @property
+    def context(self) -> ContextGroup | None:
+        """The ranks that share this one's samples, which count as one rank; None: it has whole samples."""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` of the ranks that have the output, summed, the same on every rank.  In place."""
@@ -39,6 +45,7 @@ class SingleRank:
     index = 0
     count = 1
     has_output = True
+    context = None
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -51,14 +58,20 @@ class SingleRank:
 
 
 class ProcessGroupRanks:
-    """A torch.distributed process group, each of whose ranks has the whole model."""
+    """A torch.distributed process group, each of whose ranks has the whole model.
+
+    With a ``context``, consecutive ranks of the group share samples.
+    """
 
     has_output = True
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, context: ContextGroup | None = None) -> None:
         self._group = group
-        self.index = dist.get_rank(group)
-        self.count = dist.get_world_size(group)
+        self._size = dist.get_world_size(group)
+        self.context = context
+        sharing = 1 if context is None else context.count
+        self.index = dist.get_rank(group) // sharing
+        self.count = self._size // sharing
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)
@@ -68,6 +81,6 @@ class ProcessGroupRanks:
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self._size
         dist.all_gather_object(values, value, group=self._group)
         return values

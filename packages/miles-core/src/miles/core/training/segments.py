@@ -23,7 +23,7 @@ from miles.core.types.batch import Ints
 # call against the price of attending to padding.
 _MAX_PADDING = 0.15
 # Samples up to this length share a bucket whatever the padding: kernels of that size cost more to call than to run.
-_SHORT = 16
+SHORT = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Bucket:
 
 
 class Cells:
-    """A layout of samples.  ``token_of_cell_C`` is -1 for padding; every token has a cell."""
+    """A layout of samples.  ``token_of_cell_C`` is -1 for padding."""
 
     def __init__(self, token_of_cell_C: Ints, num_tokens: int, device: torch.device) -> None:
         self.is_identity = bool(len(token_of_cell_C) == num_tokens and (token_of_cell_C == np.arange(num_tokens)).all())
@@ -52,7 +52,7 @@ class Cells:
         return spread_C
 
     def collect(self, x_C: torch.Tensor) -> torch.Tensor:
-        """[C, ...] to [P, ...]: the first cell of each token.  The other cells get no gradient."""
+        """[C, ...] to [P, ...]: the first cell of each token, which must have one.  Other cells get no gradient."""
         collected_P: torch.Tensor = x_C if self.is_identity else _Collect.apply(x_C, self)
         return collected_P
 
@@ -74,9 +74,10 @@ class Cells:
         return self._tensor(cells), self._tensor(starts)
 
     @cached_property
-    def has_copies(self) -> bool:
-        """Whether a token has more than one cell."""
-        return len(self._cells_by_token[0]) > self._num_tokens
+    def one_each(self) -> bool:
+        """Whether every token has exactly one cell."""
+        cells, starts = self._cells_by_token
+        return len(cells) == self._num_tokens and bool((starts == np.arange(self._num_tokens)).all())
 
     @cached_property
     def _cells_by_token(self) -> tuple[Ints, Ints]:
@@ -98,7 +99,7 @@ class _Spread(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, grad_C: torch.Tensor) -> tuple[torch.Tensor, None]:
         cells: Cells = ctx.cells
-        if not cells.has_copies:
+        if cells.one_each:
             return grad_C.index_select(0, cells.first_cell_of_token), None
         # A bag is a sum of rows, in a fixed order, also on accelerators, where index_add_ has none.
         order, starts = cells.cells_of_token
@@ -119,6 +120,22 @@ class _Collect(torch.autograd.Function):  # type: ignore[misc]
         return grad_C.index_copy_(0, cells.first_cell_of_token, grad_P), None
 
 
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Consecutive tokens, run after run without padding: what a kernel of variable lengths takes."""
+
+    cells: Cells
+    offsets: torch.Tensor
+    """[runs + 1] int32 where each begins (``cu_seqlens``)."""
+    max_length: int
+
+
+def runs_of(cells: Cells, lengths: Sequence[int], device: torch.device) -> Runs:
+    """The runs of these ``lengths`` in ``cells``."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return Runs(cells, torch.from_numpy(offsets).to(device), max(lengths))
+
+
 class Segments:
     """The samples of a pack, in order.  Made once per micro-batch and used by every layer.
 
@@ -133,14 +150,19 @@ class Segments:
         self._num_tokens = int(self._token_of_position.max()) + 1
 
     @property
-    def max_length(self) -> int:
-        return max(self.lengths)
-
-    @cached_property
     def offsets(self) -> torch.Tensor:
         """[samples + 1] int32: where each sample begins in the ``end_to_end`` layout (``cu_seqlens``)."""
-        offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
-        return torch.from_numpy(offsets).to(self._device)
+        return self.query_runs.offsets
+
+    @cached_property
+    def query_runs(self) -> Runs:
+        """What attends: whole samples."""
+        return runs_of(self.end_to_end, self.lengths, self._device)
+
+    @property
+    def key_runs(self) -> Runs:
+        """What each of the ``query_runs`` attends to.  The last query sees the last key, the one before all but it."""
+        return self.query_runs
 
     @cached_property
     def end_to_end(self) -> Cells:
@@ -182,7 +204,7 @@ def _similar(by_length: Sequence[int], lengths: Sequence[int]) -> Iterator[Seque
     for at, sample in enumerate(by_length):
         width = lengths[by_length[first]]
         padded = width * (at - first + 1)
-        if width > _SHORT and padded > (1 + _MAX_PADDING) * (tokens + lengths[sample]):
+        if width > SHORT and padded > (1 + _MAX_PADDING) * (tokens + lengths[sample]):
             yield by_length[first:at]
             first, tokens = at, 0
         tokens += lengths[sample]
