@@ -79,7 +79,9 @@ def _options(field: FieldInfo) -> dict[str, Any]:
     text = (field.description or "").replace("%", "%%")
     if field.default == ():
         return {"nargs": "+", "action": "extend", "help": text, "metavar": "URL"}
-    if field.default is not None:
+    if field.annotation is bool:
+        return {"action": "store_true", "help": text}
+    if field.default is not None and field.default_factory is None:
         text += f" (default: {field.default})"
     choices = get_args(field.annotation)
     if choices and all(isinstance(choice, str) for choice in choices):

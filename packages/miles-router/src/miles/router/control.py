@@ -51,7 +51,7 @@ def _is_unusual(target: bytes) -> bool:
         or not path.startswith(b"/")
         or b"%" in path
         or b"#" in path
-        or path.startswith(b"/workers/")
+        or path.startswith((b"/workers/", b"/sessions"))
     )
 
 

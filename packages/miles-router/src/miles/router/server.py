@@ -11,8 +11,9 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -27,6 +28,9 @@ from miles.router.policies import Policy
 from miles.router.protocol import RouterProtocol
 from miles.router.settings import Settings
 from miles.router.workers import Fleet, parse_worker
+
+if TYPE_CHECKING:
+    from miles.router.sessions.service import SessionService
 
 logger = logging.getLogger("miles.router")
 
@@ -50,6 +54,7 @@ class RouterServer:
             read_workers_file(settings.workers_file)
         self._token = _read_token(settings)
         self._policy: Policy = Registry("miles.router_policies").get(settings.policy)(settings)
+        self._sessions = _prepare_sessions(settings)
         self._failure: BaseException | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -64,7 +69,11 @@ class RouterServer:
         monitor = HealthMonitor(fleet, settings, self._fail)
         self.membership = Membership(fleet, self.dispatcher, monitor)
         control = ControlPlane(self.dispatcher, self.membership, self._token)
-        self._uvicorn = uvicorn.Server(self._uvicorn_config(control.application()))
+        app = control.application()
+        sessions = self._sessions(self.dispatcher) if self._sessions is not None else None
+        if sessions is not None:
+            sessions.attach(app)
+        self._uvicorn = uvicorn.Server(self._uvicorn_config(app))
         try:
             for url, weight in self._workers:
                 self.membership.add(url, weight)
@@ -79,6 +88,8 @@ class RouterServer:
                 task.cancel()
             self.membership.stop()
             self.dispatcher.stop()
+            if sessions is not None:
+                sessions.close()
             await monitor.stop()
         if self._failure is not None:
             raise self._failure
@@ -187,6 +198,28 @@ def _survived_signals(reload: Any) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _prepare_sessions(settings: Settings) -> Callable[[Dispatcher], SessionService] | None:
+    """Load the tokenizer of ``--session-tokenizer``; what is returned makes the service once there is a dispatcher."""
+    if settings.session_tokenizer is None:
+        return None
+    try:
+        # An extra: a router without sessions needs neither tokenizers nor jinja2.
+        from miles.router.sessions.increments import Increments
+        from miles.router.sessions.service import SessionService
+        from miles.router.sessions.speech import Listener
+        from miles.router.sessions.template import ChatTemplate
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--session-tokenizer needs {error.name}, which is not installed: pip install 'miles-router[sessions]'"
+        ) from error
+    template = ChatTemplate(
+        settings.session_tokenizer, settings.session_chat_template, settings.session_template_kwargs
+    )
+    reasoning = settings.session_reasoning == "auto"
+    listener = Listener(settings.session_tool_parser, template.source, reasoning=reasoning)
+    return partial(SessionService, settings, template, Increments(template), listener)
 
 
 def _read_token(settings: Settings) -> str | None:

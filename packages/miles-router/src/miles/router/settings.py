@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+
+def _json_object(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("expected a JSON object") from None
 
 
 class Settings(BaseModel):
@@ -116,6 +135,31 @@ class Settings(BaseModel):
 
     hot_path: Literal["auto", "off"] = "auto"
     """``off`` serves every request through ASGI; ``auto`` does so only where the fast path does not fit."""
+
+    session_tokenizer: Path | None = None
+    """Directory of a checkpoint with tokenizer.json and a chat template; with it the router serves ``/sessions``."""
+
+    session_chat_template: Path | None = None
+    """Jinja file in place of the checkpoint's chat template."""
+
+    session_template_kwargs: Annotated[dict[str, Any], BeforeValidator(_json_object)] = Field(default_factory=dict)
+    """Variables of the chat template in every session, as JSON: ``{"enable_thinking": false}``."""
+
+    session_tool_parser: str = "auto"
+    """How the model writes tool calls: a name of the ``miles.tool_parsers`` entry points, a dotted path, ``none``, or
+    ``auto`` for what the chat template shows."""
+
+    session_reasoning: Literal["auto", "off"] = "auto"
+    """``auto`` answers what ends with ``</think>`` as ``reasoning_content``; ``off`` leaves it in the content."""
+
+    session_routed_experts: bool = False
+    """Ask the engines for the experts of each token, and put them into the samples."""
+
+    max_sessions: PositiveInt = 10_000
+    """Sessions that may be open; the next one is answered 503 with Retry-After."""
+
+    session_idle_timeout_s: PositiveFloat = 3600.0
+    """How long an unused session is kept when its place is needed."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What goes to standard error."""

@@ -1,0 +1,1 @@
+"""Sessions: OpenAI chat completions whose token ids are recorded, and never made anew from text."""
