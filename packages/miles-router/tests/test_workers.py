@@ -129,7 +129,10 @@ def test_a_worker_that_is_forgotten_is_gone():
 
 @pytest.mark.parametrize(
     ("fleet_version", "own", "admitted"),
-    [("7", "7", True), ("7", "6", False), ("7", "8", True), ("7", None, True), (None, "3", True), ("a", "b", False)],
+    [
+        *[("7", "7", True), ("7", "6", False), ("7", "8", True), ("7", None, True), (None, "3", True)],
+        *[("a", "b", False), ("default", "3", True), ("3", "default", False)],
+    ],
 )
 def test_admission_asks_for_the_weights_of_the_fleet(fleet_version, own, admitted):
     fleet, (a,) = fleet_of("a")

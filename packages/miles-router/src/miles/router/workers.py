@@ -177,7 +177,8 @@ class Fleet:
         current, own = self.weight_version, worker.weight_version
         if current is None or own is None or own == current:
             return True
-        return current.isdecimal() and own.isdecimal() and int(own) > int(current)
+        # Counted versions are younger than names such as "default", with which engines start.
+        return own.isdecimal() and (not current.isdecimal() or int(own) > int(current))
 
     def _learn_weight_version(self) -> None:
         versions = [w.weight_version for w in self._workers.values() if w.state is WorkerState.HEALTHY]
