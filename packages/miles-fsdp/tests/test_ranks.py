@@ -65,7 +65,7 @@ def test_bfloat16_keeps_its_master_weights_in_fp32(config, rollout, on_ranks):
     def run(rank):
         actor = FsdpBackend().create(config(train_dtype="bf16", lr=1e-4, **PACKED), rank)
         report = actor.train(rollout())
-        dtypes = {p.dtype for p in actor._policy.module.parameters()}
+        dtypes = {p.dtype for p in actor._model.module.parameters()}
         return report.steps[0], dtypes, {tensor.dtype for _, tensor in actor.named_weights()}
 
     ((one, master, sent),) = on_ranks(1, run)

@@ -99,8 +99,24 @@ def test_prompt_data_may_be_sliced(problems, tmp_path):
 def test_an_unsupported_flag_is_refused_by_name(problems):
     (problem,) = problems("--fp16", about="--fp16")
     assert "not supported" in problem
-    (problem,) = problems("--advantage-estimator", "ppo", about="ppo")
-    assert "not supported" in problem
+
+
+def test_flags_of_the_critic_need_one(problems):
+    (problem,) = problems("--critic-lr", "1e-3", about="--critic-lr")
+    assert "--advantage-estimator ppo" in problem
+    assert not problems("--critic-lr", "1e-3", "--advantage-estimator", "ppo", about="--critic-lr")
+
+
+def test_the_actor_trains_after_the_critic_alone(problems):
+    ppo = ("--advantage-estimator", "ppo", "--num-rollout", "4", "--num-critic-only-steps")
+    assert problems(*ppo, "4", about="--num-critic-only-steps")
+    assert not problems(*ppo, "3", about="--num-critic-only-steps")
+
+
+def test_a_critic_of_several_ranks_is_not_local(problems):
+    flags = ("--advantage-estimator", "ppo", "--executor", "local", "--critic-num-gpus-per-node", "2")
+    (problem,) = problems(*flags, about="critic rank")
+    assert "--executor ray" in problem
 
 
 def test_an_unsupported_flag_at_its_default_is_accepted(problems):

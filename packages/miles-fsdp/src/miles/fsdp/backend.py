@@ -17,11 +17,11 @@ class FsdpBackend:
     """FSDP2 over any causal language model that transformers loads."""
 
     def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
-        from miles.fsdp.actor import FsdpActor  # torch and transformers
+        # Late: both need torch and transformers.
+        from miles.fsdp.actor import FsdpActor
+        from miles.fsdp.critic import FsdpCritic
 
-        if role != "actor":
-            raise NotImplementedError(f"the fsdp backend trains no {role}")
-        return FsdpActor(config, rank)
+        return FsdpCritic(config, rank) if role == "critic" else FsdpActor(config, rank)
 
     def check(self, config: Config) -> list[str]:
         return schedule_problems(config[Optimizer], config[Data])

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
+from miles.core.training.context import ContextGroup
 from miles.fsdp.attention import kernel_name
 from miles.fsdp.flags import Fsdp
 from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
-from miles.fsdp.policy import PolicyModule
-from miles.fsdp.sharding import join_group, receive_weights, shard
+from miles.fsdp.policy import PolicyModule, RankModule
+from miles.fsdp.sharding import join_context, join_group, receive_weights, shard
+from miles.fsdp.value import ValueModule
 from miles.fsdp.verification import verify_packing
 
 if TYPE_CHECKING:
     from miles.core.config import Config
 
+M = TypeVar("M", bound=RankModule)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,6 +40,8 @@ class Site:
     device: torch.device
     compute_dtype: torch.dtype
     mesh: DeviceMesh | None
+    context: ContextGroup | None = None
+    """The ranks that share samples with this one."""
 
     @classmethod
     def join(cls, config: Config, rank: Rank) -> Site:
@@ -50,7 +56,8 @@ class Site:
             return cls(rank, device, dtype, None)
         timeout_s = 60.0 * cluster.distributed_timeout_minutes
         replicas = config[Fsdp].dp_replicate_size
-        return cls(rank, device, dtype, join_group(rank, device, cluster.distributed_backend, timeout_s, replicas))
+        mesh = join_group(rank, device, cluster.distributed_backend, timeout_s, replicas)
+        return cls(rank, device, dtype, mesh, join_context(rank, device, training.context_parallel_size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +83,26 @@ class ModuleBuilder:
 
     def build(self, path: str) -> PolicyModule:
         """The model of the checkpoint at ``path``, on its device, sharded where there is a mesh.  Collective."""
+        return self._placed(lambda: self._loaded(path), lambda: self._wrapped(empty_model(path, self.attention)))
+
+    def build_critic(self, path: str, *, seed: int) -> ValueModule:
+        """The body of that model under a value head: the one that lies beside it, or a new one.  Collective."""
+        return self._placed(
+            lambda: self._loaded_critic(path, seed),
+            lambda: ValueModule(self._recomputing(empty_model(path, self.attention))),
+        )
+
+    def _placed(self, loaded: Callable[[], M], empty: Callable[[], M]) -> M:
+        """``loaded``'s weights on this rank's device; where they are sharded, only rank 0 loads them."""
         site = self.site
         if site.mesh is None:
-            whole = self._loaded(path)
-            whole.to(site.device)
-            return whole
-        source = self._loaded(path) if site.rank.rank == 0 else self._empty(path)
-        module: PolicyModule = self._empty(path)
+            alone = loaded()
+            alone.to(site.device)
+            return alone
+        source = loaded() if site.rank.rank == 0 else empty()
+        module = empty()
         shard(module, decoder_layers(module.lm), site.mesh, site.compute_dtype)
-        tensors = dict(_tensors(source))
-        receive_weights(module, tensors, site.device)
+        receive_weights(module, dict(_tensors(source)), site.device)
         return module
 
     def _loaded(self, path: str) -> PolicyModule:
@@ -93,13 +110,20 @@ class ModuleBuilder:
         verify_packing(module, path)
         return module
 
-    def _empty(self, path: str) -> PolicyModule:
-        return self._wrapped(empty_model(path, self.attention))
+    def _loaded_critic(self, path: str, seed: int) -> ValueModule:
+        lm = load_model(path, self.attention, needs_head=False)
+        verify_packing(self._wrapped(lm), path)
+        module = ValueModule(lm)
+        module.read_value_head(path, seed)
+        return module
 
-    def _wrapped(self, lm: torch.nn.Module) -> PolicyModule:
+    def _wrapped(self, lm: PreTrainedModel) -> PolicyModule:
+        return PolicyModule(self._recomputing(lm), temperature=self.temperature, chunk_size=self.chunk_size)
+
+    def _recomputing(self, lm: PreTrainedModel) -> PreTrainedModel:
         if self.gradient_checkpointing:
             recompute_layers(lm)
-        return PolicyModule(lm, temperature=self.temperature, chunk_size=self.chunk_size)
+        return lm
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from miles.fsdp.building import Site
 from miles.fsdp.loading import decoder_layers
 
 _MAX_SHARD_BYTES = 4 * 2**30
@@ -32,6 +33,17 @@ def named_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[
     for block in _blocks(model):
         full = {name: _full(tensor, dtype) for name, tensor in block}
         yield from sorted(revert_weight_conversion(model, full).items())
+
+
+def save_model(lm: PreTrainedModel, site: Site, source: Path, directory: Path) -> None:
+    """Write what transformers loads: weights, configuration, and the tokenizer of ``source``.  Collective."""
+    weights = named_weights(lm, site.compute_dtype)
+    if site.rank.rank != 0:
+        for _ in weights:
+            pass
+        return
+    save_weights(weights, directory)
+    save_companions(lm, site.compute_dtype, source, directory)
 
 
 def save_weights(weights: Iterable[tuple[str, torch.Tensor]], directory: Path) -> None:

@@ -14,15 +14,18 @@ from transformers.utils import logging
 from miles.core.errors import TrainingError
 
 
-def load_model(path: str, attention: str) -> PreTrainedModel:
+def load_model(path: str, attention: str, *, needs_head: bool = True) -> PreTrainedModel:
     """The model at ``path`` with its weights, in fp32 on the CPU: these are the master weights."""
     with _no_progress_bar():
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
-    if report["missing_keys"]:
-        raise TrainingError(f"{path} lacks the weights {sorted(report['missing_keys'])} of a {type(model).__name__}")
-    return _prepared(model, path)
+    model = _prepared(model, path)
+    head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
+    missing = [name for name in report["missing_keys"] if needs_head or id(model.get_parameter(name)) not in head]
+    if missing:
+        raise TrainingError(f"{path} lacks the weights {sorted(missing)} of a {type(model).__name__}")
+    return model
 
 
 def empty_model(path: str, attention: str) -> PreTrainedModel:

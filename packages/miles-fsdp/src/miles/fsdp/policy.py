@@ -16,27 +16,43 @@ from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
 
 
-class PolicyModule(nn.Module):  # type: ignore[misc]
-    """Body and head of ``lm`` around packed samples: log-probabilities of given tokens, never logits of all.
+class RankModule(nn.Module):  # type: ignore[misc]
+    """A language model around packed samples.  A subclass says what is computed from its last hidden states."""
 
-    The head's product is taken inside this module's forward, so that a sharded head is whole when it is used.
-    """
-
-    def __init__(self, lm: PreTrainedModel, *, temperature: float, chunk_size: int | None) -> None:
+    def __init__(self, lm: PreTrainedModel) -> None:
         super().__init__()
         self.lm = lm
-        self.temperature = temperature
-        self._chunk_size = chunk_size
-        self._logit_scale = _logit_scale(lm)
 
-    def forward(self, batch: MicroBatch, output: Output) -> LogProbs | torch.Tensor:
+    def hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """[P, D] last hidden states of the pack."""
         body = self.lm.base_model(
             input_ids=batch.tokens_P[None],
             position_ids=batch.positions_P[None],
             use_cache=False,
             segments=batch.segments,
         )
-        hidden_PD = body.last_hidden_state[0]
+        hidden_PD: torch.Tensor = body.last_hidden_state[0]
+        return hidden_PD
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """By the names of the language model."""
+        return dict(self.lm.named_parameters())
+
+
+class PolicyModule(RankModule):
+    """Body and head of ``lm`` around packed samples: log-probabilities of given tokens, never logits of all.
+
+    The head's product is taken inside this module's forward, so that a sharded head is whole when it is used.
+    """
+
+    def __init__(self, lm: PreTrainedModel, *, temperature: float, chunk_size: int | None) -> None:
+        super().__init__(lm)
+        self.temperature = temperature
+        self._chunk_size = chunk_size
+        self._logit_scale = _logit_scale(lm)
+
+    def forward(self, batch: MicroBatch, output: Output) -> LogProbs | torch.Tensor:
+        hidden_PD = self.hidden(batch)
         if self._logit_scale != 1.0:
             hidden_PD = hidden_PD * self._logit_scale
         if output == "logits":
@@ -84,20 +100,16 @@ class FrozenPolicy:
         return _scores(self.module, micro_batches, with_entropy=with_entropy)
 
 
-class Policy:
-    """The model being trained.  ``num_ranks`` ranks average their gradients."""
+class Trained:
+    """A model being trained.  ``num_ranks`` ranks average their gradients."""
 
     def __init__(
-        self, module: PolicyModule, optimizer: torch.optim.Optimizer, *, num_ranks: int, max_norm: float
+        self, module: RankModule, optimizer: torch.optim.Optimizer, *, num_ranks: int, max_norm: float
     ) -> None:
         self.module = module
         self.optimizer = optimizer
         self._num_ranks = num_ranks
         self._max_norm = max_norm or math.inf
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
-        return _scores(self.module, micro_batches, with_entropy=with_entropy)
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
         for number, micro_batch in enumerate(micro_batches):
@@ -112,7 +124,7 @@ class Policy:
 
     def step(self, learning_rate: float) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = _whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         norm_value = float(norm)
         if math.isfinite(norm_value):
             torch.nn.utils.clip_grads_with_norm_(parameters, self._max_norm, norm)
@@ -121,6 +133,9 @@ class Policy:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm_value
+
+    def drop_gradient(self) -> None:
+        self.optimizer.zero_grad()
 
     def reset_optimizer(self) -> None:
         self.optimizer.state.clear()
@@ -142,21 +157,32 @@ class Policy:
             state.update({name: value.to(device) for name, value in state.items()})
 
 
+class Policy(Trained):
+    """The actor's model being trained."""
+
+    module: PolicyModule
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        return _scores(self.module, micro_batches, with_entropy=with_entropy)
+
+
 def _scores(module: PolicyModule, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
     """Through the module's call, whose hooks gather sharded weights."""
     return [module(micro_batch, "entropy" if with_entropy else "logprobs") for micro_batch in micro_batches]
 
 
-def _sharded_parameters(module: PolicyModule) -> dict[str, nn.Parameter]:
+def _sharded_parameters(module: RankModule) -> dict[str, nn.Parameter]:
     _put_to_rest(module)
-    return dict(module.lm.named_parameters())
+    return module.trained_parameters()
 
 
-def _put_to_rest(module: PolicyModule) -> None:
+def _put_to_rest(module: RankModule) -> None:
     """The root keeps its weights whole after a forward pass; give the shards their places back."""
     if isinstance(module, FSDPModule):
         module.reshard()
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` with the shards of all ranks.  Collective when it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

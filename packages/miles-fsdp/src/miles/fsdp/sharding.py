@@ -13,6 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from miles.core.protocols.backend import Rank
+from miles.core.training.context import ContextGroup
 
 
 def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float, num_replicas: int) -> DeviceMesh:
@@ -22,7 +23,8 @@ def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float,
     """
     backend = f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else backend
     if rank.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        if not dist.is_initialized():  # the other role of this process may have been here
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(
             backend,
@@ -35,6 +37,17 @@ def join_group(rank: Rank, device: torch.device, backend: str, timeout_s: float,
         return init_device_mesh(device.type, (rank.world_size,), mesh_dim_names=("shard",))
     shape = (num_replicas, rank.world_size // num_replicas)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def join_context(rank: Rank, device: torch.device, size: int) -> ContextGroup | None:
+    """The group of ``size`` consecutive ranks that share samples with this one; None when it has its own.  Collective.
+
+    Weights are sharded over all ranks alike, whoever shares samples with whom.
+    """
+    if size == 1:
+        return None
+    mesh = init_device_mesh(device.type, (rank.world_size // size, size), mesh_dim_names=("data", "context"))
+    return ContextGroup(mesh.get_group("context"))
 
 
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:

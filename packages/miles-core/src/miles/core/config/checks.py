@@ -70,6 +70,13 @@ def check_cluster(config: Config) -> Iterator[str]:
             f"--rollout-num-gpus {cluster.rollout_num_gpus} contradicts --colocate, which generates on the {ranks} "
             "accelerators of the trainer. Leave --rollout-num-gpus out"
         )
+    critics = _num_critics(cluster) if config[Algorithm].uses_critic else 0
+    if cluster.executor == "local" and critics > 1 and ranks == 1:
+        yield (
+            f"--executor local runs one critic rank, but --critic-num-nodes {cluster.critic_num_nodes} x "
+            f"--critic-num-gpus-per-node {cluster.critic_num_gpus_per_node} = {critics}. Use --executor ray, or one of "
+            "each"
+        )
     if cluster.executor == "local" and ranks > 1:
         yield (
             f"--executor local runs one trainer rank, but --actor-num-nodes {cluster.actor_num_nodes} x "
@@ -77,14 +84,20 @@ def check_cluster(config: Config) -> Iterator[str]:
         )
     if cluster.executor == "local" and cluster.ray_address is not None:
         yield f"--ray-address {cluster.ray_address} contradicts --executor local. Leave one of them out"
-    needs_ray = cluster.executor == "ray" or (cluster.executor == "auto" and (ranks > 1 or cluster.ray_address))
+    several = max(ranks, critics) > 1
+    needs_ray = cluster.executor == "ray" or (cluster.executor == "auto" and (several or cluster.ray_address))
     if not needs_ray and config[Training].train_env_vars:
         yield (
             "--train-env-vars: the trainer of a local run is the process that was started. Set the variables where you "
             "start it, or use --executor ray"
         )
     if needs_ray and not hardware.is_installed("ray"):
-        yield f"a trainer of {ranks} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
+        count = max(ranks, critics)
+        yield f"a trainer of {count} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
+
+
+def _num_critics(cluster: Cluster) -> int:
+    return cluster.critic_num_nodes * cluster.critic_num_gpus_per_node
 
 
 def check_async(config: Config) -> Iterator[str]:
@@ -116,6 +129,8 @@ def check_device(config: Config) -> Iterator[str]:
         return
     present = hardware.num_accelerators()
     trainer = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    if config[Algorithm].uses_critic and cluster.executor != "local" and max(trainer, _num_critics(cluster)) > 1:
+        trainer += _num_critics(cluster)  # one process trains both where there is one rank of each
     generating = 0 if cluster.colocate else cluster.rollout_num_gpus or 0
     if present == 0:
         why = (
@@ -237,6 +252,8 @@ def check_model_files(config: Config) -> Iterator[str]:
         yield from _check_hf_directory("--hf-checkpoint", checkpoint.hf_checkpoint)
     if checkpoint.ref_load is not None and config.origin["ref_load"] != "inherited":
         yield from _check_hf_directory("--ref-load", checkpoint.ref_load)
+    if config[Algorithm].uses_critic and checkpoint.critic_load not in (None, checkpoint.load):
+        yield from _check_critic_directory(str(checkpoint.critic_load))
     if checkpoint.load is not None and checkpoint.load != checkpoint.save and not Path(checkpoint.load).is_dir():
         yield (
             f"--load {checkpoint.load}: there is no such directory. Name a run directory that holds a checkpoint, or "
@@ -258,6 +275,14 @@ def check_prompt_data(config: Config) -> Iterator[str]:
         path = part.strip().rpartition("@[")[0] if part.strip().endswith("]") else part.strip()
         if not own_source and not Path(path).is_file():
             yield f"--prompt-data {part.strip()}: there is no such file"
+
+
+def _check_critic_directory(path: str) -> Iterator[str]:
+    if not any((Path(path) / name).is_file() for name in ("config.json", "latest_checkpointed_iteration.txt")):
+        yield (
+            f"--critic-load {path}: expected a run directory with a checkpoint, or a model in Hugging Face format, "
+            "like --critic-save writes"
+        )
 
 
 def _check_hf_directory(flag: str, path: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "save_hf": ("save",),
     "update_weights_interval": ("async_training",),
     "no_save_optim": ("save",),
+    "critic_save": ("save",),
     "max_tokens_per_gpu": ("use_dynamic_batch_size",),
     "kl_loss_coef": ("use_kl_loss",),
     "use_unbiased_kl": ("use_kl_loss",),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from miles.core.flags.cluster import Cluster
-from miles.core.protocols.backend import TrainReport
+from miles.core.protocols.backend import Role, Scores, TrainReport
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.sync import SyncReport
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class ActorGroup(Protocol):
-    """All ranks of the actor, driven as one."""
+    """Everything that trains, driven as one: the ranks of the actor, and those of a critic if there is one."""
 
     def start(self) -> None:
         """Build the model on every rank; return when all are ready."""
 
     def train(self, batch: RolloutBatch) -> TrainReport: ...
 
-    def update_weights(self, urls: list[str], version: int) -> SyncReport: ...
+    def update_weights(self, urls: list[str], version: int) -> SyncReport:
+        """Bring the engines to the actor's weights."""
 
     def save(self, directory: Path) -> None: ...
 
@@ -32,6 +34,15 @@ class ActorGroup(Protocol):
     def save_hf(self, directory: Path) -> None: ...
 
     def close(self) -> None: ...
+
+
+class RankGroup(ActorGroup, Protocol):
+    """All ranks of the actor, or all of the critic."""
+
+    def score(self, batch: RolloutBatch) -> Scores: ...
+
+    def begin_train(self, batch: RolloutBatch) -> Callable[[], TrainReport]:
+        """Set the ranks to work, where they are processes of their own; the result is what finishes it."""
 
 
 class Executor(Protocol):
@@ -48,11 +59,14 @@ def choose(cluster: Cluster) -> Literal["local", "ray"]:
     """The executor of ``--executor``; ``auto`` takes Ray when a role has several ranks or a cluster is named."""
     if cluster.executor != "auto":
         return cluster.executor
-    return "ray" if num_ranks(cluster) > 1 or cluster.ray_address else "local"
+    several = max(num_ranks(cluster, "actor"), num_ranks(cluster, "critic")) > 1
+    return "ray" if several or cluster.ray_address else "local"
 
 
-def num_ranks(cluster: Cluster) -> int:
-    """Ranks of the actor."""
+def num_ranks(cluster: Cluster, role: Role = "actor") -> int:
+    """Ranks of a role."""
+    if role == "critic":
+        return cluster.critic_num_nodes * cluster.critic_num_gpus_per_node
     return cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
 
 

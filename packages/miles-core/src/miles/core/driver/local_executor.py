@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from miles.core.driver.actor_critic import assemble
 from miles.core.driver.threads import train_threads
-from miles.core.driver.worker import ActorWorker
+from miles.core.driver.worker import RoleWorker
 from miles.core.flags.cluster import Cluster
-from miles.core.protocols.backend import Rank
+from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.registry import Registry
+from miles.core.types.batch import RolloutBatch
 
 if TYPE_CHECKING:
     from miles.core.config import Config
+    from miles.core.driver.executor import ActorGroup
 
 ROLES = Registry("miles.roles")
 
 
-class LocalActors(ActorWorker):
+class LocalRank(RoleWorker):
     """A group of one rank."""
 
     def start(self) -> None:
         """Build the model, here and now."""
         self.build(Rank(), train_threads(self._training.train_num_threads, 1))
+
+    def begin_train(self, batch: RolloutBatch) -> Callable[[], TrainReport]:
+        """Nothing happens before the result is asked for: there is one process."""
+        return lambda: self.train(batch)
 
 
 class LocalExecutor:
@@ -32,8 +40,8 @@ class LocalExecutor:
     def __init__(self, cluster: Cluster) -> None:
         del cluster
 
-    def actors(self, config: Config, run_dir: Path) -> LocalActors:
-        return LocalActors(config, run_dir)
+    def actors(self, config: Config, run_dir: Path) -> ActorGroup:
+        return assemble(config, lambda role: LocalRank(config, run_dir, role))
 
     def rollout(self, config: Config, run_dir: Path) -> RolloutRole:
         role: RolloutRole = ROLES.get("rollout")(config, run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,20 +13,22 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from miles.core.driver.actor_critic import assemble
 from miles.core.driver.executor import num_ranks
 from miles.core.driver.local_executor import ROLES
 from miles.core.driver.threads import train_threads
-from miles.core.driver.worker import ActorWorker
+from miles.core.driver.worker import RoleWorker
 from miles.core.errors import ConfigError, MilesError
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
-from miles.core.protocols.backend import Rank, TrainReport
+from miles.core.protocols.backend import Rank, Role, Scores, TrainReport
 from miles.core.protocols.rollout import RolloutResult, RolloutRole
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.sync import SyncReport
 
 if TYPE_CHECKING:
     from miles.core.config import Config
+    from miles.core.driver.executor import ActorGroup
 
 PLACEMENT_DEADLINE_S = 300.0
 CONNECT_DEADLINE_S = 10.0
@@ -34,40 +37,42 @@ CLOSING_DEADLINE_S = 30.0
 
 
 class RayExecutor:
-    """One placement group for the actor's ranks, one Ray actor for the rollout side."""
+    """A placement group for the ranks of each training role, one Ray actor for the rollout side."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._owns_ray = not ray.is_initialized()
-        self._placement: PlacementGroup | None = None
+        self._placements: list[PlacementGroup] = []
         if self._owns_ray:
             ray.init(**_ray_options(cluster))
 
-    def actors(self, config: Config, run_dir: Path) -> RayActors:
-        self._placement = self._place(config)
-        return RayActors(config, run_dir, self._placement, self._gpus_per_rank(config))
+    def actors(self, config: Config, run_dir: Path) -> ActorGroup:
+        return assemble(config, lambda role: self._ranks(config, run_dir, role))
 
     def rollout(self, config: Config, run_dir: Path) -> RolloutRole:
         return RayRollout(config, run_dir.absolute())
 
     def shutdown(self) -> None:
-        """Free the placement, and end Ray if it was started here."""
-        if self._placement is not None:
-            remove_placement_group(self._placement)
-            self._placement = None
+        """Free the placements, and end Ray if it was started here."""
+        for placement in self._placements:
+            remove_placement_group(placement)
+        self._placements = []
         if self._owns_ray:
             ray.shutdown()
 
-    def _place(self, config: Config) -> PlacementGroup:
-        ranks = num_ranks(self._cluster)
+    def _ranks(self, config: Config, run_dir: Path, role: Role) -> RayRanks:
+        self._placements.append(self._place(config, role))
+        return RayRanks(config, run_dir, role, self._placements[-1], self._gpus_per_rank(config))
+
+    def _place(self, config: Config, role: Role) -> PlacementGroup:
+        ranks = num_ranks(self._cluster, role)
         bundle = {"CPU": 1.0, "GPU": self._gpus_per_rank(config)}
         group = placement_group([{name: count for name, count in bundle.items() if count}] * ranks, strategy="PACK")
         if not group.wait(PLACEMENT_DEADLINE_S):
             remove_placement_group(group)
             raise ConfigError(
-                f"--actor-num-nodes {self._cluster.actor_num_nodes} x --actor-num-gpus-per-node "
-                f"{self._cluster.actor_num_gpus_per_node} needs {ranks} x {bundle}; the Ray cluster has "
-                f"{ray.cluster_resources()} and {ray.available_resources()} of it is free"
+                f"--{role}-num-nodes x --{role}-num-gpus-per-node = {ranks} ranks need {ranks} x {bundle}; the Ray "
+                f"cluster has {ray.cluster_resources()} and {ray.available_resources()} of it is free"
             )
         return group
 
@@ -76,20 +81,22 @@ class RayExecutor:
         return 0.0 if config[Training].device == "cpu" else 1.0
 
 
-class RayActors:
-    """Every call goes to all ranks; the first failure ends it."""
+class RayRanks:
+    """Every call goes to all ranks of a role; the first failure ends it."""
 
-    def __init__(self, config: Config, run_dir: Path, placement: PlacementGroup, gpus_per_rank: float) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, role: Role, placement: PlacementGroup, gpus_per_rank: float
+    ) -> None:
         self._config, self._training = config, config[Training]
-        self._ranks = num_ranks(config[Cluster])
-        remote = ray.remote(ActorWorker)
+        self._ranks = num_ranks(config[Cluster], role)
+        remote = ray.remote(RoleWorker)
         self._workers = [
             remote.options(
                 num_cpus=1,
                 num_gpus=gpus_per_rank,
                 runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **self._training.train_env_vars}},
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=index),
-            ).remote(config, run_dir.absolute())
+            ).remote(config, run_dir.absolute(), role)
             for index in range(self._ranks)
         ]
 
@@ -106,9 +113,21 @@ class RayActors:
             )
         _first_failure(calls)
 
+    def score(self, batch: RolloutBatch) -> Scores:
+        scores: Scores = self._all("score", ray.put(batch))[0]
+        return scores
+
     def train(self, batch: RolloutBatch) -> TrainReport:
-        report: TrainReport = self._all("train", ray.put(batch))[0]
-        return report
+        return self.begin_train(batch)()
+
+    def begin_train(self, batch: RolloutBatch) -> Callable[[], TrainReport]:
+        calls = self._begin("train", ray.put(batch))
+
+        def finish() -> TrainReport:
+            report: TrainReport = _first_failure(calls)[0]
+            return report
+
+        return finish
 
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         report: SyncReport = self._all("update_weights", urls, version)[0]
@@ -135,7 +154,10 @@ class RayActors:
         self._workers = []
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return _first_failure([getattr(worker, method).remote(*arguments) for worker in self._workers])
+        return _first_failure(self._begin(method, *arguments))
+
+    def _begin(self, method: str, *arguments: Any) -> list[Any]:
+        return [getattr(worker, method).remote(*arguments) for worker in self._workers]
 
 
 class RayRollout:
@@ -228,13 +250,13 @@ def _first_failure(calls: list[Any]) -> list[Any]:
     return list(ray.get(calls))
 
 
-def _enter(worker: ActorWorker, working_directory: Path) -> str:
+def _enter(worker: RoleWorker, working_directory: Path) -> str:
     """In a rank: stand where the driver stands, so that relative paths mean the same; its node's id."""
     os.chdir(working_directory)
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _rendezvous(worker: ActorWorker) -> str:
+def _rendezvous(worker: RoleWorker) -> str:
     """In rank 0: ``host:port`` under which the other nodes reach it, with a free port."""
     host = ray.util.get_node_ip_address()
     with socket.socket() as probe:
@@ -248,7 +270,8 @@ def _ray_options(cluster: Cluster) -> dict[str, Any]:
         _check_reachable(cluster.ray_address)
         return {**options, "address": cluster.ray_address}
     # Ray's CPUs only count who may start; thread counts are set per role, so a small machine still holds every role.
-    return {**options, "num_cpus": max(os.cpu_count() or 1, num_ranks(cluster) + 1)}
+    processes = num_ranks(cluster, "actor") + num_ranks(cluster, "critic") + 1
+    return {**options, "num_cpus": max(os.cpu_count() or 1, processes)}
 
 
 def _check_reachable(address: str) -> None:

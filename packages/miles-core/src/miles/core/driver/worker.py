@@ -1,4 +1,4 @@
-"""One rank of the actor, wherever it runs: in the driver's process or in a Ray actor."""
+"""One rank of the actor or of the critic, wherever it runs: in the driver's process or in a Ray actor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from miles.core.flags.training import Training
-from miles.core.protocols.backend import Actor, Rank, Role, TrainBackend, TrainReport
+from miles.core.protocols.backend import Actor, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.engine_client import EngineFleet
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 BACKENDS = Registry("miles.train_backends")
 
 
-class ActorWorker:
-    """Backend actor plus the sending side of weight updates."""
+class RoleWorker:
+    """A backend's actor or critic, plus the sending side of weight updates."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, role: Role) -> None:
+        self._role = role
         self._config = config
         self._training = config[Training]
         self._run_dir = run_dir
@@ -33,17 +34,20 @@ class ActorWorker:
         self._rank = Rank()
         self._link: _Link | None = None
 
-    def build(self, rank: Rank, num_threads: int, role: Role = "actor") -> None:
+    def build(self, rank: Rank, num_threads: int) -> None:
         """Build model and optimizer.  ``num_threads`` is this rank's share of the cores."""
         torch.set_num_threads(num_threads)
         backend: TrainBackend = BACKENDS.get(self._training.train_backend)()
         self._rank = rank
-        self._actor = backend.create(self._config, rank, role)
+        self._actor = backend.create(self._config, rank, self._role)
 
     @property
     def actor(self) -> Actor:
         assert self._actor is not None, "build() comes first"
         return self._actor
+
+    def score(self, batch: RolloutBatch) -> Scores:
+        return self.actor.score(batch)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         return self.actor.train(batch)

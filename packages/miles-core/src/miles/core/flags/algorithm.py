@@ -9,18 +9,16 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from miles.core.config.group import DERIVED, Flag, Group
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_NO_CRITIC = "there is no critic yet"
 _NO_ROUTING_REPLAY = "recorded expert routing is not replayed yet"
 
 
 class Algorithm(Group):
     title = "Algorithm and RL Arguments"
 
-    advantage_estimator: Annotated[
-        Literal["grpo", "gspo", "ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "on_policy_distillation"],
-        Flag(unsupported_values={"ppo": _NO_CRITIC}),
+    advantage_estimator: Literal[
+        "grpo", "gspo", "ppo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "on_policy_distillation"
     ] = "grpo"
-    """How rewards become advantages of tokens."""
+    """How rewards become advantages of tokens. ``ppo`` trains a critic beside the actor."""
 
     loss_type: Literal["policy_loss", "sft_loss", "custom_loss"] = "policy_loss"
     """The loss: policy gradient, supervised fine-tuning on the responses of the data, or a function of yours."""
@@ -29,13 +27,13 @@ class Algorithm(Group):
     """Dotted path of a loss function ``(args, batch, logits, sum_of_sample_mean) -> (loss, metrics)``. Needs
     ``--loss-type custom_loss``."""
 
-    critic_lr: Annotated[NonNegativeFloat | None, Flag(inherits="lr", unsupported=_NO_CRITIC)] = None
+    critic_lr: Annotated[NonNegativeFloat, Flag(inherits="lr")] = DERIVED
     """Learning rate of the critic. Defaults to ``--lr``."""
 
-    critic_lr_warmup_iters: Annotated[NonNegativeInt, Flag(unsupported=_NO_CRITIC)] = 0
+    critic_lr_warmup_iters: NonNegativeInt = 0
     """Optimizer steps of the critic's warm-up."""
 
-    num_critic_only_steps: Annotated[NonNegativeInt, Flag(unsupported=_NO_CRITIC)] = 0
+    num_critic_only_steps: NonNegativeInt = 0
     """First rollouts on which only the critic trains."""
 
     eps_clip: NonNegativeFloat = 0.2
@@ -48,7 +46,7 @@ class Algorithm(Group):
     """Dual clip: caps the loss of tokens with a negative advantage at ``-eps_clip_c * advantage``
     (arXiv:1912.09729)."""
 
-    value_clip: Annotated[NonNegativeFloat, Flag(unsupported=_NO_CRITIC)] = 0.2
+    value_clip: NonNegativeFloat = 0.2
     """Clip range of the value loss."""
 
     kl_coef: NonNegativeFloat = 0.0
@@ -171,3 +169,8 @@ class Algorithm(Group):
 
     seed: int = 1234
     """Seed of the trainer."""
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is trained beside the actor."""
+        return self.advantage_estimator == "ppo" and self.compute_advantages_and_returns

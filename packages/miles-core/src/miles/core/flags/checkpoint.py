@@ -8,8 +8,6 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from miles.core.config.group import Flag, Group
 
-_NO_CRITIC = "there is no critic yet"
-
 
 class Checkpoint(Group):
     title = "Checkpointing and Resuming"
@@ -52,11 +50,14 @@ class Checkpoint(Group):
     ] = None
     """Step of the reference checkpoint."""
 
-    critic_load: Annotated[str | None, Flag(inherits="load", unsupported=_NO_CRITIC)] = None
-    """Checkpoint of the critic. Defaults to ``--load``."""
+    critic_load: Annotated[str | None, Flag(inherits="load")] = None
+    """Where a new run takes its critic from: a run directory with checkpoints, or a directory in Hugging Face format,
+    like ``--critic-save`` writes. Defaults to ``--load``; without both the critic starts as ``--hf-checkpoint`` with a
+    new value head. A run that is continued goes on with its own critic."""
 
-    critic_save: Annotated[str | None, Flag(unsupported=_NO_CRITIC)] = None
-    """Where the critic is saved."""
+    critic_save: str | None = None
+    """Directory to export the critic to with every checkpoint, in the place of the last one: Hugging Face format plus
+    ``value_head.safetensors``. The checkpoints themselves always hold the critic."""
 
     start_rollout_id: NonNegativeInt | None = None
     """Rollout that a new run begins with. Left out: the one after the checkpoint of ``--load``, or 0. A run that is

@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from miles.core.config.group import Flag, Group
+from miles.core.config.group import DERIVED, Flag, Group
 
-_NO_CRITIC = "there is no critic yet"
 _NO_OFFLOADING = "nothing is offloaded yet: trainer and engines keep their memory"
 
 
@@ -30,13 +29,12 @@ class Cluster(Group):
     """Accelerators per node for training the actor; one rank each. On a machine without accelerators: trainer
     processes, and 1 unless given."""
 
-    critic_num_nodes: Annotated[PositiveInt | None, Flag(inherits="actor_num_nodes", unsupported=_NO_CRITIC)] = None
+    critic_num_nodes: Annotated[PositiveInt, Flag(inherits="actor_num_nodes")] = DERIVED
     """Number of nodes for training the critic. Defaults to ``--actor-num-nodes``."""
 
-    critic_num_gpus_per_node: Annotated[
-        PositiveInt | None, Flag(inherits="actor_num_gpus_per_node", unsupported=_NO_CRITIC)
-    ] = None
-    """Accelerators per node for training the critic. Defaults to ``--actor-num-gpus-per-node``."""
+    critic_num_gpus_per_node: Annotated[PositiveInt, Flag(inherits="actor_num_gpus_per_node")] = DERIVED
+    """Accelerators per node for training the critic, one rank each. They are the critic's own, beside the actor's; one
+    process trains both with ``--executor local``. Defaults to ``--actor-num-gpus-per-node``."""
 
     rollout_num_gpus: NonNegativeInt | None = None
     """Accelerators for rollout, all engines together. With ``--colocate`` these are the trainer's. On a machine

@@ -44,6 +44,10 @@ class Debug(Group):
     dump_details: str | None = None
     """Directory for everything about the run's data: sets ``--save-debug-rollout-data`` unless it is given."""
 
+    nonfinite_step: Literal["stop", "skip"] = "stop"
+    """What becomes of an optimizer step whose loss or gradient is NaN or infinite, after the samples it comes from are
+    named: the run stops, or the step is skipped and counted (``train/skipped``)."""
+
     memory_snapshot_path: Annotated[str, Flag(unsupported=_NO_MEMORY_RECORDER)] = "snapshot.pickle"
     """Name of memory snapshots."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from miles.core.types.batch import RolloutBatch
+from miles.core.types.batch import Floats, RolloutBatch
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from miles.core.config import Config
 
 Role = Literal["actor", "critic"]
+Scores = dict[str, tuple[Floats, ...]]
+"""Columns of a ``RolloutBatch`` by their names; [R] per sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,16 @@ class TrainReport:
 class Actor(Protocol):
     """One rank of the model being trained.  Every rank calls a method at the same time, unless its text says local."""
 
+    def score(self, batch: RolloutBatch) -> Scores:
+        """What the other role needs of this one before both train: the critic's ``values``; the actor's ``log_probs``
+        and ``ref_log_probs`` where the reward penalizes the KL divergence.  Called only when there is a critic.
+        """
+
     def train(self, batch: RolloutBatch) -> TrainReport:
         """Train on one rollout.  ``batch`` is the whole rollout on every rank; a rank picks its own share."""
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full tensors under their Hugging Face names, one after another, in a fixed order.
+        """Full tensors under their Hugging Face names, one after another, in a fixed order.  Of the actor only.
 
         Rank 0 gets the tensors; other ranks take part in the gathering and may get placeholders.
         """

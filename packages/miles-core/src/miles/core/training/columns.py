@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from miles.core.advantages.estimate import AdvantageInputs, Advantages
 from miles.core.math.ragged import Ragged
+from miles.core.math.ratio import whole_sample
 from miles.core.math.reduce import sample_mean_weights
 from miles.core.training.loss_batch import LossBatch
 from miles.core.training.micro_batch import MicroBatch
@@ -29,6 +31,7 @@ class Columns:
     ref_logp_A: torch.Tensor | None = None
     old_logp_A: torch.Tensor | None = None
     entropy_A: torch.Tensor | None = None
+    value_A: torch.Tensor | None = None
     advantage_A: torch.Tensor | None = None
     return_A: torch.Tensor | None = None
 
@@ -39,9 +42,33 @@ class Columns:
             layout=Ragged(batch.response_lengths, device),
             mask_A=_flat(batch.loss_masks, device),
             reward_S=torch.tensor(batch.rewards, dtype=torch.float32, device=device),
-            rollout_logp_A=None if batch.rollout_log_probs is None else _flat(batch.rollout_log_probs, device),
-            teacher_logp_A=None if batch.teacher_log_probs is None else _flat(batch.teacher_log_probs, device),
+            rollout_logp_A=_flat_if_known(batch.rollout_log_probs, device),
+            teacher_logp_A=_flat_if_known(batch.teacher_log_probs, device),
+            ref_logp_A=_flat_if_known(batch.ref_log_probs, device),
+            old_logp_A=_flat_if_known(batch.log_probs, device),
+            value_A=_flat_if_known(batch.values, device),
         )
+
+    def advantage_inputs(self) -> AdvantageInputs:
+        """What advantages are computed from."""
+        return AdvantageInputs(
+            layout=self.layout,
+            mask_A=self.mask_A,
+            reward_S=self.reward_S,
+            old_logp_A=self.old_logp_A,
+            rollout_logp_A=self.rollout_logp_A,
+            ref_logp_A=self.ref_logp_A,
+            teacher_logp_A=self.teacher_logp_A,
+            value_A=self.value_A,
+        )
+
+    def take_advantages(self, advantages: Advantages) -> None:
+        """Keep what was computed."""
+        self.advantage_A, self.return_A = advantages.advantage_A, advantages.return_A
+
+    def per_sample(self, column_A: torch.Tensor) -> tuple[Floats, ...]:
+        """One array per sample, as a ``RolloutBatch`` has them."""
+        return tuple(part.numpy() for part in column_A.cpu().split(self.layout.lengths))
 
     def loss_batch(self, micro_batch: MicroBatch, *, with_tokens: bool = False) -> LossBatch:
         """The columns of one micro-batch's tokens; and their ids, which only a user's loss looks at."""
@@ -57,9 +84,18 @@ class Columns:
             old_logp_T=part(self.old_logp_A),
             ref_logp_T=part(self.ref_logp_A),
             rollout_logp_T=part(self.rollout_logp_A),
+            old_value_T=part(self.value_A),
+            given_mask_sum_S=self._mask_sums(micro_batch),
+            add=whole_sample if micro_batch.context is None else micro_batch.context.sum,
             total_lengths=micro_batch.segments.lengths,
             tokens=micro_batch.whole_samples() if with_tokens else None,
         )
+
+    def _mask_sums(self, micro_batch: MicroBatch) -> torch.Tensor | None:
+        """Trained tokens of each whole sample, where this rank has parts of them."""
+        if micro_batch.context is None:
+            return None
+        return self.layout.sum(self.mask_A)[list(micro_batch.samples)]
 
     def broken_samples(self, *further_A: torch.Tensor) -> list[int]:
         """Positions of the samples with a value that is not finite, in any column or in ``further_A``."""
@@ -84,6 +120,7 @@ class Columns:
             "rollout/rollout_log_probs": self.rollout_logp_A,
             "rollout/teacher_log_probs": self.teacher_logp_A,
             "rollout/entropy": self.entropy_A,
+            "rollout/values": self.value_A,
             "rollout/advantages": self.advantage_A,
             "rollout/returns": self.return_A,
         }
@@ -103,3 +140,7 @@ def batch_means(batch: RolloutBatch) -> dict[str, float]:
 
 def _flat(column: tuple[Floats, ...], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(column).astype(np.float32, copy=False)).to(device)
+
+
+def _flat_if_known(column: tuple[Floats, ...] | None, device: torch.device) -> torch.Tensor | None:
+    return None if column is None else _flat(column, device)

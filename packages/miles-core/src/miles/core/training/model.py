@@ -10,9 +10,10 @@ import torch
 from miles.core.math.logprobs import LogProbs
 from miles.core.training.micro_batch import MicroBatch
 
-Output = Literal["logprobs", "entropy", "logits"]
-"""What of a model's output is wanted: ``LogProbs`` of the response tokens, those with entropies, or logits of all
-tokens of all samples, end to end, divided by the temperature: [N, V] in fp32."""
+Output = Literal["logprobs", "entropy", "logits", "values"]
+"""What of a model's output is wanted: ``LogProbs`` of the response tokens, those with entropies, logits of all tokens
+of all samples, end to end, divided by the temperature: [N, V] in fp32, or a critic's values of the response tokens:
+[T] in fp32."""
 
 StepLoss = Callable[[int, Any], torch.Tensor]
 """Loss of one micro-batch of an optimizer step, from its number and the model's output on it: a scalar with a graph."""
@@ -25,8 +26,8 @@ class Scorer(Protocol):
         """Log-probabilities of the response tokens of each micro-batch, without a graph."""
 
 
-class Model(Scorer, Protocol):
-    """The model being trained, on this rank.  Every method is collective."""
+class Trainable(Protocol):
+    """A model being trained, on this rank.  Every method is collective."""
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
         """Forward and backward passes over all micro-batches of an optimizer step, in whatever order suits the model.
@@ -41,5 +42,19 @@ class Model(Scorer, Protocol):
         A gradient that is not finite leaves the weights as they are.
         """
 
+    def drop_gradient(self) -> None:
+        """Clear the summed gradient without an update."""
+
     def reset_optimizer(self) -> None:
         """Forget moments and step counts."""
+
+
+class Model(Scorer, Trainable, Protocol):
+    """The actor's model."""
+
+
+class ValueModel(Trainable, Protocol):
+    """The critic's model."""
+
+    def values(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """Values of the response tokens of each micro-batch, [T] in fp32, without a graph."""

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 _MASKED_IMPORTANCE_ONLY = ("tis_mode", "tis_level", "tis_lower_bound", "tis_upper_bound", "tis_batch_normalize")
 _REJECTION_ONLY = ("rs_level", "rs_lower_bound", "rs_upper_bound", "rs_veto_threshold")
+_CRITIC_ONLY = (
+    "critic_lr",
+    "critic_lr_warmup_iters",
+    "num_critic_only_steps",
+    "value_clip",
+    "critic_num_nodes",
+    "critic_num_gpus_per_node",
+    "critic_load",
+    "critic_save",
+)
 _BOUNDS = (("tis_clip_low", "tis_clip"), ("tis_lower_bound", "tis_upper_bound"), ("rs_lower_bound", "rs_upper_bound"))
 
 
@@ -25,6 +35,18 @@ def check_kl_penalty(config: Config) -> Iterator[str]:
             f"--kl-coef {algorithm.kl_coef} has no effect with --advantage-estimator {algorithm.advantage_estimator}, "
             "which does not shape rewards. Penalize in the loss, with --use-kl-loss and --kl-loss-coef "
             f"{algorithm.kl_coef}, or choose another estimator"
+        )
+
+
+def check_critic(config: Config) -> Iterator[str]:
+    """Flags of the critic have a critic, and the actor trains some time."""
+    algorithm = config[Algorithm]
+    if not algorithm.uses_critic:
+        yield from _without_effect(config, _CRITIC_ONLY, "--advantage-estimator ppo")
+    elif config.num_rollout is not None and algorithm.num_critic_only_steps >= config.num_rollout:
+        yield (
+            f"--num-critic-only-steps {algorithm.num_critic_only_steps} leaves none of --num-rollout "
+            f"{config.num_rollout} rollouts to the actor. Lower it, or train longer"
         )
 
 
@@ -65,4 +87,9 @@ def _without_effect(config: Config, names: tuple[str, ...], needed: str) -> Iter
             yield f"{spec.spelling} has no effect without {needed}. Add it, or leave {spec.spelling} out"
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_kl_penalty, check_masked_importance, check_weight_bounds)
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    check_kl_penalty,
+    check_critic,
+    check_masked_importance,
+    check_weight_bounds,
+)

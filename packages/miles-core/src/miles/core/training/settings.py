@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
 from miles.core.flags.optimizer import Optimizer
 from miles.core.training.packing import Packing
@@ -32,6 +35,13 @@ def learning_rate(optimizer: Optimizer, data: Data) -> LearningRate:
         decay_steps=decay_steps,
         anneal_steps=optimizer.lr_wsd_decay_iters or 0,
         anneal_style=optimizer.lr_wsd_decay_style or "exponential",
+    )
+
+
+def critic_learning_rate(algorithm: Algorithm, optimizer: Optimizer, data: Data) -> LearningRate:
+    """The critic's schedule: the actor's, with a peak and a warm-up of its own."""
+    return replace(
+        learning_rate(optimizer, data), peak=algorithm.critic_lr, warmup_steps=algorithm.critic_lr_warmup_iters
     )
 
 

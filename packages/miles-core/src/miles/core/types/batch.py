@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -38,6 +38,12 @@ class RolloutBatch:
     """[R] natural-log probabilities under the engine."""
     teacher_log_probs: tuple[Floats, ...] | None = None
     """[R] natural-log probabilities under the teacher."""
+    values: tuple[Floats, ...] | None = None
+    """[R] the critic's value of the state before each token."""
+    log_probs: tuple[Floats, ...] | None = None
+    """[R] natural-log probabilities under the policy before it trains on this rollout."""
+    ref_log_probs: tuple[Floats, ...] | None = None
+    """[R] natural-log probabilities under the reference model."""
     routed_experts: tuple[npt.NDArray[np.int32], ...] | None = None
     """[T - 1, layers, experts per token]."""
     extra: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -50,6 +56,11 @@ class RolloutBatch:
     def total_lengths(self) -> tuple[int, ...]:
         """T of each sample."""
         return tuple(len(tokens) for tokens in self.tokens)
+
+    def having(self, columns: Mapping[str, tuple[Any, ...]]) -> RolloutBatch:
+        """These samples with further ``columns``, by the names of the fields."""
+        changes: dict[str, Any] = dict(columns)
+        return replace(self, **changes)
 
     def select(self, indices: Sequence[int]) -> RolloutBatch:
         """The samples at ``indices``, in that order."""

@@ -1,0 +1,50 @@
+"""One rank of PPO's critic on FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from miles.core.protocols.backend import Rank
+from miles.core.training.critic import CriticTrainer
+from miles.fsdp import export
+from miles.fsdp.role import FsdpRole
+from miles.fsdp.value import Critic, save_value_head
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+class FsdpCritic(FsdpRole):
+    """The body of the actor's checkpoint, or of ``--critic-load``, under a value head."""
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        super().__init__(config, rank)
+        self._source = _source(self._checkpoint.critic_load) or self._source
+        module = self._builder.build_critic(str(self._source), seed=config.seed)
+        self._model: Critic = Critic(
+            module,
+            self._optimizer(module),
+            num_ranks=rank.world_size,
+            max_norm=self._optimizer_flags.clip_grad,
+        )
+        self._trainer = CriticTrainer(config, self._model, ranks=self._ranks(), device=self._site.device)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        raise NotImplementedError("engines generate with the actor; the critic's weights stay here")
+
+    def save_hf(self, directory: Path) -> None:
+        """The body as transformers loads it, and the value head beside it."""
+        export.save_model(self._model.whole_lm(), self._site, self._source, directory)
+        save_value_head(self._model.module, directory, writes=self._site.rank.rank == 0)
+
+
+def _source(critic_load: str | None) -> Path | None:
+    """``--critic-load`` where it is a model's directory; from a run directory the state is loaded later."""
+    if critic_load is None or not (Path(critic_load) / "config.json").is_file():
+        return None
+    path = Path(critic_load)
+    return path if not (path / "metrics.jsonl").exists() else None

@@ -1,0 +1,113 @@
+"""What actor and critic have in common on FSDP2: a model being trained, its place, and its state on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from miles.core.errors import CheckpointError
+from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.optimizer import Optimizer
+from miles.core.flags.training import Training
+from miles.core.protocols.backend import Rank, Scores, TrainReport
+from miles.core.training.critic import CriticTrainer
+from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
+from miles.core.training.trainer import RolloutTrainer
+from miles.core.types.batch import RolloutBatch
+from miles.fsdp import checkpoint
+from miles.fsdp.building import ModuleBuilder, Site
+from miles.fsdp.optimizer import build_optimizer, optimizer_state
+from miles.fsdp.policy import RankModule, Trained
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+class FsdpRole:
+    """One rank of a role.  A subclass builds ``_model`` and ``_trainer``."""
+
+    _model: Trained
+    _trainer: RolloutTrainer | CriticTrainer
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        self._checkpoint = config[Checkpoint]
+        self._optimizer_flags = config[Optimizer]
+        torch.manual_seed(config[Algorithm].seed + rank.rank)
+        torch.use_deterministic_algorithms(config[Training].deterministic_mode)
+        self._site = Site.join(config, rank)
+        self._builder = ModuleBuilder.of(config, self._site)
+        self._source = Path(self._checkpoint.hf_checkpoint or "")
+
+    def score(self, batch: RolloutBatch) -> Scores:
+        return self._trainer.score(batch)
+
+    def train(self, batch: RolloutBatch) -> TrainReport:
+        return self._trainer.train(batch)
+
+    def save(self, directory: Path) -> None:
+        checkpoint.write_tensors(directory, self._tensors(with_optimizer=not self._checkpoint.no_save_optim))
+        checkpoint.write_generators(directory, self._site.rank.rank)
+        if self._site.rank.rank == 0:
+            checkpoint.write_counters(directory, self._counters())
+
+    def load(self, directory: Path) -> None:
+        counters = checkpoint.read_counters(directory)
+        if not counters.has_optimizer and not self._checkpoint.no_save_optim:
+            raise CheckpointError(
+                f"{directory} was saved with --no-save-optim and has no optimizer state to go on with. "
+                "Give --no-save-optim to go on with a fresh optimizer, or start a new run from its Hugging Face export"
+            )
+        checkpoint.read_tensors(directory, self._tensors(with_optimizer=counters.has_optimizer))
+        if counters.world_size == self._site.rank.world_size:
+            checkpoint.read_generators(directory, self._site.rank.rank)
+        self._trainer.steps_done = counters.steps_done
+
+    def offload(self) -> None:
+        self._move(torch.device("cpu"))
+
+    def onload(self) -> None:
+        self._move(self._site.device)
+
+    def close(self) -> None:
+        if self._site.mesh is not None and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _ranks(self) -> Ranks:
+        return SingleRank() if self._site.mesh is None else ProcessGroupRanks(context=self._site.context)
+
+    def _optimizer(self, module: RankModule) -> torch.optim.Optimizer:
+        return build_optimizer(self._optimizer_flags, module.parameters())
+
+    def _tensors(self, *, with_optimizer: bool) -> dict[str, torch.Tensor]:
+        """Everything that training changes, by name.  Loading fills these tensors in place."""
+        parameters = self._model.named_parameters()
+        tensors: dict[str, torch.Tensor] = {f"model.{name}": parameter for name, parameter in parameters.items()}
+        if with_optimizer:
+            state = optimizer_state(self._optimizer_flags, self._model.optimizer, parameters)
+            tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        return tensors | self._frozen_tensors()
+
+    def _frozen_tensors(self) -> dict[str, torch.Tensor]:
+        """What the state holds beside the model being trained."""
+        return {}
+
+    def _counters(self) -> checkpoint.Counters:
+        return checkpoint.Counters(
+            steps_done=self._trainer.steps_done,
+            world_size=self._site.rank.world_size,
+            has_optimizer=not self._checkpoint.no_save_optim,
+        )
+
+    def _move(self, device: torch.device) -> None:
+        if self._site.device.type == "cpu":
+            return
+        self._model.move(device)
+        self._move_frozen(device)
+        torch.cuda.empty_cache()
+
+    def _move_frozen(self, device: torch.device) -> None:
+        """Move what is there beside the model being trained."""

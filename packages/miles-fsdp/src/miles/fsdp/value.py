@@ -1,0 +1,73 @@
+"""The critic's model on this rank: a language model's body under a value head.
+
+P = tokens of the pack, T = response tokens of its samples, D = hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from miles.core.training.micro_batch import MicroBatch
+from miles.core.training.model import Output
+from miles.fsdp.policy import RankModule, Trained, whole
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+_INITIAL_STD = 0.02
+
+
+class ValueModule(RankModule):
+    """Values of the states before each response token.  Takes the place of ``lm``'s output head."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__(lm)
+        head = lm.get_output_embeddings()
+        lm.set_output_embeddings(nn.Identity())
+        self.value_head = nn.Linear(head.weight.shape[1], 1, device=head.weight.device, dtype=torch.float32)
+
+    def forward(self, batch: MicroBatch, output: Output) -> torch.Tensor:
+        """[T], whose product with the head is taken in fp32 whatever the body's precision."""
+        assert output == "values", f"a critic has no {output}"
+        hidden_TD = self.hidden(batch).index_select(0, batch.rows_T)
+        weight, bias = self.value_head.weight, self.value_head.bias
+        return functional.linear(hidden_TD.float(), weight.float(), bias.float()).squeeze(1)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        head = {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
+        return super().trained_parameters() | head
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def read_value_head(self, path: str, seed: int) -> None:
+        """Take the head that lies beside the model at ``path``, or start a new one, which ``seed`` determines."""
+        file = Path(path) / VALUE_HEAD_FILE
+        if file.is_file():
+            self.value_head.load_state_dict(load_file(file))
+            return
+        generator = torch.Generator().manual_seed(seed)
+        self.value_head.weight.normal_(0.0, _INITIAL_STD, generator=generator)
+        self.value_head.bias.zero_()
+
+
+class Critic(Trained):
+    """The critic being trained."""
+
+    module: ValueModule
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def values(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        return [self.module(micro_batch, "values") for micro_batch in micro_batches]
+
+
+def save_value_head(module: ValueModule, directory: Path, *, writes: bool) -> None:
+    """Write the head into ``directory`` on the rank that ``writes``.  Collective."""
+    tensors = {
+        name: whole(parameter.detach()).cpu().contiguous() for name, parameter in module.value_head.named_parameters()
+    }
+    if writes:
+        save_file(tensors, directory / VALUE_HEAD_FILE, metadata={"format": "pt"})
