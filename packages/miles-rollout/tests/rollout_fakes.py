@@ -13,6 +13,7 @@ from aiohttp import web
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from miles.core.errors import EngineError
 from miles.core.protocols.reward import RewardOutcome
 from miles.core.types.sample import Group, Sample
 from miles.rollout.loop_thread import LoopThread
@@ -77,6 +78,8 @@ class FakeServer:
         self.payloads: list[Payload] = []
         self.headers: list[dict[str, str]] = []
         self.num_aborts = 0
+        self.healthy = True
+        self.version: str | None = None
         self.in_flight = self.most_in_flight = 0
         self._aborted = asyncio.Event()
         self._loop = LoopThread("fake-server")
@@ -101,7 +104,9 @@ class FakeServer:
         app.router.add_post("/abort_request", self._abort)
         app.router.add_post("/add_worker", self._ok)
         app.router.add_get("/health", self._ok)
-        app.router.add_get("/health_generate", self._ok)
+        app.router.add_get("/health_generate", self._health)
+        app.router.add_get("/model_info", self._model_info)
+        app.router.add_post("/remove_worker", self._ok)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
@@ -131,6 +136,12 @@ class FakeServer:
         self._aborted.set()
         self._aborted.clear()
         return web.json_response({"success": True})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.healthy else 503)
+
+    async def _model_info(self, request: web.Request) -> web.Response:
+        return web.json_response({"weight_version": self.version})
 
     async def _ok(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "success"})
@@ -211,7 +222,8 @@ class FakeEngine:
         self.dead = self.stopped = False
 
     def wait_ready(self, deadline_s: float) -> None:
-        pass
+        if self.dead:
+            raise EngineError(self.describe_end())
 
     def alive(self) -> bool:
         return not self.dead

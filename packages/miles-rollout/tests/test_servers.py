@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from rollout_fakes import FakeLauncher, FakeServer, answer
 
 from miles.core.config import Config
-from miles.core.errors import ConfigError, EngineError
+from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.servers import Servers, _router_flags, free_ports
 
@@ -111,6 +112,49 @@ def test_engines_that_already_run_are_used_and_left_alone(tmp_path: Path, server
 def test_an_external_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:9 is not ready: ConnectionRefusedError"):
         ExternalEngine("127.0.0.1:9").wait_ready(0)
+
+
+def test_a_lost_engine_is_replaced_and_serves_when_it_holds_the_weights(tmp_path: Path, server: FakeServer) -> None:
+    quick = {"use_fault_tolerance": True, "rollout_health_check_interval": 0.1}
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, **quick)
+    servers.launch()
+    servers.wait_ready()
+    try:
+        assert servers.waiting_urls == []
+        FakeLauncher.engines[0].dead = True
+        deadline = time.monotonic() + 10
+        while not servers.waiting_urls:
+            servers.check_alive()
+            assert time.monotonic() < deadline
+        assert len(FakeLauncher.engines) == 2
+        assert servers.metrics() == {"rollout/engine_restarts": 1}
+        assert servers.metrics() == {"rollout/engine_restarts": 0}
+        server.version = "6"
+        with pytest.raises(WeightSyncError, match="says that it holds weight version 6, not 7"):
+            servers.admit(7, servers.engine_urls)
+        assert servers.waiting_urls
+        server.version = "7"
+        servers.admit(7, servers.engine_urls)
+        assert servers.waiting_urls == []
+        assert servers.engine_urls == [server.url]
+    finally:
+        servers.stop()
+    assert FakeLauncher.engines[1].stopped
+
+
+def test_an_engine_that_cannot_be_replaced_ends_the_run(tmp_path: Path, server: FakeServer) -> None:
+    none_left = {"use_fault_tolerance": True, "rollout_engine_max_restarts": 0}
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, **none_left)
+    servers.launch()
+    servers.wait_ready()
+    FakeLauncher.engines[0].dead = True
+    (keeper,) = servers._keepers
+    deadline = time.monotonic() + 10
+    while keeper.failure is None:
+        assert time.monotonic() < deadline
+    with pytest.raises(EngineError, match=r"is lost again: the fake engine at .* has ended"):
+        servers.check_alive()
+    servers.stop()
 
 
 def test_the_router_is_told_the_runs_flags() -> None:

@@ -61,7 +61,7 @@ def make(server: FakeServer, tokenizer: ChatTokenizer) -> Iterator[Make]:
             rewards=rewards or FakeRewards(lambda sample: float(sample.tokens[-1] % 2)),
             settings=SamplingSettings(max_response_len=8),
             max_in_flight=64,
-            engine_urls=[server.url],
+            engine_urls=lambda: [server.url],
         )
         started.append(args.runtime)
         return args

@@ -207,17 +207,21 @@ class Engines(Group):
 class FaultTolerance(Group):
     title = "Fault Tolerance"
 
-    use_fault_tolerance: Annotated[bool, Flag(unsupported=_NO_FAULT_TOLERANCE)] = False
-    """Watch the engines while they generate, and replace one that does not answer."""
+    use_fault_tolerance: bool = False
+    """Watch the engines, and replace one that has ended or does not answer: the new one gets the trainer's weights, and
+    the responses that were lost are generated again. Without it a dead engine ends the run."""
 
     rollout_health_check_interval: PositiveFloat = 30.0
-    """Seconds between two health checks of an engine by the router."""
+    """Seconds between two health checks of an engine, by the router and by who replaces engines."""
 
     rollout_health_check_timeout: PositiveFloat = 30.0
     """Seconds an engine has to answer a health check."""
 
-    rollout_health_check_first_wait: Annotated[NonNegativeFloat, Flag(unsupported=_NO_FAULT_TOLERANCE)] = 0.0
-    """Seconds before the first health check."""
+    rollout_health_check_first_wait: NonNegativeFloat = 0.0
+    """Seconds from the start of an engine to its first health check with ``--use-fault-tolerance``."""
+
+    rollout_engine_max_restarts: NonNegativeInt = 3
+    """Times that an engine may be replaced within ten minutes; one more ends the run."""
 
 
 class MultiTurn(Group):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +93,6 @@ class RolloutManager:
         self._servers.wait_ready()
         if self._rewards_started is not None:
             self._rewards_started.result()
-        self._runtime.engine_urls = self._servers.engine_urls
 
     def generates_continuously(self) -> bool:
         return not self._replay and getattr(self._rollout_fn, "continuous", False)
@@ -110,7 +109,7 @@ class RolloutManager:
         if not samples:
             raise RolloutError(f"--rollout-function-path: rollout {rollout_id} has no samples")
         batch = self._batch(rollout_id, samples)
-        extra = output.metrics | self._reward_metrics()
+        extra = output.metrics | self._reward_metrics() | self._servers.metrics()
         metrics = self._reporter.rollout(rollout_id, samples, batch, extra, seconds)
         self._write(rollout_id, samples)
         self._last_rollout = rollout_id
@@ -132,8 +131,18 @@ class RolloutManager:
     def engine_urls(self) -> list[str]:
         return self._servers.engine_urls
 
-    def weights_updated(self, version: int) -> None:
-        """Nothing to do: every answer of an engine names the version that made it."""
+    def engines_waiting(self) -> list[str]:
+        return self._servers.waiting_urls
+
+    def weights_updating(self) -> None:
+        self._servers.rest()
+
+    def weights_updated(self, version: int, urls: Sequence[str]) -> None:
+        self._servers.wake()
+        self._servers.admit(version, urls)
+
+    def replace_engine(self, url: str, reason: str) -> None:
+        self._servers.replace(url, reason)
 
     def save(self, directory: Path) -> None:
         (directory / _ROLE_STATE).write_text(json.dumps({"rollout_id": self._last_rollout}))
@@ -192,6 +201,7 @@ class RolloutManager:
             whole_groups=config[Data].rollout_batch_size >= _GROUPS_PER_ENGINE * engines.rollout_num_engines,
             eval_data=self._eval_data,
             check_alive=self._servers.check_alive,
+            engine_urls=lambda: self._servers.engine_urls,
         )
         self._args.generate_state, self._args.runtime = state, runtime
         self._rewards_started = runtime.loop.submit(rewards.start())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from miles.core import hardware
 from miles.rollout.derive import ENGINES, SFT_ROLLOUTS
 from miles.rollout.eval_datasets import check_eval_datasets
-from miles.rollout.flags import Engines, Evaluation, Rollout, Sampling
+from miles.rollout.flags import Engines, Evaluation, FaultTolerance, Rollout, Sampling
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -100,6 +100,11 @@ def check_external_engines(config: Config) -> Iterator[str]:
     addresses = rollout.rollout_external_engine_addrs or []
     if rollout.rollout_external and not addresses:
         yield "--rollout-external needs --rollout-external-engine-addrs: the host:port of every engine"
+    if rollout.rollout_external and config[FaultTolerance].use_fault_tolerance:
+        yield (
+            "--use-fault-tolerance replaces engines of the run's own, and --rollout-external uses those of somebody "
+            "else, who has to replace them. Leave one of them out"
+        )
     if addresses and not rollout.rollout_external:
         yield "--rollout-external-engine-addrs has no effect without --rollout-external. Add it, or leave the first out"
     if rollout.rollout_external and config[Engines].sglang_options:

@@ -46,7 +46,8 @@ class Runtime:
     """Samples in generation at the same time."""
     whole_groups: bool = True
     """A group may go to one engine in one request."""
-    engine_urls: list[str] = field(default_factory=list)
+    engine_urls: Callable[[], Sequence[str]] = lambda: ()
+    """Addresses of the engines that live now."""
     eval_data: Sequence[tuple[EvalDataset, PromptDataset]] = ()
     check_alive: Callable[[], None] = lambda: None
     """Raises EngineError when a server has died."""
@@ -83,7 +84,7 @@ class Runtime:
     async def abort(self) -> None:
         """Make all generation end soon: nothing new starts, engines cut what runs."""
         self.state.aborted = True
-        await asyncio.gather(*(self._abort_engine(url) for url in self.engine_urls))
+        await asyncio.gather(*(self._abort_engine(url) for url in self.engine_urls()))
 
     def resume(self) -> None:
         """Allow generation again."""

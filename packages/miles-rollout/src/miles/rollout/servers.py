@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import http.client
+import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
 
-from miles.core.errors import ConfigError, EngineError
+from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
+from miles.core.flags.debug import Debug
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpec
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
+from miles.rollout import control
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
+from miles.rollout.keeper import EngineKeeper, EngineState, Patience
 
 if TYPE_CHECKING:
     from miles.core.config import Config
+
+logger = logging.getLogger(__name__)
 
 ENGINES = Registry("miles.engines")
 
@@ -33,7 +38,6 @@ LOOPBACK = "127.0.0.1"
 ENGINE_DEADLINE_S = 1800.0
 """Large models load for a long time; a dead engine is noticed at once."""
 ROUTER_DEADLINE_S = 60.0
-_REGISTRATION_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,14 @@ class Address:
 
 
 class Servers:
-    """Starts and stops engines and router, and knows whether they live."""
+    """Starts and stops engines and router, knows whether they live, and replaces engines where the run wants that."""
 
     def __init__(self, config: Config, run_dir: Path) -> None:
         self._config = config
         self._logs = RunDirectory(run_dir)
         self._engines: list[EngineProcess] = []
+        self._keepers: list[EngineKeeper] = []
+        self._restarts_told = 0
         self._router: ChildProcess | None = None
         self._router_address: Address | None = None
 
@@ -66,7 +72,15 @@ class Servers:
 
     @property
     def engine_urls(self) -> list[str]:
-        return [engine.url for engine in self._engines]
+        """Of the engines that hold the policy's weights, or wait for them."""
+        if not self._keepers:
+            return [engine.url for engine in self._engines]
+        return self._urls_of(EngineState.SERVING, EngineState.WAITING)
+
+    @property
+    def waiting_urls(self) -> list[str]:
+        """Of the engines that were started in place of others and have no weights yet."""
+        return self._urls_of(EngineState.WAITING)
 
     def launch(self) -> None:
         """Start everything and return at once."""
@@ -82,6 +96,8 @@ class Servers:
             raise ConfigError(*problems)
         for index, port in enumerate(ports):
             self._engines.append(launcher.launch(engine_spec(self._config, index, port, self._logs)))
+        if self._config[FaultTolerance].use_fault_tolerance:
+            self._keepers = [self._keeper(launcher, index) for index in range(len(self._engines))]
 
     def wait_ready(self) -> None:
         """Return when every engine answers and is known to the router; EngineError otherwise."""
@@ -91,26 +107,110 @@ class Servers:
         if self._router is not None:
             self._router.wait_ready(f"{self.router.url}/list_workers", ROUTER_DEADLINE_S)
         for engine in self._engines:
-            _register(self.router, engine.url)
+            control.register(self.router.url, engine.url)
+        for keeper in self._keepers:
+            keeper.watch()
 
     def check_alive(self) -> None:
-        """EngineError when a process of ours has ended."""
-        for engine in self._engines:
+        """EngineError when a process of ours has ended that is not being replaced."""
+        for keeper in self._keepers:
+            if keeper.failure is not None:
+                raise keeper.failure
+        for engine in self._engines if not self._keepers else ():
             if not engine.alive():
                 raise EngineError(engine.describe_end())
         if self._router is not None and not self._router.alive():
             raise EngineError(f"the {self._router.describe_end()}")
 
+    def rest(self) -> None:
+        """Until ``wake``, an engine's silence is no fault: its weights change, or its memory is released."""
+        for keeper in self._keepers:
+            keeper.rest()
+
+    def wake(self) -> None:
+        """Undo one ``rest``."""
+        for keeper in self._keepers:
+            keeper.wake()
+
+    def admit(self, version: int, urls: Sequence[str]) -> None:
+        """The engines at ``urls`` took weight version ``version``: check that, and let new ones serve.
+
+        WeightSyncError when an engine says that it holds another version.
+        """
+        for url in urls:
+            held = self._held_version(url)
+            if held is not None and held != str(version):
+                raise WeightSyncError(f"engine {url} says that it holds weight version {held}, not {version}")
+        for keeper in self._keepers:
+            if keeper.state is EngineState.WAITING and keeper.engine.url in urls:
+                control.register(self.router.url, keeper.engine.url)
+                keeper.serve()
+
+    def replace(self, url: str, reason: str) -> None:
+        """Have the engine at ``url`` replaced: it could not be brought to the trainer's weights."""
+        for keeper in self._keepers:
+            if keeper.engine.url == url:
+                keeper.replace(reason)
+
+    def metrics(self) -> dict[str, float]:
+        """How many engines were replaced since the last call; nothing where none ever is."""
+        if not self._keepers:
+            return {}
+        count = sum(keeper.num_restarts for keeper in self._keepers)
+        since, self._restarts_told = count - self._restarts_told, count
+        return {"rollout/engine_restarts": since}
+
     def stop(self) -> None:
         """End every process.  Safe to call twice."""
-        processes: list[EngineProcess | ChildProcess] = [*self._engines]
+        processes: list[EngineKeeper | EngineProcess | ChildProcess] = [*(self._keepers or self._engines)]
         if self._router is not None:
             processes.append(self._router)
-        self._engines, self._router = [], None
+        self._engines, self._keepers, self._router = [], [], None
         if processes:
             with ThreadPoolExecutor(len(processes)) as pool:
                 for _ in pool.map(lambda process: process.stop(), processes):
                     pass
+
+    def _urls_of(self, *states: EngineState) -> list[str]:
+        return [keeper.engine.url for keeper in self._keepers if keeper.state in states]
+
+    def _keeper(self, launcher: EngineLauncher, index: int) -> EngineKeeper:
+        def start() -> EngineProcess:
+            (port,) = free_ports(1)
+            self._engines[index] = launcher.launch(engine_spec(self._config, index, port, self._logs))
+            return self._engines[index]
+
+        faults = self._config[FaultTolerance]
+        patience = Patience(
+            interval_s=faults.rollout_health_check_interval,
+            timeout_s=faults.rollout_health_check_timeout,
+            first_wait_s=faults.rollout_health_check_first_wait,
+            max_restarts=faults.rollout_engine_max_restarts,
+        )
+        return EngineKeeper(
+            self._engines[index], start=start, patience=patience, on_lost=self._forget, on_ready=self._succeeded
+        )
+
+    def _forget(self, url: str) -> None:
+        """Let the router send nothing more to an engine that is lost, and what it had there to others."""
+        try:
+            control.unregister(self.router.url, url)
+        except EngineError as error:
+            logger.warning("%s", error)
+
+    def _succeeded(self, keeper: EngineKeeper) -> None:
+        """An engine is ready in place of a lost one.  Without a trainer it serves at once, as the first one did."""
+        if self._config[Debug].debug_rollout_only:
+            control.register(self.router.url, keeper.engine.url)
+            keeper.serve()
+
+    def _held_version(self, url: str) -> str | None:
+        """What the engine says it holds; None when it does not answer, which its keeper or the next request notices."""
+        try:
+            return control.held_version(url)
+        except EngineError as error:
+            logger.warning("%s", error)
+            return None
 
     def _start_router(self, engines: Engines, port: int) -> Address:
         if engines.sglang_router_ip is not None:
@@ -175,17 +275,3 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
-
-
-def _register(router: Address, worker_url: str) -> None:
-    connection = http.client.HTTPConnection(urlsplit(router.url).netloc, timeout=_REGISTRATION_DEADLINE_S)
-    try:
-        connection.request("POST", f"/add_worker?url={quote(worker_url, safe='')}")
-        response = connection.getresponse()
-        text = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise EngineError(f"the router at {router.url} did not take engine {worker_url}: {error}") from error
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise EngineError(f"the router at {router.url} refused engine {worker_url}: {response.status} {text[:300]!r}")

@@ -19,7 +19,8 @@ from miles.core.driver.export import replaced
 from miles.core.driver.periodic import Schedule
 from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
-from miles.core.errors import ConfigError, EngineError
+from miles.core.driver.weight_supply import WeightSupply
+from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
@@ -32,9 +33,6 @@ from miles.core.tracking.trackers import Trackers
 
 if TYPE_CHECKING:
     from miles.core.config import Config
-
-
-DEATH_NOTICE_S = 2.0
 
 
 class Job:
@@ -51,6 +49,7 @@ class Job:
         self._executor: Executor | None = None
         self._rollout: RolloutRole | None = None
         self._actors: ActorGroup | None = None
+        self._supply: WeightSupply | None = None
         self._ahead = Ahead()
         self._evaluation: _Evaluation | None = None
         self._timings: dict[str, float] = {}
@@ -80,6 +79,11 @@ class Job:
         assert self._actors is not None, "this run has no trainer"
         return self._actors
 
+    @property
+    def supply(self) -> WeightSupply:
+        assert self._supply is not None, "this run has no trainer"
+        return self._supply
+
     def remaining_rollouts(self) -> Iterator[int]:
         """Ids of the rollouts still to be trained on."""
         yield from range(self._start_at.first_rollout, self.num_rollout)
@@ -92,17 +96,12 @@ class Job:
             self._update_weights(version)
 
     def _update_weights(self, version: int) -> None:
-        urls = self.rollout.engine_urls()
-        if not urls:
+        if not self._has_engines:
             return
         with self._phase("update_weights", f"engines to take weight version {version}"):
-            try:
-                report = self.actors.update_weights(urls, version)
-            except EngineError:
-                self._name_the_dead()
-                raise
-            self.rollout.weights_updated(version)
-        self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
+            report = self.supply.update(version)
+        if report is not None:
+            self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
 
     def evaluate_if_due(self, done: int) -> None:
         """Evaluate the policy that ``done`` rollouts have trained, or begin to (``--eval-async``)."""
@@ -149,7 +148,8 @@ class Job:
 
     def train(self, rollout: RolloutResult) -> TrainReport:
         """Train on them."""
-        with self._phase("train", f"training on rollout {rollout.batch.rollout_id}"):
+        rollout_id = rollout.batch.rollout_id
+        with self._phase("train", f"training on rollout {rollout_id}"), self.supply.trainer(becomes=rollout_id + 1):
             return self.actors.train(rollout.batch)
 
     def record(self, rollout_id: int, rollout: RolloutResult, report: TrainReport | None) -> None:
@@ -173,7 +173,7 @@ class Job:
         state = checkpoint.DriverState(
             rollout_id=done - 1, metrics_offset=self._trackers.offset(), train_steps=self._train_steps
         )
-        with self._phase("save_model", f"checkpoint of rollout {done - 1}"):
+        with self._phase("save_model", f"checkpoint of rollout {done - 1}"), self.supply.trainer():
             if pattern := self._config[Checkpoint].save_hf:
                 self._export(Path(pattern.format(rollout_id=done - 1)))
             with checkpoint.publish(self._run_dir.path, state) as partial:
@@ -212,21 +212,15 @@ class Job:
             if self._start_at.checkpoint is not None:
                 self._restore(self._start_at.checkpoint)
             self._rollout.wait_ready()
+            self._has_engines = bool(self._rollout.engine_urls())
+            if self._actors is not None:
+                self._supply = _weight_supply(config, self._rollout, self._actors)
+                self._supply.start()
         self._train_steps = self._start_at.train_steps(config[Data].num_steps_per_rollout or 1)
         self._generates_ahead = config[Training].async_training and not self._rollout.generates_continuously()
         self._schedule = _schedule(config, self.num_rollout, per_epoch)
         gc.collect()
         gc.freeze()  # models and data sets live as long as the run: a full collection need not walk through them
-
-    def _name_the_dead(self) -> None:
-        """EngineError if a server has ended, which says more than that it does not answer.
-
-        A process that is killed closes its connections a moment before its owner can know.
-        """
-        deadline = time.monotonic() + DEATH_NOTICE_S
-        while time.monotonic() < deadline:
-            self.rollout.check_alive()
-            time.sleep(DEATH_NOTICE_S / 20)
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         if self._actors is not None:
@@ -250,7 +244,8 @@ class Job:
 
         An error in one does not spare the others, and does not hide the ``reason`` for which the run ends.
         """
-        closers = [role.close for role in (self._actors,) if role is not None]
+        closers = [supply.stop for supply in (self._supply,) if supply is not None]
+        closers += [role.close for role in (self._actors,) if role is not None]
         closers += [role.stop for role in (self._rollout,) if role is not None]
         closers += [executor.shutdown for executor in (self._executor,) if executor is not None]
         errors = []
@@ -284,6 +279,11 @@ def _num_rollout(data: Data, per_epoch: int | None) -> int:
             "--num-rollout"
         )
     return data.num_epoch * per_epoch
+
+
+def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup) -> WeightSupply:
+    heartbeat_s = config.rollout_health_check_interval + config.rollout_health_check_timeout
+    return WeightSupply(rollout, actors, replaces=config.use_fault_tolerance, notice_s=heartbeat_s)
 
 
 def _schedule(config: Config, num_rollout: int, per_epoch: int | None) -> Schedule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,8 +200,18 @@ class RayRollout:
     def check_alive(self) -> None:
         self._call("check_alive")
 
-    def weights_updated(self, version: int) -> None:
-        self._call("weights_updated", version)
+    def engines_waiting(self) -> list[str]:
+        urls: list[str] = self._call("engines_waiting")
+        return urls
+
+    def weights_updating(self) -> None:
+        self._call("weights_updating")
+
+    def weights_updated(self, version: int, urls: Sequence[str]) -> None:
+        self._call("weights_updated", version, list(urls))
+
+    def replace_engine(self, url: str, reason: str) -> None:
+        self._call("replace_engine", url, reason)
 
     def save(self, directory: Path) -> None:
         self._call("save", directory.absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,10 +57,22 @@ class RolloutRole(Protocol):
         """EngineError that names the engine or the router that has ended; nothing when all live."""
 
     def engine_urls(self) -> list[str]:
-        """Addresses of the engines that hold the policy's weights."""
+        """Addresses of the engines that hold the policy's weights, or wait for them."""
 
-    def weights_updated(self, version: int) -> None:
-        """Called after every engine took weight version ``version``."""
+    def engines_waiting(self) -> list[str]:
+        """Addresses of the engines that were started in place of lost ones and wait for weights."""
+
+    def weights_updating(self) -> None:
+        """Called before engines take weights: until ``weights_updated`` their silence is no fault."""
+
+    def weights_updated(self, version: int, urls: Sequence[str]) -> None:
+        """Called after an update, with the engines that took ``version``; none of them when it failed.
+
+        They serve from now on.  WeightSyncError when one of them says that it holds something else.
+        """
+
+    def replace_engine(self, url: str, reason: str) -> None:
+        """Called when an engine that waits does not take weights."""
 
     def save(self, directory: Path) -> None:
         """Write data-source position, buffer and everything in flight into the existing, empty ``directory``."""

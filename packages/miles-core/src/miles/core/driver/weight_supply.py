@@ -1,0 +1,115 @@
+"""The trainer's weights on their way to the engines: to all at an update, and to one that takes a lost one's place."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from miles.core.driver.executor import ActorGroup
+from miles.core.errors import EngineError, MilesError
+from miles.core.protocols.rollout import RolloutRole
+from miles.core.weights.sync import SyncReport
+
+logger = logging.getLogger(__name__)
+
+DEATH_NOTICE_S = 2.0
+"""A process that is killed closes its connections a moment before its owner can know."""
+_LOOK_INTERVAL_S = 0.5
+_END_DEADLINE_S = 10.0
+
+
+class WeightSupply:
+    """Owned by the job.  ``replaces``: the rollout side replaces lost engines, and ``notice_s`` is how long it may take
+    to see that one hangs.
+
+    New engines are served from a thread of its own, whenever the trainer is free: a rollout whose only engine is lost
+    waits for that.
+    """
+
+    def __init__(
+        self, rollout: RolloutRole, actors: ActorGroup, *, replaces: bool = False, notice_s: float = 0.0
+    ) -> None:
+        self._rollout, self._actors = rollout, actors
+        self._replaces = replaces
+        self._notice_s = DEATH_NOTICE_S + (notice_s if replaces else 0.0)
+        self._version: int | None = None
+        self._busy = threading.Lock()
+        self._ending = threading.Event()
+        self._server: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to serve engines that take the places of others."""
+        if self._replaces:
+            self._server = threading.Thread(target=self._serve, name="weight-supply", daemon=True)
+            self._server.start()
+
+    def stop(self) -> None:
+        """Serve no more.  Safe to call twice."""
+        self._ending.set()
+        if self._server is not None:
+            self._server.join(_END_DEADLINE_S)
+
+    @contextmanager
+    def trainer(self, *, becomes: int | None = None) -> Iterator[None]:
+        """Have the trainer for the block.  ``becomes``: the version of its weights afterwards."""
+        with self._busy:
+            yield
+            self._version = self._version if becomes is None else becomes
+
+    def update(self, version: int) -> SyncReport | None:
+        """Bring every engine to the trainer's weights, which are ``version``; None where there is no engine.
+
+        An engine that is lost meanwhile is left out when it is being replaced; otherwise EngineError says who it was.
+        """
+        with self._busy:
+            self._version = version
+            while urls := self._rollout.engine_urls():
+                try:
+                    return self._push(urls, version)
+                except EngineError:
+                    if not self._lost_one_of(urls):
+                        raise
+            return None
+
+    def _push(self, urls: Sequence[str], version: int) -> SyncReport:
+        updated: Sequence[str] = ()
+        self._rollout.weights_updating()
+        try:
+            report = self._actors.update_weights(list(urls), version)
+            updated = urls
+        finally:
+            self._rollout.weights_updated(version, updated)
+        return report
+
+    def _lost_one_of(self, urls: Sequence[str]) -> bool:
+        """Whether one of ``urls`` turns out to be lost and its replacement under way.
+
+        EngineError that names it when it is not replaced: that says more than that it does not answer.
+        """
+        deadline = time.monotonic() + self._notice_s
+        while time.monotonic() < deadline:
+            self._rollout.check_alive()
+            if self._replaces and set(urls) - set(self._rollout.engine_urls()):
+                return True
+            time.sleep(DEATH_NOTICE_S / 20)
+        return False
+
+    def _serve(self) -> None:
+        while not self._ending.wait(_LOOK_INTERVAL_S):
+            try:
+                if self._rollout.engines_waiting():
+                    self._serve_waiting()
+            except Exception:  # the job's own next call of the same role tells it to the user
+                logger.warning("engines that wait for weights could not be looked after", exc_info=True)
+
+    def _serve_waiting(self) -> None:
+        with self._busy:
+            for url in self._rollout.engines_waiting() if self._version is not None else ():
+                assert self._version is not None
+                try:
+                    self._push([url], self._version)
+                except MilesError as error:
+                    self._rollout.replace_engine(url, f"the engine at {url} did not take weights: {error}")

@@ -1,0 +1,57 @@
+"""Short control requests to engines and router, from threads that have no event loop."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from urllib.parse import urlencode, urlsplit
+
+from miles.core.errors import EngineError
+
+DEADLINE_S = 10.0
+
+
+def register(router_url: str, engine_url: str) -> None:
+    """Let the router send requests to the engine; EngineError when it does not take it."""
+    try:
+        _ask(router_url, "POST", f"/add_worker?{urlencode({'url': engine_url})}")
+    except EngineError as error:
+        raise EngineError(f"the router at {router_url} did not take engine {engine_url}: {error}") from error
+
+
+def unregister(router_url: str, engine_url: str) -> None:
+    """Let the router forget the engine at once, and send what the engine has not answered to others."""
+    _ask(router_url, "POST", f"/remove_worker?{urlencode({'url': engine_url, 'timeout_s': 0})}")
+
+
+def held_version(engine_url: str) -> str | None:
+    """Version of the weights that the engine says it holds; None when it keeps none.  EngineError without an answer."""
+    version = json.loads(_ask(engine_url, "GET", "/model_info")).get("weight_version")
+    return None if version is None else str(version)
+
+
+def heartbeat(engine_url: str, timeout_s: float) -> str | None:
+    """What is wrong with the engine; None when ``/health_generate`` answers 200 in time."""
+    try:
+        _ask(engine_url, "GET", "/health_generate", timeout_s)
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def _ask(url: str, method: str, path: str, timeout_s: float = DEADLINE_S) -> bytes:
+    """Body of the answer; EngineError on anything but 200."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_s)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        body = response.read()
+    except TimeoutError:
+        raise EngineError(f"{url}{path} did not answer within {timeout_s:g} s") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise EngineError(f"{url}{path} gave no answer ({type(error).__name__}: {error})") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise EngineError(f"{url}{path} answered {response.status}: {body[:300].decode(errors='replace')}")
+    return body

@@ -1,0 +1,78 @@
+"""With ``--use-fault-tolerance`` an engine may die or hang: the run learns what it would have learned without that."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+DEADLINE_S = 120
+MILES = str(Path(sys.executable).with_name("miles"))
+FIRST_SAMPLE_OF_ROLLOUT_1 = 16
+FLAGS = ["--use-fault-tolerance", "--num-rollout", "3", "--rollout-max-response-len", "200", "--save-interval", "3"]
+
+
+def train(toy, run: Path, *flags: str, signal: str = "", sample: int = -1) -> str:
+    """Train with an engine that gets ``signal`` while ``sample`` is generated; the output."""
+    place = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": place, "LETHAL_SIGNAL": signal, "LETHAL_SAMPLE": str(sample)}
+    harming = ["--custom-generate-function-path", "lethal_generate.generate"]
+    command = [MILES, "train", *toy.flags(run, *FLAGS, *harming, *flags)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    return done.stdout + done.stderr
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    return [event for line in (run / "metrics.jsonl").open() if (event := json.loads(line))["kind"] == kind]
+
+
+def restarts(run: Path) -> float:
+    return sum(event["metrics"]["rollout/engine_restarts"] for event in events(run, "rollout"))
+
+
+def samples(run: Path, rollout_id: int) -> list[tuple]:
+    rows = map(json.loads, (run / "rollouts" / f"rollout_{rollout_id:07d}.jsonl").open())
+    return [(row["index"], row["tokens"], row["rollout_log_probs"], row["weight_versions"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(toy, run)
+    assert restarts(run) == 0
+    return run
+
+
+def assert_equal_runs(run: Path, other: Path) -> None:
+    for rollout_id in range(3):
+        assert samples(run, rollout_id) == samples(other, rollout_id)
+    assert [event["metrics"] for event in events(run, "train")] == [
+        event["metrics"] for event in events(other, "train")
+    ]
+
+
+@pytest.mark.parametrize("num_engines", [1, 2])
+def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_trained_twice(toy, undisturbed, tmp_path, num_engines):
+    run = tmp_path / "run"
+    output = train(
+        toy, run, "--rollout-num-engines", str(num_engines), signal="SIGKILL", sample=FIRST_SAMPLE_OF_ROLLOUT_1
+    )
+    assert restarts(run) == 1
+    assert "engine 0 has ended with status -9 (SIGKILL)" in output
+    assert_equal_runs(run, undisturbed)
+
+
+def test_a_hanging_engine_is_ended_and_replaced(toy, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    quick = ["--rollout-health-check-interval", "0.5", "--rollout-health-check-timeout", "2"]
+    output = train(toy, run, *quick, signal="SIGSTOP", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
+    assert restarts(run) == 1
+    assert "/health_generate did not answer within 2 s" in output
+    assert_equal_runs(run, undisturbed)
