@@ -27,9 +27,9 @@ def finish(sample: Sample) -> list[Sample]:
 def worker(
     generate: Callable[[GenerateFnInput], Any] | None = None, together: Any = None, **changes: Any
 ) -> GroupWorker:
-    async def call(input: GenerateFnInput) -> list[Sample]:
+    async def call(input: GenerateFnInput) -> GenerateFnOutput:
         found = finish(input.sample) if generate is None else generate(input)
-        return await found if asyncio.iscoroutine(found) else found
+        return GenerateFnOutput(await found if asyncio.iscoroutine(found) else found)
 
     class One:
         def of(self, sample: Sample) -> Generator:

@@ -17,7 +17,7 @@ async def test_a_function_of_one_argument() -> None:
         return GenerateFnOutput([input.sample, input.sample])
 
     given = make_input()
-    assert await adapt(generate).one(given) == [given.sample, given.sample]
+    assert (await adapt(generate).one(given)).samples == [given.sample, given.sample]
 
 
 async def test_a_class_of_such_functions() -> None:
@@ -26,7 +26,7 @@ async def test_a_class_of_such_functions() -> None:
             return GenerateFnOutput(input.sample)
 
     given = make_input()
-    assert await adapt(Generate).one(given) == [given.sample]
+    assert (await adapt(Generate).one(given)).samples is given.sample
 
 
 async def test_the_older_form() -> None:
@@ -37,7 +37,7 @@ async def test_the_older_form() -> None:
         return sample
 
     given = make_input()
-    assert await adapt(generate).one(given) == [given.sample]
+    assert (await adapt(generate).one(given)).samples is given.sample
     assert seen == [("the args", "p", {"temperature": 1.0})]
 
 
@@ -46,7 +46,7 @@ async def test_the_older_form_hears_of_evaluation_if_it_asks() -> None:
         return [sample] if evaluation else []
 
     given = make_input(evaluation=True)
-    assert await adapt(generate).one(given) == [given.sample]
+    assert (await adapt(generate).one(given)).samples == [given.sample]
 
 
 async def test_a_first_parameter_called_input_is_the_one_argument_form() -> None:
@@ -54,7 +54,19 @@ async def test_a_first_parameter_called_input_is_the_one_argument_form() -> None
         return GenerateFnOutput(input.sample)
 
     given = make_input()
-    assert await adapt(generate).one(given) == [given.sample]
+    assert (await adapt(generate).one(given)).samples is given.sample
+
+
+async def test_a_class_whose_constructor_takes_a_parameter_is_given_the_flags() -> None:
+    class Generate:
+        def __init__(self, args: Any) -> None:
+            self.args = args
+
+        async def __call__(self, input: GenerateFnInput) -> GenerateFnOutput:
+            return GenerateFnOutput([input.sample] if self.args == "the flags" else [])
+
+    given = make_input()
+    assert (await adapt(Generate, "the flags").one(given)).samples == [given.sample]
 
 
 def test_a_method_for_groups_is_found() -> None:

@@ -10,7 +10,6 @@ from miles.core.config.group import DERIVED, Flag, Group
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1)]
-_NO_MULTI_TURN = "multi-turn generation does not exist yet"
 _NO_FAULT_TOLERANCE = "a dead engine ends the run instead of being replaced"
 _NO_BUFFER_SERVICE = "there is no external rollout buffer service"
 
@@ -227,19 +226,23 @@ class FaultTolerance(Group):
 class MultiTurn(Group):
     title = "Multi-Turn and Agentic Arguments"
 
-    generate_max_turns: Annotated[PositiveInt, Flag(unsupported=_NO_MULTI_TURN)] = 16
-    """Most turns of a conversation."""
+    generate_max_turns: PositiveInt = 16
+    """Most turns of the model in a conversation of the generator ``multi_turn``."""
 
-    generate_tool_specs_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MULTI_TURN)] = None
-    """Dotted path of the list of tool definitions."""
+    generate_tool_specs_path: str | None = None
+    """Tool definitions in OpenAI's form: a JSON or YAML file, or the dotted path of a list. Without it the
+    ``--tool-key`` column of the data has them."""
 
-    generate_tool_call_parser: Annotated[str | None, Flag(unsupported=_NO_MULTI_TURN)] = None
-    """Parser that finds tool calls in a response."""
+    generate_tool_call_parser: Annotated[str | None, Flag(plugin="miles.tool_parsers")] = None
+    """Format in which the model writes tool calls, by name or dotted path."""
 
-    generate_execute_tool_function_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MULTI_TURN)] = None
-    """Dotted path of the coroutine function that executes a tool: ``(name, params) -> str``."""
+    generate_execute_tool_function_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of the function that executes a tool: ``(name, params) -> str``, synchronous or not."""
 
-    generate_multi_samples: Annotated[bool, Flag(unsupported=_NO_MULTI_TURN)] = False
+    generate_tool_timeout: PositiveFloat = 60.0
+    """Seconds that one tool call may take; then the model reads that it took too long."""
+
+    generate_multi_samples: bool = False
     """Make a sample of every turn instead of one of the conversation."""
 
 

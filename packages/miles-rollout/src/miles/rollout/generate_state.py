@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from miles.core.protocols.tools import ToolSpec
 from miles.core.types.sample import Sample
 from miles.rollout.generators.experts import ExpertShape
 from miles.rollout.http import JsonClient
@@ -65,10 +67,11 @@ class GenerateState:
         """The tokenizer of transformers."""
         return self.text.hf
 
-    def prompt_ids(self, sample: Sample) -> list[int]:
-        """Token ids of the sample's prompt; the chat template is applied to messages."""
+    def prompt_ids(self, sample: Sample, tools: Sequence[ToolSpec] | None = None) -> list[int]:
+        """Token ids of the sample's prompt; the chat template is applied to messages, with ``tools`` or the sample's.
+        """
         if isinstance(sample.prompt, str):
             return self.text.encode(sample.prompt)
-        tools = sample.metadata.get("tools")
-        rendered = self.text.render(sample.prompt, tools=tools, **self.args.apply_chat_template_kwargs)
+        known = list(tools or sample.metadata.get("tools") or ()) or None
+        rendered = self.text.render(sample.prompt, tools=known, **self.args.apply_chat_template_kwargs)
         return self.text.encode(rendered)

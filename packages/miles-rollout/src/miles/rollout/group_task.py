@@ -9,14 +9,15 @@ from typing import Any
 
 from miles.core.errors import EngineError
 from miles.core.protocols.reward import RewardDispatcher
-from miles.core.types.rollout import GenerateFnInput
+from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
 from miles.core.types.sample import Group, Sample, Status
 from miles.rollout.generate_state import GenerateState
-from miles.rollout.generators.adapt import Together
+from miles.rollout.generators.adapt import Together, as_list
 from miles.rollout.generators.registry import Generators
 from miles.rollout.progress import Progress
 from miles.rollout.seeds import Stream, sampling_seed
 from miles.rollout.slots import Slots
+from miles.rollout.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class GroupWorker:
     whole_groups: bool = True
     group_rm: bool = False
     mask_offpolicy: bool = False
+    teacher: Teacher | None = None
+    """Scores the finished samples of training, where the policy is distilled."""
     progress: Progress = field(default_factory=Progress)
 
     async def run(self, group: Group, params: dict[str, Any], stream: Stream = "rollout") -> Group:
@@ -71,33 +74,36 @@ class GroupWorker:
 
     async def _finish(self, input: GenerateFnInput, *, generated: bool) -> list[Sample]:
         """Generate what is not generated yet or failed, and score it."""
-        samples = [input.sample] if generated else await self._generate(input)
+        output = GenerateFnOutput(input.sample) if generated else await self._generate(input)
         attempt = 1
-        while attempt < ATTEMPTS and not self.state.aborted and failure(samples) is not None:
+        while attempt < ATTEMPTS and not self.state.aborted and failure(as_list(output.samples)) is not None:
             input.sample.reset_for_retry()
             input.sample.metadata = {name: value for name, value in input.sample.metadata.items() if name != _ERROR}
-            samples = await self._generate(input)
+            output = await self._generate(input)
             attempt += 1
+        samples = as_list(output.samples)
+        taught = [] if input.evaluation else [sample for sample in samples if sample.status in _FINISHED]
+        learning = asyncio.gather(*(self._teach(sample) for sample in taught))
         if self.rewards is not None and not self.group_rm:
-            unscored = [made for made in samples if made.reward is None and made.status in _FINISHED]
-            await asyncio.gather(*(self._score(made, evaluation=input.evaluation) for made in unscored))
+            await self._score_execution(samples, shared=output.shared_reward, evaluation=input.evaluation)
+        await learning
         self.progress.finished += 1
         return samples
 
-    async def _generate(self, input: GenerateFnInput) -> list[Sample]:
+    async def _generate(self, input: GenerateFnInput) -> GenerateFnOutput:
         sample = input.sample
         async with self.slots.take():
             if self.state.aborted:
                 sample.status = Status.ABORTED
-                return [sample]
+                return GenerateFnOutput(sample)
             try:
                 made = await self.generators.of(sample).one(input)
-                _identify(made, sample)
+                _identify(as_list(made.samples), sample)
             except EngineError as error:
-                return [_failed(sample, str(error))]
+                return GenerateFnOutput(_failed(sample, str(error)))
             except Exception as error:  # a generate function of the user's: the sample is its domain of failure
                 logger.warning("sample %s: the generate function failed", sample.index, exc_info=True)
-                return [_failed(sample, f"{type(error).__name__}: {error}")]
+                return GenerateFnOutput(_failed(sample, f"{type(error).__name__}: {error}"))
         return made
 
     async def _generate_together(self, together: Together, inputs: list[GenerateFnInput]) -> None:
@@ -114,10 +120,28 @@ class GroupWorker:
                 for input in inputs:
                     _failed(input.sample, str(error))
 
+    async def _score_execution(self, samples: Group, *, shared: bool, evaluation: bool) -> None:
+        """Score what has no reward yet; of a shared reward, the last sample's is that of all."""
+        unscored = [made for made in samples if made.reward is None and made.status in _FINISHED]
+        graded = unscored[-1:] if shared else unscored
+        await asyncio.gather(*(self._score(made, evaluation=evaluation) for made in graded))
+        if shared and graded:
+            for sample in unscored[:-1]:
+                sample.reward, sample.remove_sample = graded[0].reward, graded[0].remove_sample
+
     async def _score(self, sample: Sample, *, evaluation: bool) -> None:
         assert self.rewards is not None
         outcome = await self.rewards.score(sample, evaluation=evaluation)
         outcome.apply(sample)
+
+    async def _teach(self, sample: Sample) -> None:
+        """Let the teacher score what it has not scored yet."""
+        if self.teacher is None or sample.teacher_log_probs is not None:
+            return
+        try:
+            await self.teacher.score(sample)
+        except EngineError as error:
+            _failed(sample, str(error))
 
     async def _score_group(self, group: Group, stream: Stream) -> None:
         if self.rewards is None or not all(sample.status in _FINISHED for sample in group):

@@ -193,7 +193,7 @@ class RolloutManager:
             args=self._args,
             loop=LoopThread(),
             state=state,
-            generators=Generators(rollout.custom_generate_function_path),
+            generators=Generators(rollout.custom_generate_function_path, self._args),
             hooks=self._hooks,
             rewards=rewards,
             settings=_settings(rollout),

@@ -59,3 +59,5 @@ class GenerateFnOutput:
     """A generate function's result: one sample, or several from one execution."""
 
     samples: Sample | list[Sample]
+    shared_reward: bool = False
+    """Only the last sample is graded, and its reward is that of all: they are turns of one conversation."""

@@ -10,7 +10,7 @@ from typing import Any
 from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
 from miles.core.types.sample import Sample
 
-One = Callable[[GenerateFnInput], Awaitable[list[Sample]]]
+One = Callable[[GenerateFnInput], Awaitable[GenerateFnOutput]]
 Together = Callable[[Sequence[GenerateFnInput]], Awaitable[list[GenerateFnOutput]]]
 
 
@@ -19,15 +19,18 @@ class Generator:
     """A generate function."""
 
     one: One
-    """Makes the samples of one execution: one, or several when the function returns a list."""
+    """Makes the samples of one execution."""
     together: Together | None = None
     """Makes the samples of a group at once, where the function has a method of that name: it saves requests."""
 
 
-def adapt(function: Any) -> Generator:
-    """Accept ``(input)``, a class of such, and the older ``(args, sample, sampling_params[, evaluation])``."""
+def adapt(function: Any, args: Any = None) -> Generator:
+    """Accept ``(input)``, a class of such, and the older ``(args, sample, sampling_params[, evaluation])``.
+
+    A class is constructed with ``args`` if its constructor takes a parameter.
+    """
     if inspect.isclass(function):
-        function = function()
+        function = _construct(function, args)
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) >= 3 and parameters[0].name != "input":
         return Generator(_legacy(function, any(parameter.name == "evaluation" for parameter in parameters)))
@@ -39,17 +42,21 @@ def as_list(samples: Sample | list[Sample]) -> list[Sample]:
     return samples if isinstance(samples, list) else [samples]
 
 
+def _construct(cls: Any, args: Any) -> Any:
+    return cls(args) if inspect.signature(cls).parameters else cls()
+
+
 def _one_argument(function: Any) -> One:
-    async def call(input: GenerateFnInput) -> list[Sample]:
+    async def call(input: GenerateFnInput) -> GenerateFnOutput:
         output: GenerateFnOutput = await function(input)
-        return as_list(output.samples)
+        return output
 
     return call
 
 
 def _legacy(function: Any, takes_evaluation: bool) -> One:
-    async def call(input: GenerateFnInput) -> list[Sample]:
+    async def call(input: GenerateFnInput) -> GenerateFnOutput:
         keywords = {"evaluation": input.evaluation} if takes_evaluation else {}
-        return as_list(await function(input.state.args, input.sample, input.sampling_params, **keywords))
+        return GenerateFnOutput(await function(input.state.args, input.sample, input.sampling_params, **keywords))
 
     return call

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from miles.core.registry import Registry
 from miles.core.types.sample import Group, Sample
 from miles.rollout.generators.adapt import Generator, Together, adapt
@@ -11,9 +13,13 @@ DEFAULT = "single_turn"
 
 
 class Generators:
-    """The run's generate function, and those that samples ask for themselves (``generate_function_path``)."""
+    """The run's generate function, and those that samples ask for themselves (``generate_function_path``).
 
-    def __init__(self, path: str | None) -> None:
+    ``args`` go to classes that are constructed with them.
+    """
+
+    def __init__(self, path: str | None, args: Any = None) -> None:
+        self._args = args
         self._loaded: dict[str, Generator] = {}
         self._default = self._load(path or DEFAULT)
 
@@ -30,5 +36,5 @@ class Generators:
 
     def _load(self, path: str) -> Generator:
         if path not in self._loaded:
-            self._loaded[path] = adapt(GENERATORS.get(path))
+            self._loaded[path] = adapt(GENERATORS.get(path), self._args)
         return self._loaded[path]

@@ -34,6 +34,18 @@ def append_response(sample: Sample, answer: dict[str, Any], experts: ExpertShape
     sample.finish((meta.get("finish_reason") or {}).get("type"))
 
 
+def append_observation(sample: Sample, token_ids: list[int], text: str) -> None:
+    """Append tokens that were not sampled (a tool's answer, an environment's): they do not train."""
+    count = len(token_ids)
+    sample.tokens = sample.tokens + token_ids
+    sample.loss_mask = (sample.loss_mask or [1] * sample.response_length) + [0] * count
+    sample.rollout_log_probs = (sample.rollout_log_probs or []) + [0.0] * count
+    if sample.token_weight_versions:
+        sample.token_weight_versions = sample.token_weight_versions + [sample.token_weight_versions[-1]] * count
+    sample.response_length += count
+    sample.response += text
+
+
 def _append_versions(sample: Sample, version: Any, num_tokens: int) -> None:
     """Remember which weights made these tokens, as far as the engine counts its versions."""
     if version is None:
