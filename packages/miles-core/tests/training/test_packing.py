@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles.core.training.packing import Item, Packing, best_fit_decreasing, plan_micro_batches, units_of
+from miles.core.training.bins import Item
+from miles.core.training.packing import Packing, plan_micro_batches
 
 
 @st.composite
@@ -62,11 +63,6 @@ def test_samples_of_one_prompt_stay_together():
     family = [Item(i, 0, 50, 10) for i in range(0, 8, 2)] + [Item(i, 1, 50, 10) for i in range(1, 8, 2)]
     (bins,) = plan_micro_batches(family, 1, Packing(max_tokens=90))
     assert sorted(map(sorted, bins)) == [[0, 2, 4, 6], [1, 3, 5, 7]]
-
-
-def test_best_fit_fills_the_fullest_bin_that_has_room():
-    bins = best_fit_decreasing(units_of(items(6, 5, 4, 3, 2), 10), 10)
-    assert [[unit.items[0].sample for unit in chosen] for chosen in bins] == [[0, 2], [1, 3, 4]]
 
 
 def test_without_a_cap_micro_batches_have_a_fixed_number_of_samples():

@@ -6,11 +6,15 @@ Samples with the same prompt form a family and are kept together, because a micr
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from miles.core.training.balance import karmarkar_karp
+from miles.core.training.bins import Bin, Item, Unit, fill_bins, units_of
+
+# By how much a bin may exceed an equal share of the tokens, tried in turn.
+_SLACKS = (0.002, 0.01, 0.04, 0.15, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,44 +34,6 @@ class Packing:
         return self if self.max_tokens is None else replace(self, max_tokens=self.max_tokens * count)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A sample to pack."""
-
-    sample: int
-    family: int
-    """Samples of one family begin with the same prompt."""
-    prompt: int
-    """Tokens."""
-    response: int
-    """Tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Items of one family that stay together."""
-
-    items: tuple[Item, ...]
-
-    @property
-    def tokens(self) -> int:
-        """What they take in a pack: their prompt once."""
-        return self.items[0].prompt + sum(item.response for item in self.items)
-
-    def halves(self) -> list[Unit]:
-        """Longest processing time first: each item goes to the lighter half."""
-        halves: tuple[list[Item], list[Item]] = ([], [])
-        totals = [0, 0]
-        for item in self.items:
-            lighter = totals[1] < totals[0]
-            halves[lighter].append(item)
-            totals[lighter] += max(item.response, 1)
-        return [Unit(tuple(half)) for half in halves]
-
-
-Bin = list[Unit]
-
-
 def plan_micro_batches(items: Sequence[Item], num_ranks: int, packing: Packing) -> list[list[list[int]]]:
     """Samples of each micro-batch of each rank, for one optimizer step.
 
@@ -75,30 +41,38 @@ def plan_micro_batches(items: Sequence[Item], num_ranks: int, packing: Packing) 
     """
     if packing.max_tokens is None:
         return _fixed_size(items, num_ranks, packing)
-    units = _divided(units_of(items, packing.max_tokens), num_ranks)
-    shares = _shares([unit.tokens for unit in units], num_ranks, packing.balance)
-    bins = [best_fit_decreasing([units[i] for i in share], packing.max_tokens) for share in shares]
+    if packing.balance and num_ranks > 1:
+        bins = _balanced(items, num_ranks, packing.max_tokens)
+    else:
+        units = _divided(units_of(items, packing.max_tokens), num_ranks)
+        bins = [fill_bins(units[rank::num_ranks], packing.max_tokens) for rank in range(num_ranks)]
     count = max(map(len, bins))
-    return [[_samples(unit for unit in chosen) for chosen in _grown(of_rank, count)] for of_rank in bins]
+    return [[_samples(chosen) for chosen in _grown(of_rank, count)] for of_rank in bins]
 
 
-def best_fit_decreasing(units: Sequence[Unit], capacity: int) -> list[Bin]:
-    """Put each unit, largest first, into the bin that it fills best; open a bin where none has room.
+def _balanced(items: Sequence[Item], num_ranks: int, capacity: int) -> list[list[Bin]]:
+    """Bins of each rank, all about equally full, so that no rank waits for another in any micro-batch.
 
-    A unit larger than ``capacity`` gets a bin of its own.
+    As many as ``capacity`` makes necessary, in whole rounds over the ranks.
     """
-    bins: list[Bin] = []
-    room: list[tuple[int, int]] = []  # (free tokens, bin), ascending
-    for unit in sorted(units, key=lambda unit: (-unit.tokens, unit.items[0].sample)):
-        at = bisect_left(room, (unit.tokens, -1))
-        if at < len(room):
-            free, target = room.pop(at)
-            bins[target].append(unit)
-        else:
-            free, target = capacity, len(bins)
-            bins.append([unit])
-        insort(room, (free - unit.tokens, target))
-    return bins
+    fullest = fill_bins(units_of(items, capacity), capacity)
+    count = num_ranks * math.ceil(len(fullest) / num_ranks)
+    bins = _grown(_even_bins(items, fullest, count, capacity), count)
+    shares = karmarkar_karp([_tokens(chosen) for chosen in bins], num_ranks, equal_size=True)
+    return [sorted((bins[b] for b in share), key=_tokens, reverse=True) for share in shares]
+
+
+def _even_bins(items: Sequence[Item], fullest: list[Bin], count: int, capacity: int) -> list[Bin]:
+    """At most ``count`` bins of the smallest capacity that makes do with them."""
+    even = sum(map(_tokens, fullest)) / count
+    for slack in _SLACKS:
+        tried = math.ceil(even * (1 + slack))
+        if tried >= capacity:
+            break
+        bins = fill_bins(units_of(items, tried), tried)
+        if len(bins) <= count:
+            return bins
+    return fullest
 
 
 def _fixed_size(items: Sequence[Item], num_ranks: int, packing: Packing) -> list[list[list[int]]]:
@@ -117,28 +91,6 @@ def _shares(weights: Sequence[int], num_ranks: int, balance: bool) -> list[list[
     if balance and count >= num_ranks > 1:
         return karmarkar_karp(weights, num_ranks, equal_size=count % num_ranks == 0)
     return [list(range(rank, count, num_ranks)) for rank in range(num_ranks)]
-
-
-def units_of(items: Sequence[Item], capacity: int) -> list[Unit]:
-    """Families, cut where they exceed ``capacity``."""
-    families: dict[int, list[Item]] = {}
-    for item in items:
-        families.setdefault(item.family, []).append(item)
-    return [unit for family in families.values() for unit in _cut(family, capacity)]
-
-
-def _cut(family: list[Item], capacity: int) -> Iterable[Unit]:
-    """Items of one family by descending length, as many together as fit."""
-    family = sorted(family, key=lambda item: (-item.response, item.sample))
-    chosen: list[Item] = []
-    room = capacity - family[0].prompt
-    for item in family:
-        if chosen and item.response > room:
-            yield Unit(tuple(chosen))
-            chosen, room = [], capacity - item.prompt
-        chosen.append(item)
-        room -= item.response
-    yield Unit(tuple(chosen))
 
 
 def _divided(units: list[Unit], num_ranks: int) -> list[Unit]:
@@ -166,7 +118,7 @@ def _grown(bins: list[Bin], count: int) -> list[Bin]:
 def _largest(bins: Sequence[Bin]) -> int | None:
     """The fullest bin of more than one sample."""
     divisible = [b for b in range(len(bins)) if sum(len(unit.items) for unit in bins[b]) > 1]
-    return max(divisible, key=lambda b: sum(unit.tokens for unit in bins[b]), default=None)
+    return max(divisible, key=lambda b: _tokens(bins[b]), default=None)
 
 
 def _halves(units: Bin) -> list[Bin]:
@@ -180,6 +132,10 @@ def _halves(units: Bin) -> list[Bin]:
         halves[lighter].append(unit)
         totals[lighter] += unit.tokens
     return list(halves)
+
+
+def _tokens(units: Bin) -> int:
+    return sum(unit.tokens for unit in units)
 
 
 def _samples(units: Iterable[Unit]) -> list[int]:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from miles.core.errors import TrainingError
+from miles.core.training.bins import Item
 from miles.core.training.context import ContextGroup
 from miles.core.training.micro_batch import MicroBatch, pack, pack_filler, response_offsets
-from miles.core.training.packing import Item, Packing, plan_micro_batches
+from miles.core.training.packing import Packing, plan_micro_batches
 from miles.core.training.ranks import Ranks
 from miles.core.types.batch import Ints, RolloutBatch
 
