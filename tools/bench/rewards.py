@@ -36,6 +36,7 @@ from miles.rewards.math import expression, mathd, plain
 from miles.rewards.pool import Job, Pool
 from miles.rewards.types import math, math_verify
 
+GROUP = 8
 CASES = Path(__file__).parents[2] / "packages/miles-rewards/tests/cases"
 Grade = Callable[[], list[float]]
 Item = tuple[str, Any, dict[str, Any]]
@@ -43,14 +44,19 @@ _left = 0
 
 
 def cold_math(response: str, label: Any, metadata: dict[str, Any]) -> Any:
-    """``math``, forgetting now and then, as if no item had been seen before."""
+    """``math``, as if no item had been seen before."""
+    forget_now_and_then(1)
+    return math.grade(response, label, metadata)
+
+
+def forget_now_and_then(num_items: int) -> None:
+    """Empty ``math``'s memory once in a hundred items."""
     global _left
-    if _left == 0:
+    _left -= num_items
+    if _left <= 0:
         for function in (mathd._remembered, plain._remembered, expression.parse):
             function.cache_clear()
         _left = 100
-    _left -= 1
-    return math.grade(response, label, metadata)
 
 
 def clocked_math_verify(response: str, label: Any, metadata: dict[str, Any]) -> Any:
@@ -107,7 +113,8 @@ def contenders(name: str, function: Callable[..., Any], items: list[Item]) -> It
     ways: dict[str, Grade] = {"in_process": lambda: [function(*item)[0] for item in items]}
     if name == "math":
         loop, dispatcher = asyncio.new_event_loop(), Dispatcher(Config.of(rm_type="math"))
-        ways["run"] = lambda: loop.run_until_complete(through_dispatcher(dispatcher, items))
+        samples = [Sample(response=response, label=label) for response, label, _ in items]
+        ways["run"] = lambda: loop.run_until_complete(through_dispatcher(dispatcher, samples))
     else:
         ways["own_clock"] = lambda: [clocked_math_verify(*item)[0] for item in items]
     for count, pool in pools.items():
@@ -127,10 +134,17 @@ def contenders(name: str, function: Callable[..., Any], items: list[Item]) -> It
             executor.shutdown()
 
 
-async def through_dispatcher(dispatcher: Dispatcher, items: list[Item]) -> list[float]:
-    samples = [Sample(response=response, label=label) for response, label, _ in items]
-    outcomes = await asyncio.gather(*map(dispatcher.score, samples))
-    return [float(outcome.score) for outcome in outcomes]
+async def through_dispatcher(dispatcher: Dispatcher, samples: list[Sample]) -> list[float]:
+    """As a rollout does it: the samples of a prompt one after another, each when it is complete."""
+    scores = []
+    for start in range(0, len(samples), GROUP):
+        scores += await asyncio.create_task(score_group(dispatcher, samples[start : start + GROUP]))
+    return scores
+
+
+async def score_group(dispatcher: Dispatcher, samples: list[Sample]) -> list[float]:
+    forget_now_and_then(len(samples))
+    return [float((await dispatcher.score(sample)).score) for sample in samples]
 
 
 def timed(grade: Grade) -> Pass:

@@ -39,10 +39,11 @@ class Dispatcher:
         self._catalogue = Catalogue(self._context)
         self._scorers: dict[str, Scorer] = {}
         self._custom: CustomScorer | None = None
+        self._usual: Scorer | None = None
         if self._flags.custom_rm_path:
             self._custom = self._catalogue.custom(self._flags.custom_rm_path)
         elif self._flags.rm_type:
-            self._scorer_of(self._flags.rm_type)
+            self._usual = self._scorer_of(self._flags.rm_type)
         self._ledgers = {False: Ledger("rollout/reward"), True: Ledger("eval/reward")}
         self._failures_in_a_row = 0
         self._num_replaced = 0
@@ -81,6 +82,8 @@ class Dispatcher:
 
     def _scorer_for(self, sample: Sample) -> Scorer:
         own = sample.metadata.get("rm_type")
+        if own is None and self._usual is not None:
+            return self._usual
         rm_type = own.strip() if isinstance(own, str) and own.strip() else self._flags.rm_type
         if rm_type is None:
             raise ConfigError(
@@ -97,6 +100,10 @@ class Dispatcher:
 
     def _settle(self, outcome: RewardOutcome, sample: Sample, evaluation: bool) -> RewardOutcome:
         """Count the outcome, and give a failure the meaning the flags say."""
+        if not outcome.failed and isinstance(outcome.score, float) and not self._execution.rm_failure_values:
+            self._ledgers[evaluation].add(outcome)
+            self._failures_in_a_row = 0
+            return outcome
         key = self._flags.eval_reward_key if evaluation else self._flags.reward_key
         outcome = self._valued(outcome, key)
         if isinstance(outcome.score, dict) and (key is None or key not in outcome.score):

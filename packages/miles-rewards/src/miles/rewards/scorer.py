@@ -43,7 +43,7 @@ class GraderScorer:
         self._boxed = boxed
         self._job = grader.job
         self._timeout_s = context.settings.timeout_s
-        self._options = {"strict_upstream": True} if context.settings.strict_upstream else {}
+        self._options: dict[str, Any] = {"strict_upstream": True} if context.settings.strict_upstream else {}
         self._memo: OrderedDict[bytes, RewardOutcome] = OrderedDict()
 
     async def score(self, sample: Sample) -> RewardOutcome:
@@ -65,6 +65,8 @@ class GraderScorer:
 
     def _relevant(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         reads = self._grader.reads
+        if not reads and reads is not None:
+            return self._options
         kept = metadata if reads is None else {name: metadata[name] for name in reads if name in metadata}
         return {**kept, **self._options}
 
