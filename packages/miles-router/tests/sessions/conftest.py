@@ -17,6 +17,7 @@ from chat_templates import END_TOKENS, write_checkpoint
 
 from miles.router.sessions.increments import Increments
 from miles.router.sessions.template import ChatTemplate
+from miles.router.tokenizer import CheckpointTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture
 def template(checkpoint: Callable[[str], Path]) -> Callable[..., ChatTemplate]:
     def make(family: str = "chatml", **variables: Any) -> ChatTemplate:
-        return ChatTemplate(checkpoint(family), None, variables)
+        return ChatTemplate(CheckpointTokenizer(checkpoint(family)), None, variables)
 
     return make
 
@@ -43,7 +44,7 @@ def increments(template: Callable[..., ChatTemplate]) -> Callable[..., Increment
 class Speaker:
     """What a worker's model says, one text after the other; the last one again and again."""
 
-    template: ChatTemplate
+    tokenizer: CheckpointTokenizer
     end: str
     texts: list[str]
     finish: str = "stop"
@@ -60,7 +61,7 @@ class Speaker:
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
-        ids = self.template.encode(text + (self.end if self.finish == "stop" else ""))
+        ids = self.tokenizer.encode(text + (self.end if self.finish == "stop" else ""))
         finish: dict[str, Any] = {"type": self.finish}
         if self.finish == "stop":
             finish["matched"] = ids[-1]
@@ -123,9 +124,9 @@ def make_stage(
 ) -> Callable[..., Awaitable[Stage]]:
     async def make(*texts: str, family: str = "chatml", **settings: Any) -> Stage:
         directory = checkpoint(family)
-        speaker = Speaker(ChatTemplate(directory, None, {}), END_TOKENS[family], list(texts) or ["well"])
+        speaker = Speaker(CheckpointTokenizer(directory), END_TOKENS[family], list(texts) or ["well"])
         worker = await make_worker(speaker)
-        router = await make_router(worker, session_tokenizer=directory, **settings)
+        router = await make_router(worker, sessions=True, tokenizer=directory, **settings)
         return Stage(router, worker, speaker)
 
     return make

@@ -33,7 +33,7 @@ async def test_second_turn_sends_the_first_ones_tokens_untouched(make_stage):
     first = await agent.say(user("hi"))
     await agent.say(user("hi"), first, user("and?"))
     one, two = stage.speaker.prompts
-    encode = stage.speaker.template.encode
+    encode = stage.speaker.tokenizer.encode
     assert two == one + encode("the answer<|im_end|>") + encode(
         "\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -46,7 +46,7 @@ async def test_samples_train_on_sampled_tokens_only(make_stage):
     await agent.say(user("hi"), first, user("and?"))
     (sample,) = await agent.samples()
     one, two = stage.speaker.prompts
-    outputs = [stage.speaker.template.encode(text + "<|im_end|>") for text in ("the answer", "more")]
+    outputs = [stage.speaker.tokenizer.encode(text + "<|im_end|>") for text in ("the answer", "more")]
     assert sample["tokens"] == two + outputs[1]
     between = len(two) - len(one) - len(outputs[0])
     assert sample["loss_mask"] == [1] * len(outputs[0]) + [0] * between + [1] * len(outputs[1])
@@ -70,7 +70,7 @@ async def test_tool_calls_go_out_and_come_back(make_stage):
     last = await agent.say(user("1 + 2?"), first, result, tools=[TOOL])
     assert last["content"] == "it is 3"
     one, two = stage.speaker.prompts
-    encode = stage.speaker.template.encode
+    encode = stage.speaker.tokenizer.encode
     assert two[len(one) :] == encode(said + "<|im_end|>") + encode(
         "\n<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )

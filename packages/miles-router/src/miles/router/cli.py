@@ -23,6 +23,7 @@ _ALIASES = {
     "max_connections": "--miles-router-max-connections",
     "health_check_failure_threshold": "--miles-router-health-check-failure-threshold",
     "health_check_interval_s": "--rollout-health-check-interval",
+    "middleware": "--miles-router-middleware-paths",
 }
 """The same settings as a run's flags spell them."""
 
@@ -41,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_certificate else "http"
     print(f"miles-router {miles.router.__version__} on {scheme}://{host}:{port}", flush=True)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve(listener))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve(listener))
+    except ConfigError as error:  # of a middleware
+        print(f"miles-router: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -66,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"miles-router {miles.router.__version__}")
     for name, field in Settings.model_fields.items():
-        parser.add_argument(*_spellings(name), dest=name, **_options(field))
+        parser.add_argument(*_spellings(name), dest=name, **_options(name, field))
     return parser
 
 
@@ -75,10 +80,10 @@ def _spellings(name: str) -> list[str]:
     return [*spellings, _ALIASES[name]] if name in _ALIASES else spellings
 
 
-def _options(field: FieldInfo) -> dict[str, Any]:
+def _options(name: str, field: FieldInfo) -> dict[str, Any]:
     text = (field.description or "").replace("%", "%%")
     if field.default == ():
-        return {"nargs": "+", "action": "extend", "help": text, "metavar": "URL"}
+        return {"nargs": "+", "action": "extend", "help": text, "metavar": "URL" if name == "worker" else "NAME"}
     if field.annotation is bool:
         return {"action": "store_true", "help": text}
     if field.default is not None and field.default_factory is None:

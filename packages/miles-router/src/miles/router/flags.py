@@ -16,7 +16,7 @@ class Router(Group):
     """Use this router rather than SGLang's. Runs start it in any case so far."""
 
     miles_router_middleware_paths: Annotated[
-        list[str], Flag(plugin="miles.router_middleware", unsupported="the router calls no middleware yet")
+        list[str], Flag(plugin="miles.router_middlewares", unsupported="the router calls no middleware yet")
     ] = Field(default_factory=list)
     """ASGI middleware classes, by name or dotted path, outermost first."""
 

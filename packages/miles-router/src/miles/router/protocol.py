@@ -37,7 +37,7 @@ class RouterProtocol(HttpToolsProtocol):
         settings = self.owner.settings
         self.dispatcher = self.owner.dispatcher
         self.running: HotExchange | None = None
-        self._hot = settings.hot_path == "auto"
+        self._hot = self.owner.hot
         self._max_header_bytes = settings.max_header_bytes
         self._in_head = False
         self._head_bytes = 0  # at least those of the head, counted by pieces as they arrive

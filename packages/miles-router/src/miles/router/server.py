@@ -12,7 +12,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -21,9 +20,12 @@ from miles.core.errors import ConfigError
 from miles.core.registry import Registry
 from miles.router.control import ControlPlane
 from miles.router.dispatcher import Dispatcher
+from miles.router.extras import load_tokenizer, prepare_sessions
 from miles.router.health import HealthMonitor
 from miles.router.membership import Membership, read_workers_file
 from miles.router.metrics import Metrics
+from miles.router.middleware import load_middleware, wrap
+from miles.router.middleware.handle import Handle
 from miles.router.policies import Policy
 from miles.router.protocol import RouterProtocol
 from miles.router.settings import Settings
@@ -45,6 +47,8 @@ class RouterServer:
 
     dispatcher: Dispatcher
     membership: Membership
+    hot: bool
+    """Whether requests may take the fast path; a middleware must see them all."""
 
     def __init__(self, settings: Settings) -> None:
         """Check all that can be checked before the start; raises ConfigError or PluginError."""
@@ -54,7 +58,12 @@ class RouterServer:
             read_workers_file(settings.workers_file)
         self._token = _read_token(settings)
         self._policy: Policy = Registry("miles.router_policies").get(settings.policy)(settings)
-        self._sessions = _prepare_sessions(settings)
+        self._middleware = load_middleware(settings.middleware)
+        self._tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer is not None else None
+        self._make_sessions: Callable[[Dispatcher], SessionService] | None = None
+        if settings.sessions and self._tokenizer is not None:
+            self._make_sessions = prepare_sessions(settings, self._tokenizer)
+        self.hot = settings.hot_path == "auto" and not self._middleware
         self._failure: BaseException | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -70,10 +79,11 @@ class RouterServer:
         self.membership = Membership(fleet, self.dispatcher, monitor)
         control = ControlPlane(self.dispatcher, self.membership, self._token)
         app = control.application()
-        sessions = self._sessions(self.dispatcher) if self._sessions is not None else None
+        sessions = self._make_sessions(self.dispatcher) if self._make_sessions is not None else None
         if sessions is not None:
             sessions.attach(app)
-        self._uvicorn = uvicorn.Server(self._uvicorn_config(app))
+        wrapped = wrap(app, self._middleware, Handle(self.dispatcher, self._tokenizer))
+        self._uvicorn = uvicorn.Server(self._uvicorn_config(wrapped))
         try:
             for url, weight in self._workers:
                 self.membership.add(url, weight)
@@ -198,28 +208,6 @@ def _survived_signals(reload: Any) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _prepare_sessions(settings: Settings) -> Callable[[Dispatcher], SessionService] | None:
-    """Load the tokenizer of ``--session-tokenizer``; what is returned makes the service once there is a dispatcher."""
-    if settings.session_tokenizer is None:
-        return None
-    try:
-        # An extra: a router without sessions needs neither tokenizers nor jinja2.
-        from miles.router.sessions.increments import Increments
-        from miles.router.sessions.service import SessionService
-        from miles.router.sessions.speech import Listener
-        from miles.router.sessions.template import ChatTemplate
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--session-tokenizer needs {error.name}, which is not installed: pip install 'miles-router[sessions]'"
-        ) from error
-    template = ChatTemplate(
-        settings.session_tokenizer, settings.session_chat_template, settings.session_template_kwargs
-    )
-    reasoning = settings.session_reasoning == "auto"
-    listener = Listener(settings.session_tool_parser, template.source, reasoning=reasoning)
-    return partial(SessionService, settings, template, Increments(template), listener)
 
 
 def _read_token(settings: Settings) -> str | None:

@@ -136,8 +136,18 @@ class Settings(BaseModel):
     hot_path: Literal["auto", "off"] = "auto"
     """``off`` serves every request through ASGI; ``auto`` does so only where the fast path does not fit."""
 
-    session_tokenizer: Path | None = None
-    """Directory of a checkpoint with tokenizer.json and a chat template; with it the router serves ``/sessions``."""
+    middleware: tuple[str, ...] = ()
+    """ASGI middleware around the router, outermost first: names of the ``miles.router_middlewares`` entry points, or
+    dotted paths to classes.  All requests then take the slow path."""
+
+    radix_cache_tokens: PositiveInt = 4_000_000
+    """Tokens that the middleware radix_cache remembers; about 40 bytes each."""
+
+    tokenizer: Path | None = None
+    """Directory of a checkpoint with tokenizer.json, for sessions and for middleware that handles text."""
+
+    sessions: bool = False
+    """Serve ``/sessions``: chat completions for agents, recorded token by token.  Needs ``--tokenizer``."""
 
     session_chat_template: Path | None = None
     """Jinja file in place of the checkpoint's chat template."""
@@ -163,6 +173,12 @@ class Settings(BaseModel):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What goes to standard error."""
+
+    @model_validator(mode="after")
+    def _sessions_have_a_tokenizer(self) -> Settings:
+        if self.sessions and self.tokenizer is None:
+            raise ValueError("--sessions needs --tokenizer DIR: the checkpoint that the workers serve")
+        return self
 
     @model_validator(mode="after")
     def _tls_is_complete(self) -> Settings:

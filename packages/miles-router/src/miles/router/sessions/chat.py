@@ -11,8 +11,9 @@ from typing import Any
 
 from miles.router.sessions.messages import read_messages
 from miles.router.sessions.speech import Listener
-from miles.router.sessions.template import ChatTemplate, Message
+from miles.router.sessions.template import Message
 from miles.router.sessions.trajectory import Generation
+from miles.router.tokenizer import CheckpointTokenizer
 
 _RENAMED = {
     "max_tokens": "max_new_tokens",
@@ -52,7 +53,7 @@ class ChatRequest:
     messages: list[Message]
     tools: list[Any] | None
     variables: dict[str, Any]
-    """Of the chat template, this request's own."""
+    """Of the chat tokenizer, this request's own."""
     sampling: dict[str, Any]
     engine_fields: dict[str, Any] = field(default_factory=dict)
     model: str = ""
@@ -151,15 +152,15 @@ def _versions(meta: Mapping[str, Any], count: int) -> tuple[list[str], list[int]
 
 
 def make_reply(
-    template: ChatTemplate,
+    tokenizer: CheckpointTokenizer,
     listener: Listener,
     request: ChatRequest,
     answer: Mapping[str, Any],
     generation: Generation,
 ) -> Message:
     """The assistant's message, in the form that templates take (arguments as objects)."""
-    spoken = listener(_spoken_text(template, answer, generation), request.tools)
-    reply: Message = {"role": "assistant", "content": template.without_specials(spoken.words)}
+    spoken = listener(_spoken_text(tokenizer, answer, generation), request.tools)
+    reply: Message = {"role": "assistant", "content": tokenizer.without_specials(spoken.words)}
     if spoken.reasoning is not None:
         reply["reasoning_content"] = spoken.reasoning
     if spoken.calls:
@@ -174,13 +175,13 @@ def make_reply(
     return reply
 
 
-def _spoken_text(template: ChatTemplate, answer: Mapping[str, Any], generation: Generation) -> str:
+def _spoken_text(tokenizer: CheckpointTokenizer, answer: Mapping[str, Any], generation: Generation) -> str:
     """Text of the answer, with special tokens, up to what stopped it."""
     ids = generation.output
     matched = (answer["meta_info"].get("finish_reason") or {}).get("matched")
-    if generation.finish == "stop" and ids and (ids[-1] == matched or ids[-1] in template.special_ids):
+    if generation.finish == "stop" and ids and (ids[-1] == matched or ids[-1] in tokenizer.special_ids):
         ids = ids[:-1]
-    text = template.decode(ids)
+    text = tokenizer.decode(ids)
     if isinstance(matched, str) and matched in text:
         text = text[: text.rindex(matched)]
     return text
@@ -220,14 +221,14 @@ def _wire_call(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"function": {"name": function["name"], "arguments": arguments}}
 
 
-def openai_logprobs(template: ChatTemplate, answer: Mapping[str, Any]) -> dict[str, Any]:
+def openai_logprobs(tokenizer: CheckpointTokenizer, answer: Mapping[str, Any]) -> dict[str, Any]:
     """``choices[].logprobs`` from the engine's triples of log-probability, id and text."""
     meta = answer["meta_info"]
     sampled = meta["output_token_logprobs"]
     tops = meta.get("output_top_logprobs") or [[]] * len(sampled)
 
     def entry(triple: Any) -> dict[str, Any]:
-        text = template.piece(int(triple[1]))
+        text = tokenizer.decode([int(triple[1])])
         return {"token": text, "logprob": triple[0], "bytes": list(text.encode())}
 
     content = [entry(one) | {"top_logprobs": [entry(top) for top in several]} for one, several in zip(sampled, tops)]

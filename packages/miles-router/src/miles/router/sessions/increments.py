@@ -30,7 +30,7 @@ class Increments:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._turn_end = self._find_turn_end()
-        self._end_ids = template.encode(self._turn_end)
+        self._end_ids = template.tokenizer.encode(self._turn_end)
 
     def extend(
         self,
@@ -44,11 +44,11 @@ class Increments:
         ``ids`` end with the sampled tokens of ``turn``.  What they have of the turn's end already is not added again.
         A special token that ends them otherwise than the template does is dropped.  Raises TemplateRefusalError.
         """
-        added = self._template.encode(self._continuation(turn, appended, variables or {}))
+        added = self._template.tokenizer.encode(self._continuation(turn, appended, variables or {}))
         for overlap in range(max(1, len(self._end_ids)), 0, -1):
             if len(added) >= overlap and list(ids[-overlap:]) == added[:overlap]:
                 return 0, added[overlap:]
-        ends_otherwise = bool(ids) and bool(added) and {ids[-1], added[0]} <= self._template.special_ids
+        ends_otherwise = bool(ids) and bool(added) and {ids[-1], added[0]} <= self._template.tokenizer.special_ids
         return int(ends_otherwise), added
 
     def end_of_turn(self, ids: Sequence[int]) -> list[int]:
@@ -71,7 +71,7 @@ class Increments:
             if _MARK in text:
                 return text.rpartition(_MARK)[2]
         reasons = "; ".join(dict.fromkeys(refusals)) or "it leaves out what the assistant says"
-        raise ConfigError(f"--session-tokenizer: the chat template cannot be used for sessions: {reasons}")
+        raise ConfigError(f"--sessions: the chat template cannot be used for sessions: {reasons}")
 
     def _continuation(self, turn: Message, appended: Sequence[Message], variables: Mapping[str, Any]) -> str:
         stand_in: Message = {"role": "assistant", "content": _MARK}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles.router.sessions.template import ChatTemplate
 from miles.router.sessions.trajectory import Turn
+from miles.router.tokenizer import CheckpointTokenizer
 
 _STATUS_OF_FINISH = {"stop": "completed", "length": "truncated", "abort": "aborted"}
 
@@ -61,7 +61,9 @@ class TrainingSample:
         }
 
 
-def assemble(turns: Sequence[Turn], template: ChatTemplate, max_seq_len: int | None = None) -> list[TrainingSample]:
+def assemble(
+    turns: Sequence[Turn], tokenizer: CheckpointTokenizer, max_seq_len: int | None = None
+) -> list[TrainingSample]:
     """One sample of ``turns``, or none.  Raises SampleError.
 
     It ends with the first turn that was cut.  The turn that makes it longer than ``max_seq_len`` tokens is cut there;
@@ -83,7 +85,7 @@ def assemble(turns: Sequence[Turn], template: ChatTemplate, max_seq_len: int | N
             break
         if sample.status != "completed":
             break
-    sample.response = _response_text(sample, template)
+    sample.response = _response_text(sample, tokenizer)
     sample.metadata = {"num_turns": len(turns)}
     return [sample]
 
@@ -151,9 +153,9 @@ def _cut(sample: TrainingSample, length: int, status: str = "truncated") -> None
             del values[len(values) - dropped :]
 
 
-def _response_text(sample: TrainingSample, template: ChatTemplate) -> str:
+def _response_text(sample: TrainingSample, tokenizer: CheckpointTokenizer) -> str:
     """Text of the response; the special token that ends it is left out."""
     ids = sample.tokens[len(sample.tokens) - len(sample.loss_mask) :] if sample.loss_mask else []
-    if ids and ids[-1] in template.special_ids:
+    if ids and ids[-1] in tokenizer.special_ids:
         ids = ids[:-1]
-    return template.decode(ids)
+    return tokenizer.decode(ids)

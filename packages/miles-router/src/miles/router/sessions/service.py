@@ -60,6 +60,7 @@ class SessionService:
     ) -> None:
         self._settings = settings
         self._template = template
+        self._tokenizer = template.tokenizer
         self._increments = increments
         self._dispatcher = dispatcher
         self._store = SessionStore(settings.max_sessions, settings.session_idle_timeout_s)
@@ -120,7 +121,7 @@ class SessionService:
             raise SessionError(400, f"max_seq_len {limit!r}: expected a number of tokens, or null")
         turns = list(session.trajectory.turns)
         try:
-            samples = await self._in_thread(assemble, turns, self._template, limit)
+            samples = await self._in_thread(assemble, turns, self._tokenizer, limit)
         except SampleError as error:
             raise SessionError(422, str(error)) from error
         if "application/json" in request.headers.get("accept", ""):
@@ -180,12 +181,12 @@ class SessionService:
             generation = chat.read_generation(parsed)
         except (orjson.JSONDecodeError, chat.BadAnswerError) as error:
             raise SessionError(502, f"bad answer of a worker: {error}") from error
-        reply = await self._in_thread(chat.make_reply, self._template, self._listener, request, parsed, generation)
+        reply = await self._in_thread(chat.make_reply, self._tokenizer, self._listener, request, parsed, generation)
         if session.num_commits == num_commits:
             self._commit(session, request, plan, reply, generation)
         else:
             session.num_unrecorded += 1
-        logprobs = chat.openai_logprobs(self._template, parsed) if request.logprobs else None
+        logprobs = chat.openai_logprobs(self._tokenizer, parsed) if request.logprobs else None
         completion = chat.completion(request, reply, generation, len(plan.ids), logprobs)
         if not request.stream:
             return _json(completion)
@@ -226,10 +227,10 @@ class SessionService:
         ids = accumulate(turns)
         sampled = _sampled(turns)
         rest = self._increments.end_of_turn(ids)
-        canonical = self._template.encode(
+        canonical = self._tokenizer.encode(
             self._template.render(trajectory.messages(), tools=trajectory.tools, prompt=False)
         )
-        return count_mismatches(self._template, ids + rest, sampled + [False] * len(rest), canonical)
+        return count_mismatches(self._tokenizer, ids + rest, sampled + [False] * len(rest), canonical)
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))

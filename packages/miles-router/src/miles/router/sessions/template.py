@@ -1,9 +1,8 @@
-"""Tokenizer and chat template of a checkpoint: ``tokenizer.json`` and Jinja, without transformers."""
+"""The chat template of a checkpoint, without transformers."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from miles.core.errors import ConfigError
+from miles.router.tokenizer import CheckpointTokenizer
 
 Message = dict[str, Any]
 
@@ -28,25 +27,22 @@ class TemplateRefusalError(ValueError):
 
 
 class ChatTemplate:
-    """Writes conversations as text, and text as token ids, exactly as the checkpoint in ``directory`` wants them.
+    """Writes conversations as the checkpoint of ``tokenizer`` wants them.
 
-    ``variables`` are those of every rendering, like ``enable_thinking``.  Raises ConfigError when a file is missing.
+    ``variables`` are those of every rendering, like ``enable_thinking``.  Raises ConfigError when there is no template.
     """
 
-    def __init__(self, directory: Path, template_file: Path | None, variables: Mapping[str, Any]) -> None:
-        self._tokenizer = _read_tokenizer(directory)
-        settings = _read_settings(directory)
+    def __init__(
+        self, tokenizer: CheckpointTokenizer, template_file: Path | None, variables: Mapping[str, Any]
+    ) -> None:
+        settings = tokenizer.settings
+        self.tokenizer = tokenizer
         specials = {name: _content(settings[name]) for name in _SPECIAL_NAMES if settings.get(name) is not None}
         self._variables = specials | dict(variables)
-        sources = _template_sources(directory, template_file, settings)
+        sources = _template_sources(tokenizer.directory, template_file, settings)
         self.source = sources.get("tool_use", sources["default"])
         """Jinja text of the template, the one for conversations with tools if there are two."""
-        self._plain, self._with_tools = _compile(directory, sources)
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(number for number, token in added.items() if token.special)
-        """Ids that no text can produce, and that text around them is never merged with."""
-        special_texts = [re.escape(token.content) for token in added.values() if token.special]
-        self._special_text = re.compile("|".join(sorted(special_texts, key=len, reverse=True)) or "(?!)")
+        self._plain, self._with_tools = _compile(tokenizer.directory, sources)
 
     def render(
         self,
@@ -64,24 +60,6 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
             raise TemplateRefusalError(f"the chat template refuses the messages: {error}") from error
         return text
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text`` as it stands."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``, special tokens included."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
-
-    def piece(self, token_id: int) -> str:
-        """Text of one token."""
-        return self.decode([token_id])
-
-    def without_specials(self, text: str) -> str:
-        """``text`` less the special tokens written out in it."""
-        return self._special_text.sub("", text)
 
 
 class _Generation(Extension):
@@ -106,7 +84,7 @@ def _compile(directory: Path, sources: Mapping[str, str]) -> tuple[jinja2.Templa
         plain = environment.from_string(sources["default"])
         return plain, environment.from_string(sources["tool_use"]) if "tool_use" in sources else plain
     except jinja2.TemplateError as error:
-        raise ConfigError(f"--session-tokenizer {directory}: the chat template cannot be read: {error}") from error
+        raise ConfigError(f"--tokenizer {directory}: the chat template cannot be read: {error}") from error
 
 
 def _template_sources(directory: Path, template_file: Path | None, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -126,31 +104,9 @@ def _template_sources(directory: Path, template_file: Path | None, settings: Map
         if "default" in named:
             return named
     raise ConfigError(
-        f"--session-tokenizer {directory}: it has no chat template (chat_template.jinja, or 'chat_template' in "
+        f"--tokenizer {directory}: it has no chat template (chat_template.jinja, or 'chat_template' in "
         "tokenizer_config.json); give one with --session-chat-template FILE"
     )
-
-
-def _read_tokenizer(directory: Path) -> Tokenizer:
-    path = directory / "tokenizer.json"
-    if not path.exists():
-        found = sorted(file.name for file in directory.iterdir()) if directory.is_dir() else "no such directory"
-        raise ConfigError(f"--session-tokenizer {directory}: expected a tokenizer.json in it ({found})")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
-        raise ConfigError(f"--session-tokenizer {directory}: tokenizer.json cannot be read: {error}") from error
-
-
-def _read_settings(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer_config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ConfigError(f"--session-tokenizer {directory}: tokenizer_config.json is not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--session-tokenizer {directory}: tokenizer_config.json must be a JSON object")
-    return settings
 
 
 def _content(token: Any) -> str:

@@ -114,7 +114,7 @@ def make_plan(
 ) -> Plan:
     """Token ids for ``messages``, of which the first ones are those of ``turns``.  Raises TemplateRefusalError."""
     if not turns:
-        added = template.encode(template.render(messages, tools=tools, prompt=True, variables=variables))
+        added = template.tokenizer.encode(template.render(messages, tools=tools, prompt=True, variables=variables))
         return Plan(0, list(messages), 0, added, added)
     new = list(messages[sum(len(turn.messages) + 1 for turn in turns) :])
     ids = accumulate(turns)

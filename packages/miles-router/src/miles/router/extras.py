@@ -1,0 +1,44 @@
+"""What needs the packages of ``miles-router[sessions]``: imported only when a flag asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miles.core.errors import ConfigError
+from miles.router.dispatcher import Dispatcher
+from miles.router.settings import Settings
+
+if TYPE_CHECKING:
+    from miles.router.sessions.service import SessionService
+    from miles.router.tokenizer import CheckpointTokenizer
+
+
+def load_tokenizer(directory: Path) -> CheckpointTokenizer:
+    """The tokenizer of ``--tokenizer``; raises ConfigError."""
+    try:
+        from miles.router.tokenizer import CheckpointTokenizer
+    except ModuleNotFoundError as error:
+        raise _missing("--tokenizer", error) from error
+    return CheckpointTokenizer(directory)
+
+
+def prepare_sessions(settings: Settings, tokenizer: CheckpointTokenizer) -> Callable[[Dispatcher], SessionService]:
+    """Check what ``--sessions`` needs; what is returned makes the service once there is a dispatcher."""
+    try:
+        from miles.router.sessions.increments import Increments
+        from miles.router.sessions.service import SessionService
+        from miles.router.sessions.speech import Listener
+        from miles.router.sessions.template import ChatTemplate
+    except ModuleNotFoundError as error:
+        raise _missing("--sessions", error) from error
+    template = ChatTemplate(tokenizer, settings.session_chat_template, settings.session_template_kwargs)
+    reasoning = settings.session_reasoning == "auto"
+    listener = Listener(settings.session_tool_parser, template.source, reasoning=reasoning)
+    return partial(SessionService, settings, template, Increments(template), listener)
+
+
+def _missing(flag: str, error: ModuleNotFoundError) -> ConfigError:
+    return ConfigError(f"{flag} needs {error.name}, which is not installed: pip install 'miles-router[sessions]'")
