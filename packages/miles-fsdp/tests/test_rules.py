@@ -31,3 +31,26 @@ def test_replicas_divide_the_ranks(replicas, refused):
 def test_flash_attention_is_refused_on_the_cpu(implementation, refused):
     _, problems = Config.examine([*BATCH, "--device", "cpu", "--attn-implementation", implementation])
     assert any("flash_attention_2" in problem for problem in problems) is refused
+
+
+@pytest.mark.parametrize(("size", "refused"), [("2", False), ("3", True)])
+def test_ranks_that_share_samples_divide_all_ranks(size, refused):
+    _, problems = Config.examine(
+        [*BATCH, "--device", "cpu", "--actor-num-gpus-per-node", "4", "--context-parallel-size", size]
+    )
+    assert any("--context-parallel-size 3 does not divide the 4" in problem for problem in problems) is refused
+
+
+@pytest.mark.parametrize(
+    ("flag", "path", "refused"),
+    [
+        ("--custom-pg-loss-reducer-function-path", "math.fsum", True),
+        ("--custom-tis-function-path", "math.fsum", True),
+        ("--custom-tis-function-path", "icepop", False),
+    ],
+)
+def test_functions_of_whole_samples_are_refused_where_ranks_share_them(flag, path, refused):
+    _, problems = Config.examine(
+        [*BATCH, "--device", "cpu", "--actor-num-gpus-per-node", "2", "--context-parallel-size", "2", flag, path]
+    )
+    assert any("is called with whole samples" in problem for problem in problems) is refused

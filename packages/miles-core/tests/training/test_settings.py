@@ -31,6 +31,8 @@ def test_samples_that_may_exceed_the_cap_are_announced():
     data = config(use_dynamic_batch_size=True, max_tokens_per_gpu=100)[Data]
     assert "--max-tokens-per-gpu 100" in cap_warning(data, 60, 50)
     assert cap_warning(data, 50, 50) is None
+    assert cap_warning(data, 150, 50, sharing=2) is None
+    assert "100 x 2 (--context-parallel-size)" in cap_warning(data, 151, 50, sharing=2)
     assert cap_warning(data, None, 500) is None
     assert cap_warning(config(max_tokens_per_gpu=100)[Data], 60, 50) is None
 

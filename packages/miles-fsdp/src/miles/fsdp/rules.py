@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from miles.core.config.draft import Draft
+from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.fsdp.flags import Fsdp
@@ -46,4 +47,33 @@ def check_replicas(config: Config) -> Iterator[str]:
         )
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention, check_replicas)
+def check_context(config: Config) -> Iterator[str]:
+    """Ranks divide into groups that share samples, and no function of the user's is shown a part of one."""
+    cluster, size = config[Cluster], config[Training].context_parallel_size
+    if config[Training].train_backend != "fsdp" or size == 1:
+        return
+    ranks = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    if ranks % size:
+        yield (
+            f"--context-parallel-size {size} does not divide the {ranks} trainer ranks "
+            "(--actor-num-nodes x --actor-num-gpus-per-node). Use a divisor of them"
+        )
+    for flag, path in _functions_of_whole_samples(config[Algorithm]).items():
+        yield (
+            f"{flag} {path} is called with whole samples, and with --context-parallel-size {size} every rank has a "
+            "part of each. Leave one of the two out"
+        )
+
+
+def _functions_of_whole_samples(algorithm: Algorithm) -> dict[str, str]:
+    """The user's functions in the loss, by flag.  Corrections that are installed by name know of parts."""
+    correction = algorithm.custom_tis_function_path
+    paths = {
+        "--custom-loss-function-path": algorithm.custom_loss_function_path,
+        "--custom-pg-loss-reducer-function-path": algorithm.custom_pg_loss_reducer_function_path,
+        "--custom-tis-function-path": correction if correction and "." in correction else None,
+    }
+    return {flag: path for flag, path in paths.items() if path}
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention, check_replicas, check_context)

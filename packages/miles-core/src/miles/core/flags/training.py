@@ -90,8 +90,9 @@ class Training(Group):
     ] = False
     """Train in fp16."""
 
-    context_parallel_size: Annotated[PositiveInt, Flag(unsupported="no backend splits a sequence over ranks yet")] = 1
-    """Ranks that share one sequence."""
+    context_parallel_size: PositiveInt = 1
+    """Ranks that share every sequence, for sequences too long for one: each computes two mirrored chunks of it, and
+    ``--max-tokens-per-gpu`` counts a rank's share."""
 
     deterministic_mode: bool = False
     """Refuse operations whose result may differ from run to run."""

@@ -45,15 +45,23 @@ def critic_learning_rate(algorithm: Algorithm, optimizer: Optimizer, data: Data)
     )
 
 
-def cap_warning(data: Data, max_prompt: int | None, max_response: int | None) -> str | None:
-    """What to tell a user whose samples may exceed the cap on tokens; None when they cannot or nobody knows."""
-    cap = packing(data).max_tokens
+def cap_warning(data: Data, max_prompt: int | None, max_response: int | None, *, sharing: int = 1) -> str | None:
+    """What to tell a user whose samples may exceed the cap on tokens; None when they cannot or nobody knows.
+
+    ``sharing`` ranks hold a sample together.
+    """
+    cap = packing(data).shared_by(sharing).max_tokens
     if cap is None or max_prompt is None or max_response is None or max_prompt + max_response <= cap:
         return None
     return (
         f"a sample may have --rollout-max-prompt-len {max_prompt} + --rollout-max-response-len {max_response} tokens, "
-        f"more than --max-tokens-per-gpu {cap}: it will be alone in a micro-batch that exceeds the cap"
+        f"more than --max-tokens-per-gpu {_times(data.max_tokens_per_gpu, sharing)}: it will be alone in a "
+        "micro-batch that exceeds the cap"
     )
+
+
+def _times(value: int | None, count: int) -> str:
+    return f"{value}" if count == 1 else f"{value} x {count} (--context-parallel-size)"
 
 
 def schedule_problems(optimizer: Optimizer, data: Data) -> list[str]:

@@ -48,7 +48,12 @@ class RolloutTrainer:
         self._device = device
         self._packing = packing(data)
         if ranks.index == 0 and (
-            warning := cap_warning(data, config.rollout_max_prompt_len, config.rollout_max_response_len)
+            warning := cap_warning(
+                data,
+                config.rollout_max_prompt_len,
+                config.rollout_max_response_len,
+                sharing=1 if ranks.context is None else ranks.context.count,
+            )
         ):
             logging.getLogger(__name__).warning(warning)
         self._samples_per_step = None if config.use_dynamic_global_batch_size else data.global_batch_size
@@ -179,6 +184,7 @@ def _check_columns(batch: RolloutBatch, needs: Needs) -> None:
         )
     if needs.teacher_logp and batch.teacher_log_probs is None:
         raise TrainingError(
-            f"rollout {batch.rollout_id} brings no log-probabilities of a teacher, which --advantage-estimator "
-            "on_policy_distillation needs; let the reward or generate function fill in teacher_log_probs"
+            f"rollout {batch.rollout_id} brings no log-probabilities of a teacher, which --use-opd and "
+            "--advantage-estimator on_policy_distillation need; name a teacher with --opd-teacher-load or "
+            "--opd-teacher-urls, or let the reward or generate function fill in teacher_log_probs"
         )
