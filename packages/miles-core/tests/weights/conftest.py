@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import mmap
+import pickle
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +26,8 @@ class FakeEngine:
         self.version = ""
         self.refuses: set[str] = set()
         self.corrupts: set[str] = set()
+        self.answers_like_sglang = False
+        self.facts: dict[str, Any] = {"engine": "miles-embedded"}
         self.url = ""
 
     def handle(self, path: str, payload: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -31,6 +35,10 @@ class FakeEngine:
         if path in self.refuses:
             return 400, {"error": "refused"}
         if path == "/update_weights_from_tensor":
+            if self.answers_like_sglang:
+                (layout,) = payload["serialized_named_tensors"]
+                told = json.dumps({"checksums": self._take(pickle.loads(base64.b64decode(layout)))})
+                return 200, {"success": True, "message": f"{told} Weight version updated to 7."}
             return 200, {"success": True, "checksums": self._take(payload["bucket"])}
         if path == "/update_weights_from_disk":
             for file in sorted(Path(payload["model_path"]).glob("*.safetensors")):
@@ -55,9 +63,14 @@ class FakeEngine:
 @contextmanager
 def serving(engine: FakeEngine) -> Iterator[FakeEngine]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200, engine.facts)
+
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
-            status, answer = engine.handle(self.path, json.loads(self.rfile.read(length)))
+            self._answer(*engine.handle(self.path, json.loads(self.rfile.read(length))))
+
+        def _answer(self, status: int, answer: dict[str, Any]) -> None:
             body = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))

@@ -8,6 +8,7 @@ from miles.core.weights.disk import DiskTransport
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.shm import SHARED_MEMORY, SharedMemoryTransport, remove_leftovers
 from miles.core.weights.sync import push_weights
+from miles.core.weights.transport import create_transport
 
 
 @pytest.fixture(params=[SharedMemoryTransport, DiskTransport])
@@ -44,6 +45,35 @@ def test_every_engine_holds_the_trainers_weights_bit_for_bit(engines, transport)
             assert torch.equal(engine.weights[name], tensor)
     assert report.bytes >= sum(tensor.nbytes for _, tensor in WEIGHTS)
     assert report.timings.keys() == {"pause", "gather", "send", "commit"}
+
+
+def test_shared_memory_reaches_an_engine_that_answers_as_sglang_does(engines, shm):
+    engines[1].answers_like_sglang = True
+    push(engines, shm)
+    assert all(torch.equal(engines[1].weights[name], tensor) for name, tensor in WEIGHTS)
+    engines[1].corrupts.add("bias")
+    with pytest.raises(WeightSyncError, match=f"{engines[1].url} does not hold what was sent: bias"):
+        push(engines, shm)
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"engine": "miles-embedded"}, SharedMemoryTransport),
+        ({"custom_weight_loader": ["miles_shm"]}, SharedMemoryTransport),
+        ({"custom_weight_loader": None}, DiskTransport),
+    ],
+)
+def test_auto_takes_shared_memory_where_every_engine_reads_it(engines, tmp_path, facts, kind):
+    engines[1].facts = facts
+    transport = create_transport("auto", [engine.url for engine in engines], tmp_path)
+    assert isinstance(transport, kind)
+    transport.close()
+
+
+def test_auto_takes_the_disk_to_other_machines(tmp_path):
+    transport = create_transport("auto", ["http://203.0.113.1:80"], tmp_path)
+    assert isinstance(transport, DiskTransport)
 
 
 def test_generation_is_paused_around_the_update(engines, shm):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def plugins_disabled() -> bool:
@@ -19,6 +20,11 @@ def visible_devices() -> list[str] | None:
 def tensorboard_dir() -> str | None:
     """``TENSORBOARD_DIR``: where TensorBoard logs go without ``--tensorboard-dir``."""
     return os.environ.get("TENSORBOARD_DIR") or None
+
+
+def cache_dir() -> Path:
+    """``XDG_CACHE_HOME``/miles, by default ``~/.cache/miles``: what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miles"
 
 
 def prepare_process() -> None:

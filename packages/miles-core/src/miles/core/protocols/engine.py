@@ -18,6 +18,8 @@ class EngineSpec:
     seed: int = 0
     num_gpus: int = 0
     """Accelerators of this engine (tensor parallel size); 0 runs on the CPU."""
+    first_gpu: int = 0
+    """The first of them, counted among those that the process may use."""
     num_threads: int = 1
     dtype: str = "auto"
     max_running_requests: int | None = None

@@ -5,18 +5,23 @@ A bucket is copied once by the trainer and once by each engine; nothing is seria
 
 from __future__ import annotations
 
+import base64
+import json
 import mmap
 import os
+import pickle
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from miles.core.errors import WeightSyncError
 from miles.core.weights.bucket import Bucket
-from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.engine_client import Answer, EngineFleet
 
 SHARED_MEMORY = Path("/dev/shm")
+LOAD_FORMAT = "miles_shm"
 
 
 class SharedMemoryTransport:
@@ -38,22 +43,25 @@ class SharedMemoryTransport:
         self._reserve(bucket.nbytes)
         bucket.copy_into(self._buffer)
         expected = bucket.checksums(self._buffer)
-        answers = fleet.post(
-            "/update_weights_from_tensor",
-            {
-                "load_format": "miles_shm",
-                "bucket": {
-                    "path": str(self._path),
-                    "nbytes": bucket.nbytes,
-                    "tensors": [slot.to_json() for slot in bucket.slots],
-                },
-                "weight_version": str(version),
-                "flush_cache": False,
-            },
-        )
+        answers = fleet.post("/update_weights_from_tensor", self._describe(bucket, version))
         for url, answer in zip(fleet.urls, answers, strict=True):
-            _compare(url, expected, answer.get("checksums") or {})
+            _compare(url, expected, _held(answer))
         return bucket.nbytes
+
+    def _describe(self, bucket: Bucket, version: int) -> dict[str, Any]:
+        """The request.  SGLang passes on nothing but ``serialized_named_tensors``, so the layout is there once more."""
+        layout = {
+            "path": str(self._path),
+            "nbytes": bucket.nbytes,
+            "tensors": [slot.to_json() for slot in bucket.slots],
+        }
+        return {
+            "load_format": LOAD_FORMAT,
+            "bucket": layout,
+            "serialized_named_tensors": [base64.b64encode(pickle.dumps(layout)).decode()],
+            "weight_version": str(version),
+            "flush_cache": False,
+        }
 
     def commit(self, fleet: EngineFleet, version: int) -> None:
         """Nothing is held back."""
@@ -84,6 +92,17 @@ def remove_leftovers(directory: Path) -> None:
         pid = path.name.split("-")[1]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             path.unlink(missing_ok=True)
+
+
+def _held(answer: Answer) -> dict[str, str]:
+    """Checksums in an answer; SGLang has room for them at the beginning of its message."""
+    if "checksums" in answer:
+        return dict(answer["checksums"])
+    try:
+        told, _ = json.JSONDecoder().raw_decode(answer.get("message") or "")
+    except json.JSONDecodeError:
+        return {}
+    return dict(told["checksums"]) if isinstance(told, dict) and "checksums" in told else {}
 
 
 def _compare(url: str, expected: dict[str, str], held: dict[str, str]) -> None:

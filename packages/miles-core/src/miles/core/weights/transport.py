@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from miles.core.registry import Registry
 from miles.core.weights.bucket import Bucket
-from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.engine_client import EngineClient, EngineFleet
+from miles.core.weights.shm import LOAD_FORMAT
 
 TRANSPORTS = Registry("miles.weight_transports")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -33,9 +34,16 @@ class WeightTransport(Protocol):
 
 
 def create_transport(name: str, urls: list[str], run_dir: Path) -> WeightTransport:
-    """The transport ``name``; ``auto`` takes shared memory when every engine is on this machine, else the disk."""
+    """The transport ``name``; ``auto`` takes shared memory where every engine can read it, else the disk."""
     if name == "auto":
-        local = all(urlsplit(url).hostname in LOOPBACK for url in urls)
-        name = "shm" if local else "disk"
+        name = "shm" if all(_reads_shared_memory(url) for url in urls) else "disk"
     transport: WeightTransport = TRANSPORTS.get(name)(run_dir)
     return transport
+
+
+def _reads_shared_memory(url: str) -> bool:
+    """An engine of this machine that knows the format; SGLang does when Miles has started it."""
+    if urlsplit(url).hostname not in LOOPBACK:
+        return False
+    facts = EngineClient(url).get("/server_info")
+    return facts.get("engine") == "miles-embedded" or LOAD_FORMAT in (facts.get("custom_weight_loader") or ())
