@@ -166,6 +166,22 @@ def test_the_router_is_told_the_runs_flags() -> None:
     assert _router_flags(Config.of())[:2] == ["--request-timeout-s", "14400"]
 
 
+def test_the_router_gets_middleware_and_sessions_of_the_run() -> None:
+    pytest.importorskip("miles.router")
+    flags = _router_flags(
+        Config.of(
+            hf_checkpoint="model",
+            miles_router_policy="sticky",
+            miles_router_middleware_paths=["a.B", "radix_cache"],
+            use_session_server=True,
+            use_rollout_routing_replay=True,
+        )
+    )
+    wanted = "--policy sticky --middleware a.B radix_cache --tokenizer model --sessions --session-routed-experts"
+    assert flags[-len(wanted.split()) :] == wanted.split()
+    assert "--tokenizer" not in _router_flags(Config.of(hf_checkpoint="model"))
+
+
 def test_a_model_is_required(tmp_path: Path, server: FakeServer) -> None:
     servers = make(tmp_path, hf_checkpoint=None, sglang_router_ip="127.0.0.1", sglang_router_port=9)
     with pytest.raises(ConfigError, match="--hf-checkpoint is not set"):

@@ -237,8 +237,18 @@ def _router_flags(config: Config) -> list[str]:
         "--health-check-failure-threshold": config.miles_router_health_check_failure_threshold,
         "--health-check-interval-s": faults.rollout_health_check_interval,
         "--health-check-timeout-s": faults.rollout_health_check_timeout,
+        "--policy": config.miles_router_policy,
     }
-    return [text for flag, value in values.items() if value is not None for text in (flag, str(value))]
+    flags = [text for flag, value in values.items() if value is not None for text in (flag, str(value))]
+    middleware = config.miles_router_middleware_paths
+    if middleware:
+        flags += ["--middleware", *middleware]
+    if config[Checkpoint].hf_checkpoint is not None and (middleware or config.use_session_server):
+        flags += ["--tokenizer", config[Checkpoint].hf_checkpoint]
+    if config.use_session_server:
+        flags.append("--sessions")
+        flags += ["--session-routed-experts"] if config[Algorithm].use_rollout_routing_replay else []
+    return flags
 
 
 def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:

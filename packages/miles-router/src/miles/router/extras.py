@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miles.core.errors import ConfigError
@@ -16,17 +15,20 @@ if TYPE_CHECKING:
     from miles.router.tokenizer import CheckpointTokenizer
 
 
-def load_tokenizer(directory: Path) -> CheckpointTokenizer:
+def load_tokenizer(settings: Settings, wanted_by: str) -> CheckpointTokenizer:
     """The tokenizer of ``--tokenizer``; raises ConfigError."""
+    if settings.tokenizer is None:
+        raise ConfigError(f"{wanted_by} needs --tokenizer DIR: the checkpoint that the workers serve")
     try:
         from miles.router.tokenizer import CheckpointTokenizer
     except ModuleNotFoundError as error:
-        raise _missing("--tokenizer", error) from error
-    return CheckpointTokenizer(directory)
+        raise _missing(wanted_by, error) from error
+    return CheckpointTokenizer(settings.tokenizer)
 
 
-def prepare_sessions(settings: Settings, tokenizer: CheckpointTokenizer) -> Callable[[Dispatcher], SessionService]:
+def prepare_sessions(settings: Settings) -> Callable[[Dispatcher], SessionService]:
     """Check what ``--sessions`` needs; what is returned makes the service once there is a dispatcher."""
+    tokenizer = load_tokenizer(settings, "--sessions")
     try:
         from miles.router.sessions.increments import Increments
         from miles.router.sessions.service import SessionService

@@ -15,10 +15,17 @@ class Router(Group):
     use_miles_router: bool = False
     """Use this router rather than SGLang's. Runs start it in any case so far."""
 
-    miles_router_middleware_paths: Annotated[
-        list[str], Flag(plugin="miles.router_middlewares", unsupported="the router calls no middleware yet")
-    ] = Field(default_factory=list)
-    """ASGI middleware classes, by name or dotted path, outermost first."""
+    miles_router_middleware_paths: Annotated[list[str], Flag(plugin="miles.router_middlewares")] = Field(
+        default_factory=list
+    )
+    """ASGI middleware classes around the router, by name or dotted path, outermost first. They see every request, which
+    then costs more than without any."""
+
+    miles_router_policy: Annotated[str, Flag(plugin="miles.router_policies")] = "least_loaded"
+    """Which engine gets a request."""
+
+    use_session_server: bool = False
+    """Let the router serve `/sessions`: OpenAI-compatible chat for agents, recorded token by token."""
 
     miles_router_timeout: PositiveFloat | None = None
     """Seconds after which a request to an engine fails. Defaults to no limit."""

@@ -11,8 +11,8 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -20,7 +20,7 @@ from miles.core.errors import ConfigError
 from miles.core.registry import Registry
 from miles.router.control import ControlPlane
 from miles.router.dispatcher import Dispatcher
-from miles.router.extras import load_tokenizer, prepare_sessions
+from miles.router.extras import prepare_sessions
 from miles.router.health import HealthMonitor
 from miles.router.membership import Membership, read_workers_file
 from miles.router.metrics import Metrics
@@ -30,9 +30,6 @@ from miles.router.policies import Policy
 from miles.router.protocol import RouterProtocol
 from miles.router.settings import Settings
 from miles.router.workers import Fleet, parse_worker
-
-if TYPE_CHECKING:
-    from miles.router.sessions.service import SessionService
 
 logger = logging.getLogger("miles.router")
 
@@ -59,10 +56,7 @@ class RouterServer:
         self._token = _read_token(settings)
         self._policy: Policy = Registry("miles.router_policies").get(settings.policy)(settings)
         self._middleware = load_middleware(settings.middleware)
-        self._tokenizer = load_tokenizer(settings.tokenizer) if settings.tokenizer is not None else None
-        self._make_sessions: Callable[[Dispatcher], SessionService] | None = None
-        if settings.sessions and self._tokenizer is not None:
-            self._make_sessions = prepare_sessions(settings, self._tokenizer)
+        self._make_sessions = prepare_sessions(settings) if settings.sessions else None
         self.hot = settings.hot_path == "auto" and not self._middleware
         self._failure: BaseException | None = None
         self._uvicorn: uvicorn.Server | None = None
@@ -82,7 +76,7 @@ class RouterServer:
         sessions = self._make_sessions(self.dispatcher) if self._make_sessions is not None else None
         if sessions is not None:
             sessions.attach(app)
-        wrapped = wrap(app, self._middleware, Handle(self.dispatcher, self._tokenizer))
+        wrapped = wrap(app, self._middleware, Handle(self.dispatcher))
         self._uvicorn = uvicorn.Server(self._uvicorn_config(wrapped))
         try:
             for url, weight in self._workers:

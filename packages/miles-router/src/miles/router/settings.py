@@ -175,12 +175,6 @@ class Settings(BaseModel):
     """What goes to standard error."""
 
     @model_validator(mode="after")
-    def _sessions_have_a_tokenizer(self) -> Settings:
-        if self.sessions and self.tokenizer is None:
-            raise ValueError("--sessions needs --tokenizer DIR: the checkpoint that the workers serve")
-        return self
-
-    @model_validator(mode="after")
     def _tls_is_complete(self) -> Settings:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("--tls-certificate and --tls-key are given together or not at all")

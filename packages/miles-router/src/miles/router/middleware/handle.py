@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from miles.core.errors import ConfigError
 from miles.router.dispatcher import Dispatcher
+from miles.router.extras import load_tokenizer
 from miles.router.fetch import FetchedResponse
 from miles.router.framing import Header
 from miles.router.inner import ask
@@ -19,16 +20,13 @@ if TYPE_CHECKING:
 class Handle:
     """See ``miles.router.middleware.RouterHandle``."""
 
-    def __init__(self, dispatcher: Dispatcher, tokenizer: CheckpointTokenizer | None) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
         self.settings = dispatcher.settings
         self._dispatcher = dispatcher
-        self._tokenizer = tokenizer
 
-    @property
+    @cached_property
     def tokenizer(self) -> CheckpointTokenizer:
-        if self._tokenizer is None:
-            raise ConfigError("a middleware needs --tokenizer DIR: the checkpoint that the workers serve")
-        return self._tokenizer
+        return load_tokenizer(self.settings, "a middleware")
 
     @property
     def workers(self) -> Sequence[Worker]:
