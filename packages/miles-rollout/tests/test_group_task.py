@@ -241,3 +241,24 @@ async def test_an_abort_reaches_groups_that_wait() -> None:
     at_work.state.aborted = True
     group = await at_work.run(make_group(0), PARAMS)
     assert [sample.status for sample in group] == [Status.ABORTED] * 2
+
+
+class FakeTeacher:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    async def score(self, sample: Sample) -> None:
+        if self.error is not None:
+            raise self.error
+        sample.teacher_log_probs = [-1.0] * sample.response_length
+
+
+async def test_a_teacher_scores_what_trains() -> None:
+    at_work = worker(teacher=FakeTeacher())
+    assert [sample.teacher_log_probs for sample in await at_work.run(make_group(0), PARAMS)] == [[-1.0, -1.0]] * 2
+    assert [sample.teacher_log_probs for sample in await at_work.run(make_group(0), PARAMS, "eval")] == [None] * 2
+
+
+async def test_a_sample_that_the_teacher_cannot_score_has_failed() -> None:
+    group = await worker(teacher=FakeTeacher(EngineError("no answer"))).run(make_group(0), PARAMS)
+    assert failure(group) == "no answer"

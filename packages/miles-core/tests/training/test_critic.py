@@ -63,6 +63,12 @@ def test_actor_and_critic_share_returns_that_penalize_the_kl_divergence():
     assert found["rollout/returns"] == expected["rollout/returns"] != pytest.approx(np.mean(batch.rewards))
 
 
+def test_the_critic_needs_no_teacher():
+    batch, critic = make_batch(), make_critic(use_opd=True)
+    report = critic.train(batch.having(critic.score(batch)))
+    assert report.metrics["rollout/returns"] == pytest.approx(np.mean(batch.rewards))
+
+
 def test_an_actor_without_values_says_what_is_missing():
     with pytest.raises(TrainingError, match="critic's values"):
         make_trainer(advantage_estimator="ppo").train(make_batch())

@@ -362,6 +362,14 @@ def test_the_engines_log_probs_can_be_the_old_ones():
     assert found.advantage_A.tolist() == [1.0, 2.0, 3.0]
 
 
+def test_distillation_lowers_the_advantages_of_any_estimator_and_leaves_returns():
+    spec = ObjectiveSpec(use_opd=True, opd_kl_coef=0.5)
+    logp, teacher = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-2.0, -1.0, -3.0])
+    found = build_advantages(spec)(advantage_inputs(old_logp_A=logp, teacher_logp_A=teacher))
+    assert found.advantage_A.tolist() == [0.5, 1.5, 1.0]
+    assert found.return_A.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_normalized_advantages_are_whitened_and_returns_are_not():
     spec = ObjectiveSpec(advantage_estimator="reinforce_plus_plus", gamma=0.5, normalize_advantages=True)
     found = build_advantages(spec)(advantage_inputs())

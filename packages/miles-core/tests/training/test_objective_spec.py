@@ -37,6 +37,12 @@ def test_flags_and_spec_have_the_same_defaults():
             True,
             Needs(advantages=True, old_logp=True, teacher_logp=True),
         ),
+        ({"use_opd": True}, True, Needs(advantages=True, old_logp=True, teacher_logp=True)),
+        (
+            {"use_opd": True, "use_rollout_logprobs": True},
+            True,
+            Needs(advantages=True, rollout_logp=True, teacher_logp=True),
+        ),
         ({"use_rollout_logprobs": True}, False, Needs(advantages=True, rollout_logp=True)),
         (
             {"use_rollout_logprobs": True, "get_mismatch_metrics": True},

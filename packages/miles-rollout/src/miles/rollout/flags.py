@@ -10,7 +10,6 @@ from miles.core.config.group import DERIVED, Flag, Group
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1)]
-_NO_FAULT_TOLERANCE = "a dead engine ends the run instead of being replaced"
 _NO_BUFFER_SERVICE = "there is no external rollout buffer service"
 
 
@@ -271,6 +270,23 @@ class RolloutBuffer(Group):
     """Chat format by which the tokens of an assistant are found in a conversation (SFT)."""
 
 
+class Distillation(Group):
+    title = "On-Policy Distillation"
+
+    opd_type: Annotated[
+        Literal["sglang", "megatron"],
+        Flag(unsupported_values={"megatron": "a teacher is an engine of its own; it takes no memory of the trainer"}),
+    ] = "sglang"
+    """What scores the tokens of the policy: an engine that serves the teacher."""
+
+    opd_teacher_load: str | None = None
+    """Model of the teacher, a Hugging Face directory with the tokenizer of the policy: the run starts an engine for
+    it."""
+
+    opd_teacher_urls: list[str] | None = None
+    """Addresses (``http://host:port``) of engines that serve the teacher already; samples are spread over them."""
+
+
 GROUPS: tuple[type[Group], ...] = (
     Rollout,
     Sampling,
@@ -279,4 +295,5 @@ GROUPS: tuple[type[Group], ...] = (
     FaultTolerance,
     MultiTurn,
     RolloutBuffer,
+    Distillation,
 )

@@ -40,6 +40,7 @@ from miles.rollout.runtime import Runtime
 from miles.rollout.samples_file import read_samples, write_samples
 from miles.rollout.sampling import SamplingSettings
 from miles.rollout.servers import Servers
+from miles.rollout.teacher import TeacherEngine, connect_teacher, start_teacher_engine
 from miles.rollout.text import ChatTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class RolloutManager:
         scored = config[Algorithm].loss_type != "sft_loss"
         self._reporter = Reporter(config, self._args, self._hooks, scored=scored)
         self._servers = Servers(config, run_dir)
+        self._teacher: TeacherEngine | None = None
         self._runtime: Runtime | None = None
         self._rewards_started: Future[None] | None = None
         self._last_rollout: int | None = None
@@ -85,12 +87,15 @@ class RolloutManager:
         if not self._needs_engines():
             return
         self._servers.launch()
+        self._teacher = start_teacher_engine(self._config, self._files.path)
         self._runtime = self._start_runtime()
 
     def wait_ready(self) -> None:
         if self._runtime is None:
             return
         self._servers.wait_ready()
+        if self._teacher is not None:
+            self._teacher.wait_ready()
         if self._rewards_started is not None:
             self._rewards_started.result()
 
@@ -127,6 +132,8 @@ class RolloutManager:
 
     def check_alive(self) -> None:
         self._servers.check_alive()
+        if self._teacher is not None:
+            self._teacher.check_alive()
 
     def engine_urls(self) -> list[str]:
         return self._servers.engine_urls
@@ -172,6 +179,8 @@ class RolloutManager:
                 runtime.loop.run(_close(runtime))
                 runtime.loop.stop()
         finally:
+            if self._teacher is not None:
+                self._teacher.stop()
             self._servers.stop()
 
     def _needs_engines(self) -> bool:
@@ -200,7 +209,8 @@ class RolloutManager:
             max_in_flight=engines.sglang_server_concurrency * engines.rollout_num_engines,
             whole_groups=config[Data].rollout_batch_size >= _GROUPS_PER_ENGINE * engines.rollout_num_engines,
             eval_data=self._eval_data,
-            check_alive=self._servers.check_alive,
+            check_alive=self.check_alive,
+            teacher=connect_teacher(config, self._teacher),
             engine_urls=lambda: self._servers.engine_urls,
         )
         self._args.generate_state, self._args.runtime = state, runtime
@@ -320,4 +330,6 @@ def _as_eval_output(output: RolloutFnEvalOutput | dict[str, Any]) -> RolloutFnEv
 async def _close(runtime: Runtime) -> None:
     if runtime.rewards is not None:
         await runtime.rewards.close()
+    if runtime.teacher is not None:
+        await runtime.teacher.close()
     await runtime.state.client.close()

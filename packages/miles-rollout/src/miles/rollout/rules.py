@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miles.core import hardware
+from miles.core.flags.algorithm import Algorithm
 from miles.rollout.derive import ENGINES, SFT_ROLLOUTS
 from miles.rollout.eval_datasets import check_eval_datasets
-from miles.rollout.flags import Engines, Evaluation, FaultTolerance, Rollout, Sampling
+from miles.rollout.flags import Distillation, Engines, Evaluation, FaultTolerance, Rollout, Sampling
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -126,6 +128,26 @@ def check_router_address(config: Config) -> Iterator[str]:
         yield "the router in front of the engines is in miles-router, which is not installed: pip install miles-router"
 
 
+def check_teacher(config: Config) -> Iterator[str]:
+    """Distillation has one teacher, and a teacher somebody to teach."""
+    flags, algorithm = config[Distillation], config[Algorithm]
+    distills = algorithm.use_opd or algorithm.advantage_estimator == "on_policy_distillation"
+    load, urls = flags.opd_teacher_load, flags.opd_teacher_urls
+    if not distills and (load is not None or urls):
+        flag = "--opd-teacher-load" if load is not None else "--opd-teacher-urls"
+        yield f"{flag} has no effect without --use-opd or --advantage-estimator on_policy_distillation"
+    if load is not None and urls:
+        yield "--opd-teacher-load and --opd-teacher-urls both name the teacher. Leave one of them out"
+    if load is not None and not (Path(load) / "config.json").is_file():
+        yield f"--opd-teacher-load {load}: there is no config.json; expected a checkpoint in Hugging Face format"
+    own = (config.custom_generate_function_path, config.custom_rm_path, config.load_debug_rollout_data)
+    if algorithm.use_opd and load is None and not urls and not any(own):
+        yield (
+            "--use-opd needs a teacher: --opd-teacher-load starts an engine for it, --opd-teacher-urls names engines "
+            "that run; or a function of yours fills in teacher_log_probs"
+        )
+
+
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_lengths,
     check_sampling,
@@ -134,4 +156,5 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_sft,
     check_external_engines,
     check_router_address,
+    check_teacher,
 )

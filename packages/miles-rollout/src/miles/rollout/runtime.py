@@ -21,6 +21,7 @@ from miles.rollout.loop_thread import LoopThread
 from miles.rollout.progress import Progress
 from miles.rollout.sampling import SamplingSettings
 from miles.rollout.slots import Slots
+from miles.rollout.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Runtime:
     """How training responses are sampled."""
     max_in_flight: int
     """Samples in generation at the same time."""
+    teacher: Teacher | None = None
     whole_groups: bool = True
     """A group may go to one engine in one request."""
     engine_urls: Callable[[], Sequence[str]] = lambda: ()
@@ -78,6 +80,7 @@ class Runtime:
             whole_groups=self.whole_groups,
             group_rm=self.args.group_rm and not evaluation,
             mask_offpolicy=self.args.mask_offpolicy_in_partial_rollout,
+            teacher=self.teacher,
             progress=self.progress,
         )
 

@@ -22,6 +22,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "tis_clip": ("use_tis", "get_mismatch_metrics"),
     "tis_clip_low": ("use_tis", "get_mismatch_metrics"),
     "custom_tis_function_path": ("use_tis", "use_rs", "get_mismatch_metrics"),
+    "opd_kl_coef": ("use_opd",),
     "opsm_delta": ("use_opsm",),
     "load_debug_rollout_data_subsample": ("load_debug_rollout_data",),
     "apply_chat_template_kwargs": ("apply_chat_template",),

@@ -81,6 +81,13 @@ class Algorithm(Group):
     ] = True
     """Do not compute advantages: for losses that need none (SFT)."""
 
+    use_opd: bool = False
+    """On-policy distillation beside any estimator: advantages are lowered by the reverse KL divergence from a teacher,
+    ``--opd-kl-coef`` times ``log p_student - log p_teacher`` of each sampled token."""
+
+    opd_kl_coef: NonNegativeFloat = 1.0
+    """Weight of the reverse KL divergence of ``--use-opd``."""
+
     use_tis: bool = False
     """Correct for the difference between trainer and engine by truncated importance sampling."""
 

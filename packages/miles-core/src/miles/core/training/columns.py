@@ -113,6 +113,12 @@ class Columns:
         sums = torch.stack(list(known.values())).double() @ weights_A.double()
         return {name: value / self.layout.num_samples for name, value in zip(known, sums.tolist(), strict=True)}
 
+    def _reverse_kl(self) -> torch.Tensor | None:
+        """From the teacher, as the old policy sampled it."""
+        if self.teacher_logp_A is None or self.old_logp_A is None:
+            return None
+        return self.old_logp_A - self.teacher_logp_A
+
     def _measured(self) -> dict[str, torch.Tensor | None]:
         return {
             "rollout/log_probs": self.old_logp_A,
@@ -120,6 +126,7 @@ class Columns:
             "rollout/rollout_log_probs": self.rollout_logp_A,
             "rollout/teacher_log_probs": self.teacher_logp_A,
             "rollout/entropy": self.entropy_A,
+            "rollout/opd_reverse_kl": self._reverse_kl(),
             "rollout/values": self.value_A,
             "rollout/advantages": self.advantage_A,
             "rollout/returns": self.return_A,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,8 @@ class CriticTrainer:
         self._device = device
         self._packing = packing(data)
         self._samples_per_step = None if config.use_dynamic_global_batch_size else data.global_batch_size
-        self._advantages = build_advantages(spec)
+        # Distillation changes the actor's advantages alone, not what the critic predicts.
+        self._advantages = build_advantages(replace(spec, use_opd=False))
         self._fresh_optimizer = algorithm.reset_optimizer_states
         self._steps = OptimizerSteps(
             model,

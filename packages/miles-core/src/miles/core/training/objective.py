@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from miles.core.advantages.distill import sampled_reverse_kl
 from miles.core.advantages.estimate import AdvantageEstimator, AdvantageInputs, AdvantageOptions, Advantages
 from miles.core.advantages.whiten import whiten
 from miles.core.math.kl import KlKind, approx_kl
@@ -132,6 +133,8 @@ class AdvantageRule:
     kl_kind: KlKind
     old_is_rollout: bool
     whitened: bool
+    distillation_coef: float = 0.0
+    """Weight of the reverse KL divergence from a teacher, whatever the estimator."""
 
     def __call__(self, inputs: AdvantageInputs, all_reduce: AllReduce = single_rank) -> Advantages:
         """Advantages of ``inputs``, whitened if the flags say so.
@@ -144,6 +147,9 @@ class AdvantageRule:
         if self.options.kl_coef != 0.0:
             inputs = replace(inputs, kl_A=self._kl(inputs))
         advantages = self.estimator(inputs, self.options)
+        if self.distillation_coef:
+            penalty_A = self.distillation_coef * sampled_reverse_kl(inputs)
+            advantages = replace(advantages, advantage_A=advantages.advantage_A - penalty_A)
         if not self.whitened:
             return advantages
         return replace(advantages, advantage_A=whiten(advantages.advantage_A, inputs.mask_A, all_reduce))
@@ -163,4 +169,5 @@ def build_advantages(spec: ObjectiveSpec) -> AdvantageRule:
         kl_kind=spec.kl_loss_type,
         old_is_rollout=spec.use_rollout_logprobs,
         whitened=spec.normalize_advantages,
+        distillation_coef=spec.opd_kl_coef if spec.use_opd else 0.0,
     )

@@ -24,6 +24,8 @@ class ObjectiveSpec:
     gamma: float = 1.0
     lambd: float = 1.0
     kl_coef: float = 0.0
+    use_opd: bool = False
+    opd_kl_coef: float = 1.0
 
     eps_clip: float = 0.2
     eps_clip_high: float | None = None
@@ -106,7 +108,7 @@ def required_inputs(spec: ObjectiveSpec, *, role: Role = "actor", one_step: bool
         rollout_logp=spec.use_rollout_logprobs or spec.uses_correction,
         values=spec.advantage_estimator == "ppo" and spec.compute_advantages_and_returns,
         entropy=spec.entropy_coef != 0.0,
-        **_merged(_reward_needs(spec), _loss_needs(spec, one_step)),
+        **_merged(_reward_needs(spec), _distillation_needs(spec), _loss_needs(spec, one_step)),
     )
 
 
@@ -121,6 +123,11 @@ def _reward_needs(spec: ObjectiveSpec) -> dict[str, bool]:
         "ref_logp": spec.penalizes_kl_in_reward,
         "teacher_logp": distills,
     }
+
+
+def _distillation_needs(spec: ObjectiveSpec) -> dict[str, bool]:
+    distills = spec.use_opd and spec.compute_advantages_and_returns
+    return {"old_logp": distills and not spec.use_rollout_logprobs, "teacher_logp": distills}
 
 
 def _loss_needs(spec: ObjectiveSpec, one_step: bool) -> dict[str, bool]:
