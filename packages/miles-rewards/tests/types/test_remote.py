@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -63,6 +65,35 @@ async def test_the_request_holds_prompt_response_label_and_metadata():
         outcome = await scorer.score(SAMPLE)
     assert (outcome.score, outcome.failed) == (0.5, False)
     assert requests == [{"prompt": "1+1", "response": "2 \ud800", "label": "2", "metadata": {"source": "here"}}]
+
+
+async def test_several_processes_send_and_none_is_left():
+    async with service(1.0, num_senders=2) as (scorer, requests):
+        outcomes = await asyncio.gather(*(scorer.score(Sample(response=str(i), label="2")) for i in range(20)))
+        pids = [sender._child.process.pid for sender in scorer._service._senders]
+    assert [outcome.score for outcome in outcomes] == [1.0] * 20
+    assert sorted(int(request["response"]) for request in requests) == list(range(20))
+    assert len(set(pids)) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_sending_process_that_is_killed_fails_what_it_had_in_hand_and_is_started_again():
+    arrived = asyncio.Event()
+
+    async def hold(request):
+        arrived.set()
+        return await never(request)
+
+    async with service(hold, 1.0, num_senders=1) as (scorer, _):
+        lost = asyncio.create_task(scorer.score(SAMPLE))
+        await asyncio.wait_for(arrived.wait(), 30)
+        os.kill(scorer._service._senders[0]._child.process.pid, signal.SIGKILL)
+        outcome = await lost
+        assert (outcome.category, outcome.failed) == ("remote_error", True)
+        assert "ended with status -9" in outcome.detail
+        assert (await scorer.score(SAMPLE)).score == 1.0
 
 
 async def test_mappings_are_rewards():

@@ -26,6 +26,8 @@ class Settings:
     url: str | None = None
     """Address of the reward service."""
     http_proxy: str | None = None
+    num_senders: int = 0
+    """Processes that send requests to the reward service; 0: the caller's own event loop does."""
     seed: int = 0
     max_response_len: int | None = None
     overlong_buffer_len: int = 4096

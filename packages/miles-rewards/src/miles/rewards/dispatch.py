@@ -20,6 +20,7 @@ from miles.rewards.custom import CustomScorer
 from miles.rewards.flags import RewardExecution
 from miles.rewards.ledger import Ledger
 from miles.rewards.scorer import Scorer
+from miles.rewards.senders import DEFAULT_SENDERS
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -156,6 +157,7 @@ def settings_of(config: Config) -> Settings:
         strict_upstream=execution.rm_strict_upstream,
         url=reward.rm_url,
         http_proxy=config[System].http_proxy,
+        num_senders=(execution.rm_num_workers or DEFAULT_SENDERS) if config[System].use_distributed_post else 0,
         # Flags of miles-rollout, which is there in every run but not where this package is used alone.
         seed=config.rollout_seed if "rollout_seed" in config else 0,
         max_response_len=config.rollout_max_response_len if "rollout_max_response_len" in config else None,

@@ -21,8 +21,9 @@ class System(Group):
     http_proxy: str | None = None
     """HTTP proxy for calls of remote reward services."""
 
-    use_distributed_post: Annotated[bool, Flag(unsupported="requests are sent by one process")] = False
-    """Send HTTP requests from several processes."""
+    use_distributed_post: bool = False
+    """Send requests to the reward service (--rm-type remote_rm) from --rm-num-workers processes of their own (2 unless
+    given), so that many large responses do not keep the rollout's event loop busy."""
 
     padded_vocab_size: Annotated[
         PositiveInt | None, Flag(unsupported="it belongs to the megatron backend, which does not exist yet")
