@@ -244,6 +244,13 @@ class MultiTurn(Group):
     generate_multi_samples: bool = False
     """Make a sample of every turn instead of one of the conversation."""
 
+    custom_agent_function_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of an agent for the generator ``agentic``: ``(base_url, prompt, request_kwargs, metadata)``, all by
+    name, synchronous or not. It talks to ``{base_url}/v1/chat/completions``, which records token ids."""
+
+    agent_timeout: PositiveFloat = 3600.0
+    """Seconds that one run of the agent may take; what it had said by then is its sample."""
+
 
 class RolloutBuffer(Group):
     title = "Rollout Buffer Management"

@@ -18,6 +18,7 @@ Answer = Any
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 5.0
+_DONE = (200, 204)
 _HEADERS = {"Content-Type": "application/json"}
 
 
@@ -26,10 +27,10 @@ class RequestError(EngineError):
 
 
 class JsonClient:
-    """POSTs JSON to one base URL.  Belongs to the event loop it is first used on.
+    """JSON over HTTP to one base URL.  Belongs to the event loop it is first used on.
 
     Broken connections and 5xx answers are tried again with growing pauses, at most ``attempts`` times and never past
-    ``deadline_s`` seconds in all; any other answer than 200 raises RequestError at once.
+    ``deadline_s`` seconds in all; any other answer than 200 or 204 raises RequestError at once.
     """
 
     def __init__(self, base_url: str, *, deadline_s: float, attempts: int = 30) -> None:
@@ -42,12 +43,17 @@ class JsonClient:
 
     async def post(self, path: str, payload: Any, headers: dict[str, str] | None = None) -> Answer:
         """The answer's JSON; EngineError when there is none in time."""
-        body = orjson.dumps(payload)
+        return _parse(path, await self.fetch("POST", path, orjson.dumps(payload), headers))
+
+    async def fetch(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> bytes:
+        """The answer's bytes; EngineError when there is none in time."""
         deadline = time.monotonic() + self._deadline_s
         backoff_s = FIRST_BACKOFF_S
         for attempt in range(1, self._attempts + 1):
             try:
-                return await self._post_once(path, body, headers, deadline - time.monotonic())
+                return await self._fetch_once(method, path, body, headers, deadline - time.monotonic())
             except (aiohttp.ClientError, TimeoutError, _ServerError) as error:
                 if attempt == self._attempts or time.monotonic() + backoff_s >= deadline:
                     raise EngineError(
@@ -65,15 +71,17 @@ class JsonClient:
             await self._session.close()
             self._session = None
 
-    async def _post_once(self, path: str, body: bytes, headers: dict[str, str] | None, timeout_s: float) -> Answer:
+    async def _fetch_once(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str] | None, timeout_s: float
+    ) -> bytes:
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = URL(self.base_url + path)
         timeout = aiohttp.ClientTimeout(total=max(timeout_s, 0.001))
-        async with self._open().post(url, data=body, headers=headers, timeout=timeout) as response:
+        async with self._open().request(method, url, data=body, headers=headers, timeout=timeout) as response:
             content = await response.read()
-            if response.status == 200:
-                return _parse(url, content)
+            if response.status in _DONE:
+                return content
             text = content[:500].decode(errors="replace")
             if response.status >= 500:
                 raise _ServerError(f"status {response.status}: {text}")
@@ -91,8 +99,8 @@ class _ServerError(Exception):
     """A 5xx answer."""
 
 
-def _parse(url: URL, content: bytes) -> Answer:
+def _parse(path: str, content: bytes) -> Answer:
     try:
         return orjson.loads(content) if content else None
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"{url} answered 200 with something that is not JSON: {content[:200]!r}") from error
+        raise RequestError(f"{path} answered 200 with something that is not JSON: {content[:200]!r}") from error

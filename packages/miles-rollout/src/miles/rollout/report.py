@@ -15,6 +15,7 @@ from miles.core.types.sample import Sample, Status
 from miles.rollout import metrics
 from miles.rollout.flags import Engines, Rollout
 from miles.rollout.hooks import Hooks
+from miles.rollout.tools.metrics import tool_metrics
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -41,7 +42,7 @@ class Reporter:
         logging = self.config[Logging]
         reward_key = self.config[Reward].reward_key
         found = _prefixed("rollout", metrics.sample_metrics(samples, category_key=logging.log_reward_category))
-        found |= _batch_metrics(batch)
+        found |= _batch_metrics(batch) | _prefixed("rollout", tool_metrics(samples))
         if self.scored:
             found |= _prefixed("rollout", metrics.zero_std(samples, reward_key))
             found["rollout/raw_reward"] = statistics.fmean(batch.raw_rewards)
@@ -81,6 +82,7 @@ class Reporter:
         if self.config[Logging].log_passrate or any(len(group) > 1 for group in metrics.by_group(scored)):
             found |= {f"eval/{name}-{k}": value for k, value in metrics.pass_at_k(scored, reward_key).items()}
         category = self.config[Logging].log_reward_category
+        found |= _prefixed(f"eval/{name}", tool_metrics(scored))
         return found | _prefixed(f"eval/{name}", metrics.sample_metrics(scored, category_key=category))
 
     def _num_devices(self) -> int:

@@ -23,6 +23,7 @@ from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpe
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.rollout import control
+from miles.rollout import sessions
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
 from miles.rollout.keeper import EngineKeeper, EngineState, Patience
@@ -223,7 +224,7 @@ class Servers:
         if find_spec("miles.router") is None:
             raise ConfigError("runs that generate need the router: pip install miles-router")
         command = [sys.executable, "-m", "miles.router", "--host", address.host, "--port", str(address.port)]
-        command += _router_flags(self._config)
+        command += _router_flags(self._config) + sessions.router_flags(self._config)
         self._router = ChildProcess(command, log_path=self._logs.log_file("router"), name="router")
         return address
 

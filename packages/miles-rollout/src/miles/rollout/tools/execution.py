@@ -33,7 +33,8 @@ class ToolRunner:
     whose objects are such.  A call may take ``deadline_s`` seconds."""
 
     def __init__(self, execute: Any, deadline_s: float) -> None:
-        self._execute: Callable[..., Any] = execute() if inspect.isclass(execute) else execute
+        made: Any = execute() if inspect.isclass(execute) else execute
+        self._execute: Callable[..., Any] = made
         self._deadline_s = deadline_s
 
     async def run(self, call: ToolCall, tools: Sequence[ToolSpec]) -> ToolAnswer:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miles.core.errors import MilesError
+from miles.core.flags.data import Data
 from miles.rollout.flags import MultiTurn, Rollout, Sampling
 from miles.rollout.tools.specs import load_tool_specs, names_file
 
 if TYPE_CHECKING:
     from miles.core.config import Config
 
-MULTI_TURN = "multi_turn"
+MULTI_TURN, AGENTIC = "multi_turn", "agentic"
 _FLAGS = {
     "generate_max_turns": "--generate-max-turns",
     "generate_tool_specs_path": "--generate-tool-specs-path",
@@ -29,7 +30,10 @@ def check_multi_turn(config: Config) -> Iterator[str]:
     flags, generator = config[MultiTurn], config[Rollout].custom_generate_function_path
     given = [flag for name, flag in _FLAGS.items() if config.origin[name] != "default"]
     if generator is None and given:
-        yield f"{', '.join(given)} have no effect without --custom-generate-function-path {MULTI_TURN}"
+        yield (
+            f"{', '.join(given)}: no effect without a generator that converses; give --custom-generate-function-path "
+            f"{MULTI_TURN}"
+        )
     if generator != MULTI_TURN:
         return
     for flag, value in (
@@ -55,4 +59,18 @@ def _problems_of_file(path: str) -> Iterator[str]:
         yield str(error)
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_multi_turn,)
+def check_agent(config: Config) -> Iterator[str]:
+    """The flags of the generator ``agentic`` go together."""
+    agent, generator = config[MultiTurn].custom_agent_function_path, config[Rollout].custom_generate_function_path
+    if generator == AGENTIC and agent is None:
+        yield f"--custom-generate-function-path {AGENTIC} needs --custom-agent-function-path: the agent to run"
+    if agent is not None and generator is None:
+        yield f"--custom-agent-function-path has no effect without --custom-generate-function-path {AGENTIC}"
+    if generator == AGENTIC and config[Data].apply_chat_template:
+        yield (
+            f"--apply-chat-template does not go with --custom-generate-function-path {AGENTIC}: an agent gets the "
+            "messages, and the session applies the template. Leave it out"
+        )
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_multi_turn, check_agent)
