@@ -1,11 +1,8 @@
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from miles.fsdp import export
 from miles.fsdp.backend import FsdpBackend
 
 
@@ -44,14 +41,3 @@ def test_two_ranks_export_what_one_does(config, rollout, on_ranks, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert "model.layers.1.mlp.up_proj.weight" in tensors
-
-
-def test_large_models_are_written_in_several_files_with_an_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_MAX_SHARD_BYTES", 100)
-    weights = [(f"w{i}", torch.full((20,), float(i))) for i in range(3)]
-    export.save_weights(weights, tmp_path)
-    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    assert sorted(index["weight_map"].values()) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert index["metadata"]["total_size"] == 240
-    loaded = {name: load_file(tmp_path / file)[name] for name, file in index["weight_map"].items()}
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights)

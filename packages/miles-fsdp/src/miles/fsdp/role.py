@@ -16,6 +16,13 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
+from miles.core.training.state_files import (
+    Counters,
+    read_counters,
+    read_generators,
+    write_counters,
+    write_generators,
+)
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp import checkpoint
@@ -50,12 +57,12 @@ class FsdpRole:
 
     def save(self, directory: Path) -> None:
         checkpoint.write_tensors(directory, self._tensors(with_optimizer=not self._checkpoint.no_save_optim))
-        checkpoint.write_generators(directory, self._site.rank.rank)
+        write_generators(directory, self._site.rank.rank)
         if self._site.rank.rank == 0:
-            checkpoint.write_counters(directory, self._counters())
+            write_counters(directory, self._counters())
 
     def load(self, directory: Path) -> None:
-        counters = checkpoint.read_counters(directory)
+        counters = read_counters(directory)
         if not counters.has_optimizer and not self._checkpoint.no_save_optim:
             raise CheckpointError(
                 f"{directory} was saved with --no-save-optim and has no optimizer state to go on with. "
@@ -63,7 +70,7 @@ class FsdpRole:
             )
         checkpoint.read_tensors(directory, self._tensors(with_optimizer=counters.has_optimizer))
         if counters.world_size == self._site.rank.world_size:
-            checkpoint.read_generators(directory, self._site.rank.rank)
+            read_generators(directory, self._site.rank.rank)
         self._trainer.steps_done = counters.steps_done
 
     def offload(self) -> None:
@@ -95,8 +102,8 @@ class FsdpRole:
         """What the state holds beside the model being trained."""
         return {}
 
-    def _counters(self) -> checkpoint.Counters:
-        return checkpoint.Counters(
+    def _counters(self) -> Counters:
+        return Counters(
             steps_done=self._trainer.steps_done,
             world_size=self._site.rank.world_size,
             has_optimizer=not self._checkpoint.no_save_optim,

@@ -1,0 +1,61 @@
+"""The small files of a training state: JSON for counters, safetensors for random generators."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from miles.core.errors import CheckpointError
+
+_FORMAT = 1
+_COUNTERS = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Where training stands."""
+
+    steps_done: int
+    """Optimizer steps."""
+    world_size: int
+    has_optimizer: bool
+
+
+def write_counters(directory: Path, counters: Counters) -> None:
+    text = json.dumps({"format": _FORMAT, **asdict(counters)}, indent=2)
+    (directory / _COUNTERS).write_text(text + "\n", encoding="utf-8")
+
+
+def read_counters(directory: Path) -> Counters:
+    path = directory / _COUNTERS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if values.pop("format", None) != _FORMAT:
+        raise CheckpointError(f"{path} has a format that this version does not read (it reads format {_FORMAT})")
+    return Counters(**values)
+
+
+def write_generators(directory: Path, rank: int) -> None:
+    """Save this rank's random generators."""
+    save_file(_generators(), directory / f"rng-{rank}.safetensors")
+
+
+def read_generators(directory: Path, rank: int) -> None:
+    """Restore what ``write_generators`` saved for this rank."""
+    states = load_file(directory / f"rng-{rank}.safetensors")
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
