@@ -55,9 +55,9 @@ class Agentic:
         if not made:
             raise EngineError(f"the agent asked the model nothing: {error or 'it returned without a request'}")
         outcome = {**result, AGENT_ERROR: error} if error else result
-        return GenerateFnOutput(
-            [_filled(sample, one, outcome) for one in made] if len(made) > 1 else _fill(sample, made[0], outcome)
-        )
+        if len(made) == 1:
+            return GenerateFnOutput(_fill(sample, made[0], outcome))
+        return GenerateFnOutput([_fill(copy.copy(sample), one, outcome) for one in made])
 
     async def _run(self, session: Session, input: GenerateFnInput) -> tuple[dict[str, Any], str | None]:
         """What the agent returned, and what went wrong."""
@@ -98,10 +98,6 @@ async def _finished(task: asyncio.Future[Any], state: Any) -> bool:
         return True
     finally:
         task.cancel()
-
-
-def _filled(sample: Sample, made: Sample, outcome: Mapping[str, Any]) -> Sample:
-    return _fill(copy.copy(sample), made, outcome)
 
 
 def _fill(sample: Sample, made: Sample, outcome: Mapping[str, Any]) -> Sample:
