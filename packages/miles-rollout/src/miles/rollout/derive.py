@@ -32,8 +32,13 @@ def derive_lengths(draft: Draft) -> None:
 def derive_engines(draft: Draft) -> None:
     """Which engine, and how many."""
     if draft["rollout_engine"] == "auto":
-        sglang = draft["device"] == "cuda" and hardware.is_installed("sglang") and "sglang" in ENGINES
-        why = "SGLang is installed and the run uses an accelerator" if sglang else "SGLang or an accelerator is missing"
+        sglang = "sglang" in ENGINES
+        if draft["sglang_python"] is not None:
+            why = "--sglang-python says where SGLang is"
+        elif sglang := sglang and draft["device"] == "cuda" and hardware.is_installed("sglang"):
+            why = "SGLang is installed and the run uses an accelerator"
+        else:
+            why = "SGLang or an accelerator is missing"
         draft.set("rollout_engine", "sglang" if sglang else "embedded", Origin.DERIVED, why)
     if not generates(draft):
         draft.derive("rollout_num_engines", 0, "the run generates nothing")

@@ -181,10 +181,12 @@ class Engines(Group):
     engine_num_threads: NonNegativeInt = 0
     """CPU threads of one engine; 0: an equal share of the machine's cores."""
 
-    sglang_mem_fraction_static: Annotated[
-        Probability, Flag(unsupported="the embedded engine sizes its cache by --sglang-max-running-requests")
-    ] = 0.9
-    """Share of an accelerator's memory that SGLang takes for weights and cache."""
+    sglang_python: str | None = None
+    """Interpreter of the environment that has SGLang, which cannot be the trainer's when both want their own torch.
+    Defaults to ``MILES_SGLANG_PYTHON``, else to the one that runs."""
+
+    sglang_mem_fraction_static: Probability = 0.9
+    """Share of an accelerator's memory that SGLang takes for weights and cache; on a CPU 0.3 unless it is given."""
 
     sglang_server_concurrency: PositiveInt = 512
     """Most requests in flight per engine."""
@@ -199,7 +201,8 @@ class Engines(Group):
     """Seconds after which a request to the router fails."""
 
     sglang_options: Annotated[dict[str, Any], Flag(captures="--sglang-")] = Field(default_factory=dict)
-    """Every other ``--sglang-*`` flag, passed to the engine without the prefix."""
+    """Every other ``--sglang-*`` flag, passed to the engine without the prefix; those of SGLang are checked against the
+    arguments of the installed server."""
 
 
 class FaultTolerance(Group):

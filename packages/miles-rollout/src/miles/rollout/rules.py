@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from miles.core import hardware
 from miles.core.flags.algorithm import Algorithm
 from miles.rollout.derive import ENGINES, SFT_ROLLOUTS
+from miles.rollout.engine_options import engine_options
 from miles.rollout.eval_datasets import check_eval_datasets
 from miles.rollout.flags import Distillation, Engines, Evaluation, FaultTolerance, Rollout, Sampling
 
@@ -83,8 +84,8 @@ def check_engines(config: Config) -> Iterator[str]:
             "only, so trainers on others cannot send them weights yet. Use one node, or engines that already run "
             "(--rollout-external)"
         )
-    if engines.rollout_num_engines and engines.rollout_engine in ENGINES:
-        yield from ENGINES.get(engines.rollout_engine)().check(engines.sglang_options)
+    if own_engines and engines.rollout_engine in ENGINES:
+        yield from ENGINES.get(engines.rollout_engine)().check(engine_options(config))
 
 
 def check_sft(config: Config) -> Iterator[str]:
@@ -109,8 +110,8 @@ def check_external_engines(config: Config) -> Iterator[str]:
         )
     if addresses and not rollout.rollout_external:
         yield "--rollout-external-engine-addrs has no effect without --rollout-external. Add it, or leave the first out"
-    if rollout.rollout_external and config[Engines].sglang_options:
-        given = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in config[Engines].sglang_options)
+    if rollout.rollout_external and (options := engine_options(config)):
+        given = ", ".join(f"--sglang-{name.replace('_', '-')}" for name in options)
         yield f"{given} cannot change engines that already run (--rollout-external). Give it to whoever starts them"
     if rollout.rollout_external and addresses and count not in (0, len(addresses)):
         yield (

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.core.flags.algorithm import Algorithm
@@ -24,6 +24,7 @@ from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.rollout import control
 from miles.rollout import sessions
+from miles.rollout.engine_options import engine_options
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
 from miles.rollout.keeper import EngineKeeper, EngineState, Patience
@@ -92,7 +93,7 @@ class Servers:
             self._engines = [ExternalEngine(address) for address in addresses or ()]
             return
         launcher: EngineLauncher = ENGINES.get(engines.rollout_engine)()
-        problems = launcher.check(engines.sglang_options)
+        problems = launcher.check(engine_options(self._config))
         if problems:
             raise ConfigError(*problems)
         for index, port in enumerate(ports):
@@ -255,7 +256,7 @@ def _router_flags(config: Config) -> list[str]:
 def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:
     """What engine ``index`` is started with."""
     engines, cluster, rollout = config[Engines], config[Cluster], config[Rollout]
-    options: dict[str, Any] = dict(engines.sglang_options)
+    options = engine_options(config)
     if config[Algorithm].use_rollout_routing_replay:
         options["enable_return_routed_experts"] = True
     checkpoint = config[Checkpoint].hf_checkpoint
@@ -268,6 +269,8 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         index=index,
         seed=config[Algorithm].seed + index,
         num_gpus=cluster.rollout_num_gpus_per_engine if cluster.rollout_num_gpus else 0,
+        first_gpu=(0 if cluster.colocate else cluster.actor_num_gpus_per_node)
+        + index * cluster.rollout_num_gpus_per_engine,
         num_threads=engines.engine_num_threads or max(1, (os.cpu_count() or 1) // engines.rollout_num_engines),
         dtype=str(options.get("dtype", "auto")),
         context_length=rollout.rollout_max_context_len,
