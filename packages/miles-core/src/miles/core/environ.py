@@ -27,6 +27,11 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "miles"
 
 
+def sglang_python() -> str | None:
+    """``MILES_SGLANG_PYTHON``: the interpreter that has SGLang, without ``--sglang-python``."""
+    return os.environ.get("MILES_SGLANG_PYTHON") or None
+
+
 def prepare_process() -> None:
     """Set what this process and its children need before torch is loaded: passive waiting.
 

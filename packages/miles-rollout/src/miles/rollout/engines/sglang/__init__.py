@@ -1,0 +1,1 @@
+"""The SGLang server, which lives in a Python environment of its own."""

@@ -1,0 +1,114 @@
+"""Starts SGLang's server in its own environment: on accelerators as it is, on a CPU with what makes it run there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miles.core.process import ChildProcess
+from miles.core.protocols.engine import EngineSpec
+from miles.rollout.engines.sglang.environment import SERVER_PACKAGES, Environment
+from miles.rollout.engines.sglang.options import ENVIRONMENT_OPTIONS, arguments_of, problems_with
+
+_CPU_DEFAULTS: dict[str, Any] = {
+    "device": "cpu",
+    "attention_backend": "torch_native",
+    "sampling_backend": "pytorch",
+    "mem_fraction_static": 0.3,
+    "max_total_tokens": 65536,
+    "max_running_requests": 256,
+    "disable_overlap_schedule": True,  # with it, penalties lag one token
+    "enable_deterministic_inference": True,  # the seed of a request decides what it draws
+    "log_level": "warning",
+}
+_DRAIN_S = 2.0
+"""The server would wait longer for requests that nobody will read."""
+_GPU_DEFAULTS: dict[str, Any] = {"mem_fraction_static": 0.9, "log_level": "info"}
+
+
+@dataclass(frozen=True, slots=True)
+class SGLangProcess:
+    """A started server."""
+
+    url: str
+    process: ChildProcess
+
+    def wait_ready(self, deadline_s: float) -> None:
+        """See EngineProcess."""
+        self.process.wait_ready(f"{self.url}/health_generate", deadline_s)
+
+    def alive(self) -> bool:
+        """See EngineProcess."""
+        return self.process.alive()
+
+    def describe_end(self) -> str:
+        """See EngineProcess."""
+        return self.process.describe_end()
+
+    def stop(self, deadline_s: float = 10.0) -> None:
+        """See EngineProcess."""
+        self.process.stop(min(deadline_s, _DRAIN_S))
+
+
+class SGLangEngine:
+    """The ``sglang`` entry of ``miles.engines``."""
+
+    def launch(self, spec: EngineSpec) -> SGLangProcess:
+        """See EngineLauncher."""
+        environment = Environment.of(spec.options)
+        module = "miles_sglang.serve" if spec.num_gpus else "miles_sglang.serve_cpu"
+        command = [str(environment.python), "-m", module, *arguments_of(server_options(spec))]
+        process = ChildProcess(command, env=_variables(spec), log_path=spec.log_path, name=f"engine {spec.index}")
+        return SGLangProcess(f"http://{spec.host}:{spec.port}", process)
+
+    def check(self, options: dict[str, Any]) -> list[str]:
+        """See EngineLauncher."""
+        environment = Environment.of(options)
+        problem = environment.problem()
+        if problem is not None:
+            return [problem]
+        given = {name: value for name, value in options.items() if name not in ENVIRONMENT_OPTIONS}
+        return problems_with(given, environment.arguments()) if given else []
+
+
+def server_options(spec: EngineSpec) -> dict[str, Any]:
+    """Arguments of the server by name: what the spec says, over defaults, under what the user says."""
+    defaults = _GPU_DEFAULTS if spec.num_gpus else _CPU_DEFAULTS
+    own = {
+        "model_path": spec.model_path,
+        "host": spec.host,
+        "port": spec.port,
+        "random_seed": spec.seed,
+        "tp_size": max(1, spec.num_gpus),
+        "dtype": _dtype(spec),
+        "context_length": spec.context_length,
+        "max_running_requests": spec.max_running_requests or defaults.get("max_running_requests"),
+        "base_gpu_id": spec.first_gpu if spec.num_gpus else None,
+        "skip_server_warmup": True,
+    }
+    user = {name: value for name, value in spec.options.items() if name not in ENVIRONMENT_OPTIONS}
+    return {**defaults, **own, **user, "dtype": own["dtype"]}
+
+
+def _dtype(spec: EngineSpec) -> str:
+    """On a CPU ``auto`` is the checkpoint's own; SGLang would make float16 of float32."""
+    if spec.dtype != "auto" or spec.num_gpus:
+        return spec.dtype
+    config = json.loads((Path(spec.model_path) / "config.json").read_text(encoding="utf-8"))
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return "bfloat16" if stored == "bfloat16" else "float32"
+
+
+def _variables(spec: EngineSpec) -> dict[str, str]:
+    variables = {
+        "PYTHONPATH": str(SERVER_PACKAGES),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(spec.num_threads),
+    }
+    if spec.num_gpus == 0:
+        # Threads that wait by spinning would take the trainer's cores.
+        variables |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_WAIT_POLICY": "passive"}
+    return variables
