@@ -6,12 +6,18 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+
+sys.path.insert(0, str(Path(__file__).parent))  # for chat_templates and speaker
+
+from chat_templates import write_checkpoint
 
 from miles.router.server import RouterServer
 from miles.router.settings import Settings
@@ -371,3 +377,10 @@ async def make_router() -> AsyncIterator[MakeRouter]:
     yield make
     for router in routers:
         await router.stop()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of a family, without weights."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return lambda family: write_checkpoint(folder / family, family)

@@ -1,30 +1,20 @@
-"""A worker that says what it is told to, as tokens, and a router with sessions in front of it."""
+"""A router with sessions in front of a worker that says what it is told to."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from chat_templates import END_TOKENS, write_checkpoint
+from chat_templates import END_TOKENS
+from speaker import Speaker
 
 from miles.router.sessions.increments import Increments
 from miles.router.sessions.template import ChatTemplate
 from miles.router.tokenizer import CheckpointTokenizer
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint of a family, without weights."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return lambda family: write_checkpoint(folder / family, family)
 
 
 @pytest.fixture
@@ -38,41 +28,6 @@ def template(checkpoint: Callable[[str], Path]) -> Callable[..., ChatTemplate]:
 @pytest.fixture
 def increments(template: Callable[..., ChatTemplate]) -> Callable[..., Increments]:
     return lambda *arguments, **variables: Increments(template(*arguments, **variables))
-
-
-@dataclass
-class Speaker:
-    """What a worker's model says, one text after the other; the last one again and again."""
-
-    tokenizer: CheckpointTokenizer
-    end: str
-    texts: list[str]
-    finish: str = "stop"
-    version: Any = "3"
-    extra: dict[str, Any] = field(default_factory=dict)
-    prompts: list[list[int]] = field(default_factory=list)
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-
-    async def __call__(self, conversation: Any) -> None:
-        body = conversation.request.json()
-        self.bodies.append(body)
-        self.prompts.append(body["input_ids"])
-        await conversation.answer(json.dumps(self.answer(body)).encode())
-
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
-        ids = self.tokenizer.encode(text + (self.end if self.finish == "stop" else ""))
-        finish: dict[str, Any] = {"type": self.finish}
-        if self.finish == "stop":
-            finish["matched"] = ids[-1]
-        meta = {
-            "finish_reason": finish,
-            "completion_tokens": len(ids),
-            "output_token_logprobs": [[-0.5 - n, token, None] for n, token in enumerate(ids)],
-            "weight_version": self.version,
-            "cached_tokens": 2,
-        }
-        return {"text": text, "output_ids": ids, "meta_info": meta | self.extra}
 
 
 @dataclass
