@@ -12,6 +12,8 @@ from miles.rewards.pool import Job, Pool
 CASES = Path(__file__).parent / "cases"
 MATH = Job("miles.rewards.types.math:grade")
 HANG = Job("hostile:hang_in_c")
+ATTEMPTS = 4
+"""A busy machine makes times longer, never shorter: one good round is proof."""
 
 
 def ordinary_items(count):
@@ -47,14 +49,15 @@ async def test_nine_hangs_cost_nine_verdicts_and_little_more_than_their_own_time
     items, num_hangs, limit_s, num_workers = ordinary_items(2000), 9, 2.0, 2
     async with Pool(num_workers, timeout_s=limit_s, preload=["miles.rewards.types.math"]) as pool:
         plain, plain_s, _ = await grade_all(pool, items, 0)
-        results, elapsed, late = await grade_all(pool, items, num_hangs)
-        assert [result.status for result in results].count("timeout") == num_hangs
-        assert [result.value for result in results if result.status == "ok"] == [result.value for result in plain]
-        # Five rounds of two workers and one of one: the last hang has nobody to share its time with.
-        rounds_s = -(-num_hangs // num_workers) * limit_s
-        assert elapsed < 1.8 * rounds_s + plain_s  # the aim on an idle machine: 1.3
-        assert late < 0.5  # the aim on an idle machine: 0.1
-        assert len(pool.pids) == num_workers + 1
+        for attempt in range(ATTEMPTS):
+            results, elapsed, late = await grade_all(pool, items, num_hangs)
+            assert [result.status for result in results].count("timeout") == num_hangs
+            assert [result.value for result in results if result.status == "ok"] == [result.value for result in plain]
+            assert len(pool.pids) == num_workers + 1
+            in_time = elapsed <= 1.3 * num_hangs * limit_s / num_workers + plain_s
+            if in_time and late < 0.1:
+                break
+            assert attempt + 1 < ATTEMPTS, f"{elapsed:.1f} s, {plain_s:.1f} s without hangs; loop late by {late:.3f} s"
 
 
 @pytest.mark.parametrize("function", ["die", "segfault", "eat_memory", "recurse", "fail", "leave", "huge_answer"])
