@@ -37,7 +37,7 @@ async def retrieve(router, text):
 
 
 async def test_first_text_is_sent_as_its_tokens(make_stage):
-    router, worker, speaker = await make_stage("yes")
+    router, _, speaker = await make_stage("yes")
     answer = await generate(router, "is it?", sampling_params={"temperature": 0.5})
     assert answer.json()["text"] == "yes"
     (sent,) = speaker.bodies
@@ -88,7 +88,7 @@ async def test_turns_build_on_turns(make_stage):
 
 
 async def test_other_requests_pass_untouched(make_stage):
-    router, worker, speaker = await make_stage()
+    router, worker, _ = await make_stage()
     body = b'{"text":["a",  "b"]}'
     await router.post("/generate", body)
     await router.post("/generate", b'{"input_ids":[1,  2]}')
@@ -143,7 +143,7 @@ async def test_client_that_leaves_while_sending_is_no_request(make_stage, until)
 
 @pytest.mark.parametrize("body", [b"no json", b"[]", b"{}", b'{"meta_info": {}}', b'{"meta_info": null}'])
 async def test_answers_without_tokens_are_passed_on_and_not_remembered(make_stage, body):
-    router, worker, speaker = await make_stage()
+    router, worker, _ = await make_stage()
 
     async def answer(conversation):
         await conversation.answer(body)
@@ -184,7 +184,7 @@ async def test_unversioned_and_named_weights_are_remembered(make_stage):
 
 
 async def test_memory_is_bounded(make_stage):
-    router, _, speaker = await make_stage("x", radix_cache_tokens=50)
+    router, _, _ = await make_stage("x", radix_cache_tokens=50)
     for number in range(20):
         await generate(router, f"prompt number {number}")
     assert not any((await retrieve(router, "prompt number 0x"))["loss_mask"])

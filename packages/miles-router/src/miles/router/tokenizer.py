@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 
 from miles.core.errors import ConfigError
 
+_CONTEXT_TOKENS = 8  # enough for a character of several byte tokens, and a space
+
 
 class CheckpointTokenizer:
     """Encodes and decodes as the checkpoint in ``directory`` does.  Raises ConfigError when it has no tokenizer."""
@@ -38,6 +40,13 @@ class CheckpointTokenizer:
         """Text of ``ids``, special tokens included."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """What ``ids`` add to the text of ``before``.  Some tokenizers write a word's space only after another word."""
+        context = list(before[-_CONTEXT_TOKENS:])
+        start = self.decode(context)
+        whole = self.decode([*context, *ids])
+        return whole[len(start) :] if whole.startswith(start) else self.decode(ids)
 
     def without_specials(self, text: str) -> str:
         """``text`` less the special tokens written out in it."""

@@ -119,10 +119,10 @@ class RadixCache:
         version = None if meta.get("weight_version") is None else str(meta["weight_version"])
         # A client sees the text without the token that ended it, or with it: both are ends of a text.
         visible = len(ids) - 1 if ids[-1] in self._tokenizer.special_ids else len(ids)
-        record, text = prompt.record, prompt.text
+        record = prompt.record
         for start, end in ((0, visible), (visible, len(ids))):
             if end > start:
-                text += self._tokenizer.decode(ids[start:end])
+                text = prompt.text + self._tokenizer.decode_after(prompt.ids, ids[:end])
                 record = self._tree.add(record, text, ids[start:end], logps[start:end], version)
         self._forget_old_versions(version)
 

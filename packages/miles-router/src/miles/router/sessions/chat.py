@@ -155,11 +155,12 @@ def make_reply(
     tokenizer: CheckpointTokenizer,
     listener: Listener,
     request: ChatRequest,
+    prompt_ids: list[int],
     answer: Mapping[str, Any],
     generation: Generation,
 ) -> Message:
     """The assistant's message, in the form that templates take (arguments as objects)."""
-    spoken = listener(_spoken_text(tokenizer, answer, generation), request.tools)
+    spoken = listener(_spoken_text(tokenizer, prompt_ids, answer, generation), request.tools)
     reply: Message = {"role": "assistant", "content": tokenizer.without_specials(spoken.words)}
     if spoken.reasoning is not None:
         reply["reasoning_content"] = spoken.reasoning
@@ -175,13 +176,15 @@ def make_reply(
     return reply
 
 
-def _spoken_text(tokenizer: CheckpointTokenizer, answer: Mapping[str, Any], generation: Generation) -> str:
+def _spoken_text(
+    tokenizer: CheckpointTokenizer, prompt_ids: list[int], answer: Mapping[str, Any], generation: Generation
+) -> str:
     """Text of the answer, with special tokens, up to what stopped it."""
     ids = generation.output
     matched = (answer["meta_info"].get("finish_reason") or {}).get("matched")
     if generation.finish == "stop" and ids and (ids[-1] == matched or ids[-1] in tokenizer.special_ids):
         ids = ids[:-1]
-    text = tokenizer.decode(ids)
+    text = tokenizer.decode_after(prompt_ids, ids)
     if isinstance(matched, str) and matched in text:
         text = text[: text.rindex(matched)]
     return text

@@ -181,7 +181,9 @@ class SessionService:
             generation = chat.read_generation(parsed)
         except (orjson.JSONDecodeError, chat.BadAnswerError) as error:
             raise SessionError(502, f"bad answer of a worker: {error}") from error
-        reply = await self._in_thread(chat.make_reply, self._tokenizer, self._listener, request, parsed, generation)
+        reply = await self._in_thread(
+            chat.make_reply, self._tokenizer, self._listener, request, plan.ids, parsed, generation
+        )
         if session.num_commits == num_commits:
             self._commit(session, request, plan, reply, generation)
         else:
