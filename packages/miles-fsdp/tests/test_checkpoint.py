@@ -129,3 +129,33 @@ def test_a_torn_checkpoint_is_an_error(actor, rollout, tmp_path):
     (directory / "tensors" / "__0_0.distcp").write_bytes(b"torn")
     with pytest.raises(CheckpointError, match="tensors cannot be read"):
         actor().load(directory)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_written_beside_training_is_the_state_at_its_beginning(config, rollout, on_ranks, tmp_path, count):
+    flags = config(**FLAGS, async_save=True)
+    directory = tmp_path / "state"
+    directory.mkdir()
+
+    def run(rank):
+        actor = FsdpBackend().create(flags, rank)
+        actor.train(rollout())
+        actor.save(directory)
+        expected = weights_of(actor)
+        actor.train(rollout(rollout_id=1))
+        actor.finish_save()
+        steps = actor.train(rollout(rollout_id=2)).steps
+        actor.close()
+        return expected, steps
+
+    def resumed(rank):
+        actor = FsdpBackend().create(flags, rank)
+        actor.load(directory)
+        loaded = weights_of(actor)
+        actor.train(rollout(rollout_id=1))
+        return loaded, actor.train(rollout(rollout_id=2)).steps
+
+    expected, steps = on_ranks(count, run)[0]
+    loaded, steps_again = on_ranks(count, resumed)[0]
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert steps_again == steps

@@ -29,6 +29,9 @@ class Role:
     def save(self, directory):
         (directory / "state").write_text(self.name)
 
+    def finish_save(self):
+        self.log.append((self.name, "finished"))
+
     def save_hf(self, directory):
         (directory / "weights").write_text(self.name)
 

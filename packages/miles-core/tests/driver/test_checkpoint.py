@@ -107,3 +107,52 @@ def test_tracker_that_is_no_number_is_an_error(tmp_path):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
     with pytest.raises(CheckpointError, match="'release'"):
         checkpoint.latest(tmp_path)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    for rollout_id in (1, 2, 3):
+        with checkpoint.publish(tmp_path, DriverState(rollout_id, 0), keep=2) as partial:
+            (partial.actor / "shard").write_text("weights")
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == ["iter_0000002", "iter_0000003"]
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_checkpoints_of_a_longer_life_do_not_push_out_the_one_just_written(tmp_path):
+    for rollout_id in (1, 8, 9):
+        write(tmp_path, rollout_id)
+    with checkpoint.publish(tmp_path, DriverState(2, 0), keep=1) as partial:
+        (partial.actor / "shard").write_text("weights")
+    assert checkpoint.latest(tmp_path).state.rollout_id == 2
+    assert not (tmp_path / "iter_0000001").exists()
+
+
+def test_a_broken_checkpoint_is_skipped_where_that_is_wanted(tmp_path, caplog):
+    for rollout_id in (1, 2, 3):
+        write(tmp_path, rollout_id)
+    (tmp_path / "iter_0000003" / "manifest.json").write_text("{")
+    (tmp_path / "iter_0000002" / "actor" / "model" / "shard").write_text("weightz")
+    assert checkpoint.latest(tmp_path, skip_broken=True).state.rollout_id == 1
+    assert "iter_0000003 is unusable" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "seven", "9"])
+def test_a_torn_name_of_the_latest_checkpoint_does_not_hide_the_others(tmp_path, text):
+    write(tmp_path, 3)
+    (tmp_path / checkpoint.TRACKER_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match="iter_0000003 is whole"):
+        checkpoint.latest(tmp_path)
+    assert checkpoint.latest(tmp_path, skip_broken=True).state.rollout_id == 3
+
+
+def test_every_file_of_a_checkpoint_that_is_cut_short_is_noticed(tmp_path):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    for path in [path for path in (tmp_path / "iter_0000002").rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for length in {0, len(whole) // 2, len(whole) - 1}:
+            path.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError, match=path.name):
+                checkpoint.latest(tmp_path)
+            assert checkpoint.latest(tmp_path, skip_broken=True).state.rollout_id == 1
+        path.write_bytes(whole)
+    assert checkpoint.latest(tmp_path).state.rollout_id == 2

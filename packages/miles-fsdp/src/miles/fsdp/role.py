@@ -46,6 +46,7 @@ class FsdpRole:
         torch.manual_seed(config[Algorithm].seed + rank.rank)
         torch.use_deterministic_algorithms(config[Training].deterministic_mode)
         self._site = Site.join(config, rank)
+        self._writer = checkpoint.Writer.of_ranks(in_background=self._checkpoint.async_save)
         self._builder = ModuleBuilder.of(config, self._site)
         self._source = Path(self._checkpoint.hf_checkpoint or "")
 
@@ -56,10 +57,13 @@ class FsdpRole:
         return self._trainer.train(batch)
 
     def save(self, directory: Path) -> None:
-        checkpoint.write_tensors(directory, self._tensors(with_optimizer=not self._checkpoint.no_save_optim))
+        self._writer.write(directory, self._tensors(with_optimizer=not self._checkpoint.no_save_optim))
         write_generators(directory, self._site.rank.rank)
         if self._site.rank.rank == 0:
             write_counters(directory, self._counters())
+
+    def finish_save(self) -> None:
+        self._writer.finish()
 
     def load(self, directory: Path) -> None:
         counters = read_counters(directory)
@@ -80,8 +84,11 @@ class FsdpRole:
         self._move(self._site.device)
 
     def close(self) -> None:
-        if self._site.mesh is not None and dist.is_initialized():
-            dist.destroy_process_group()
+        try:
+            self._writer.finish()
+        finally:
+            if self._site.mesh is not None and dist.is_initialized():
+                dist.destroy_process_group()
 
     def _ranks(self) -> Ranks:
         return SingleRank() if self._site.mesh is None else ProcessGroupRanks(context=self._site.context)

@@ -71,6 +71,10 @@ class ActorCritic:
             with replaced(self._critic_save) as fresh:
                 self._critic.save_hf(fresh)
 
+    def finish_save(self) -> None:
+        self._actor.finish_save()
+        self._critic.finish_save()
+
     def load(self, directory: Path) -> None:
         self._actor.load(directory)
         self._critic.load(_beside(directory))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -57,44 +58,74 @@ class Checkpoint:
 
 
 @contextmanager
-def publish(directory: Path, state: DriverState) -> Iterator[Checkpoint]:
-    """Yield an unpublished checkpoint to be filled; publish it when the block ends without an error."""
-    name = _name(state.rollout_id)
-    partial = Checkpoint(directory / f".{name}.partial", state)
-    _remove_partial(directory)
-    partial.actor.mkdir(parents=True)
-    partial.rollout.mkdir()
+def publish(directory: Path, state: DriverState, *, keep: int | None = None) -> Iterator[Checkpoint]:
+    """Yield an unpublished checkpoint to be filled; publish it when the block ends without an error.
+
+    Of the older checkpoints so many stay that there are ``keep`` in all; None: all stay.
+    """
+    partial = begin(directory, state)
     try:
         yield partial
-        (partial.path / DRIVER_STATE).write_text(json.dumps(asdict(state)))
-        _write_manifest(partial.path)
+        complete(partial, keep=keep)
     except BaseException:
-        _remove_partial(directory)  # a full disk needs the room
+        remove_partial(directory)  # a full disk needs the room
         raise
+
+
+def begin(directory: Path, state: DriverState) -> Checkpoint:
+    """An unpublished checkpoint to be filled, then to be given to ``complete``."""
+    partial = Checkpoint(directory / f".{_name(state.rollout_id)}.partial", state)
+    remove_partial(directory)
+    partial.actor.mkdir(parents=True)
+    partial.rollout.mkdir()
+    return partial
+
+
+def complete(partial: Checkpoint, *, keep: int | None = None) -> None:
+    """Publish what ``begin`` began; see ``publish``."""
+    directory, name = partial.path.parent, _name(partial.state.rollout_id)
+    (partial.path / DRIVER_STATE).write_text(json.dumps(asdict(partial.state)))
+    _write_manifest(partial.path)
     final = directory / name
     if final.exists():  # written by an earlier life of the run that went further than the checkpoint it resumed from
-        shutil.rmtree(final)
+        _remove(final)
     partial.path.rename(final)
     _sync_directory(directory)
-    _replace_text(directory / TRACKER_FILE, str(state.rollout_id))
+    _replace_text(directory / TRACKER_FILE, str(partial.state.rollout_id))
+    if keep is not None:
+        older = [rollout_id for rollout_id in _published(directory) if rollout_id < partial.state.rollout_id]
+        for rollout_id in older[: max(0, len(older) + 1 - keep)]:
+            _remove(directory / _name(rollout_id))
 
 
-def latest(directory: Path) -> Checkpoint | None:
+def latest(directory: Path, *, skip_broken: bool = False) -> Checkpoint | None:
     """The published checkpoint, verified byte for byte; None when nothing was ever published.
 
-    Raises CheckpointError naming the broken file and the newest older checkpoint that is whole.
+    Raises CheckpointError naming the broken file and the newest older checkpoint that is whole; with ``skip_broken``
+    that one is taken instead, and the log says so.
     """
     tracker = directory / TRACKER_FILE
     if not tracker.is_file():
         return None
-    text = tracker.read_text().strip()
-    if not text.isdigit():
-        raise CheckpointError(f"{tracker}: expected the number of an iteration, found {text!r}")
-    path = directory / _name(int(text))
-    problem = verify(path)
-    if problem is not None:
-        raise CheckpointError(f"checkpoint {path} is unusable: {problem}.{_offer(directory, int(text))}")
-    return read(path)
+    text = tracker.read_text(errors="replace").strip()
+    newest = int(text) if text.isdigit() else None
+    problem = f"{tracker}: expected the number of an iteration, found {text!r}"
+    if newest is not None:
+        path = directory / _name(newest)
+        problem = verify(path) or ""
+        if not problem:
+            return read(path)
+        problem = f"checkpoint {path} is unusable: {problem}"
+    whole = _newest_whole(directory, before=newest)
+    if whole is None:
+        raise CheckpointError(f"{problem}. No older checkpoint there is whole: remove the directory to start again")
+    if not skip_broken:
+        raise CheckpointError(
+            f"{problem}. {_name(whole)} is whole: to go back to it, give --skip-broken-checkpoints or write {whole} "
+            f"into {tracker}"
+        )
+    logging.getLogger(__name__).warning("%s. Going on from %s", problem, _name(whole))
+    return read(directory / _name(whole))
 
 
 def read(path: Path) -> Checkpoint:
@@ -124,20 +155,31 @@ def verify(path: Path) -> str | None:
     return None
 
 
-def _remove_partial(directory: Path) -> None:
+def remove_partial(directory: Path) -> None:
     """What was not published: of this checkpoint, or of one that a kill interrupted."""
     for path in directory.glob(".iter_*.partial"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _offer(directory: Path, broken: int) -> str:
-    older = sorted(int(match[1]) for path in directory.iterdir() if (match := re.fullmatch(r"iter_(\d{7})", path.name)))
-    for rollout_id in reversed(older):
-        if rollout_id < broken and verify(directory / _name(rollout_id)) is None:
-            return (
-                f" {_name(rollout_id)} is whole: to go back to it, write {rollout_id} into {directory / TRACKER_FILE}"
-            )
-    return " No older checkpoint there is whole: remove the directory to start again"
+def _remove(path: Path) -> None:
+    """Take a checkpoint away; a kill leaves it whole, or something that is not taken for one."""
+    doomed = path.with_name(f".{path.name}.removed.partial")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _published(directory: Path) -> list[int]:
+    """Iterations, ascending."""
+    matches = (re.fullmatch(r"iter_(\d{7})", path.name) for path in directory.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _newest_whole(directory: Path, before: int | None) -> int | None:
+    """The newest checkpoint without a fault, older than ``before``."""
+    for rollout_id in reversed(_published(directory)):
+        if (before is None or rollout_id < before) and verify(directory / _name(rollout_id)) is None:
+            return rollout_id
+    return None
 
 
 def _name(rollout_id: int) -> str:

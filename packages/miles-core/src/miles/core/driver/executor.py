@@ -29,6 +29,9 @@ class ActorGroup(Protocol):
 
     def save(self, directory: Path) -> None: ...
 
+    def finish_save(self) -> None:
+        """Return when what ``save`` began is on disk.  Called from another thread while the group trains."""
+
     def load(self, directory: Path) -> None: ...
 
     def save_hf(self, directory: Path) -> None: ...

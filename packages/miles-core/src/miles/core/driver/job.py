@@ -19,6 +19,7 @@ from miles.core.driver.export import replaced
 from miles.core.driver.periodic import Schedule
 from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
+from miles.core.driver.saving import Saver
 from miles.core.driver.weight_supply import WeightSupply
 from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint
@@ -50,6 +51,13 @@ class Job:
         self._rollout: RolloutRole | None = None
         self._actors: ActorGroup | None = None
         self._supply: WeightSupply | None = None
+        flags = config[Checkpoint]
+        self._saver = Saver(
+            run_dir.path,
+            lambda: self.actors.finish_save(),
+            keep=flags.save_keep_last,
+            in_background=flags.async_save,
+        )
         self._ahead = Ahead()
         self._evaluation: _Evaluation | None = None
         self._timings: dict[str, float] = {}
@@ -166,7 +174,8 @@ class Job:
         self._trackers.log(metrics, step=rollout_id, kind="rollout", rollout_id=rollout_id)
 
     def save_if_due(self, done: int) -> None:
-        """Write a checkpoint, and the Hugging Face export if one is wanted."""
+        """Write a checkpoint, and the Hugging Face export if one is wanted; or begin to (``--async-save``)."""
+        self._saver.check()
         if not self._schedule.saves_after(done):
             return
         self.settle()
@@ -176,10 +185,12 @@ class Job:
         with self._phase("save_model", f"checkpoint of rollout {done - 1}"), self.supply.trainer():
             if pattern := self._config[Checkpoint].save_hf:
                 self._export(Path(pattern.format(rollout_id=done - 1)))
-            with checkpoint.publish(self._run_dir.path, state) as partial:
-                self.actors.save(partial.actor)
-                self.rollout.save(partial.rollout)
-                self._ahead.save(partial.path)
+            self._saver.save(state, self._fill)
+
+    def _fill(self, partial: checkpoint.Checkpoint) -> None:
+        self.actors.save(partial.actor)
+        self.rollout.save(partial.rollout)
+        self._ahead.save(partial.path)
 
     def _end_iteration(self) -> dict[str, float]:
         """Seconds of every phase since the last iteration, and how much of it the trainer stood still."""
@@ -244,7 +255,8 @@ class Job:
 
         An error in one does not spare the others, and does not hide the ``reason`` for which the run ends.
         """
-        closers = [supply.stop for supply in (self._supply,) if supply is not None]
+        closers = [self._saver.wait]
+        closers += [supply.stop for supply in (self._supply,) if supply is not None]
         closers += [role.close for role in (self._actors,) if role is not None]
         closers += [role.stop for role in (self._rollout,) if role is not None]
         closers += [executor.shutdown for executor in (self._executor,) if executor is not None]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 PLACEMENT_DEADLINE_S = 300.0
 CONNECT_DEADLINE_S = 10.0
 CLOSING_DEADLINE_S = 30.0
+_WRITING = "writing"  # a thread of each rank that waits for checkpoints while another one trains
 """For all ranks together, and for the rollout side: after this they are killed."""
 
 
@@ -89,7 +90,7 @@ class RayRanks:
     ) -> None:
         self._config, self._training = config, config[Training]
         self._ranks = num_ranks(config[Cluster], role)
-        remote = ray.remote(RoleWorker)
+        remote = ray.remote(concurrency_groups={_WRITING: 1})(RoleWorker)
         self._workers = [
             remote.options(
                 num_cpus=1,
@@ -135,6 +136,9 @@ class RayRanks:
 
     def save(self, directory: Path) -> None:
         self._all("save", directory.absolute())
+
+    def finish_save(self) -> None:
+        _first_failure([worker.finish_save.options(concurrency_group=_WRITING).remote() for worker in self._workers])
 
     def load(self, directory: Path) -> None:
         self._all("load", directory.absolute())

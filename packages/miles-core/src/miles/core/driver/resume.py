@@ -55,12 +55,12 @@ def find(flags: CheckpointFlags, run_dir: Path) -> Start:
     says where that began.  Otherwise ``--load`` says where to start, and must hold a checkpoint: training from the
     start when the user asked to resume would lose days.
     """
-    own = checkpoint.latest(run_dir)
+    own = checkpoint.latest(run_dir, skip_broken=flags.skip_broken_checkpoints)
     if own is not None:
         return Start(own, own.state.rollout_id + 1, own.state.metrics_offset)
     if flags.load is None or Path(flags.load).absolute() == run_dir.absolute():
         return Start(None, flags.start_rollout_id or 0)
-    found = checkpoint.latest(Path(flags.load))
+    found = checkpoint.latest(Path(flags.load), skip_broken=flags.skip_broken_checkpoints)
     if found is None:
         raise ConfigError(
             f"--load {flags.load}: no {checkpoint.TRACKER_FILE} there, so there is nothing to resume from. Name a run "

@@ -70,6 +70,9 @@ class RoleWorker:
     def save(self, directory: Path) -> None:
         self.actor.save(directory)
 
+    def finish_save(self) -> None:
+        self.actor.finish_save()
+
     def load(self, directory: Path) -> None:
         self.actor.load(directory)
 

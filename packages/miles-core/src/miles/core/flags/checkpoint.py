@@ -31,8 +31,17 @@ class Checkpoint(Group):
     save_interval: PositiveInt | None = None
     """Rollouts between two checkpoints. Needs ``--save``."""
 
-    async_save: Annotated[bool, Flag(unsupported="checkpoints are written while training waits")] = False
-    """Write checkpoints in the background."""
+    async_save: bool = False
+    """Write checkpoints in the background: training waits only while the state is copied to host memory. A checkpoint
+    takes force when it is whole on disk; one is written at a time."""
+
+    save_keep_last: PositiveInt | None = None
+    """Checkpoints to keep: when a new one is published, the oldest beyond this number are removed. Left out, all
+    stay."""
+
+    skip_broken_checkpoints: bool = False
+    """Go on from the newest checkpoint that is whole when the last one is torn or was changed, instead of stopping.
+    What was trained after it is trained again."""
 
     save_hf: str | None = None
     """Directory to export the model to in Hugging Face format with every checkpoint; ``{rollout_id}`` is filled in."""

@@ -64,6 +64,13 @@ class Actor(Protocol):
     def save(self, directory: Path) -> None:
         """Write everything that training needs to go on bit for bit into the existing, empty ``directory``."""
 
+    def finish_save(self) -> None:
+        """Return when what ``save`` began is on disk; raise what went wrong.
+
+        With ``--async-save`` the files may still be written when ``save`` returns; without it there is nothing to do.
+        Local, and called from another thread than the other methods, which may run meanwhile.
+        """
+
     def load(self, directory: Path) -> None:
         """Restore what ``save`` wrote, on the same or another number of ranks."""
 
