@@ -21,6 +21,7 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "max_running_requests": 256,
     "disable_overlap_schedule": True,  # with it, penalties lag one token
     "enable_deterministic_inference": True,  # the seed of a request decides what it draws
+    "sleep_on_idle": True,  # an idle scheduler would otherwise keep a core busy
     "log_level": "warning",
 }
 _DRAIN_S = 2.0
