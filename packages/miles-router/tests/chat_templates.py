@@ -140,7 +140,8 @@ def write_checkpoint(directory: Path, family: str) -> Path:
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIALS])
     tokenizer.add_tokens([AddedToken(text, special=False) for text in NOT_SPECIAL])
     tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"bos_token": _BOS.get(family), "eos_token": {"content": END_TOKENS[family]}}
+    end = {"__type": "AddedToken", "content": END_TOKENS[family], "special": True}
+    settings = {"bos_token": _BOS.get(family), "eos_token": end}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     (directory / "chat_template.jinja").write_text(FAMILIES[family])
     return directory
