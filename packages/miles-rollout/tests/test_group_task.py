@@ -25,7 +25,10 @@ def finish(sample: Sample) -> list[Sample]:
 
 
 def worker(
-    generate: Callable[[GenerateFnInput], Any] | None = None, together: Any = None, **changes: Any
+    generate: Callable[[GenerateFnInput], Any] | None = None,
+    together: Any = None,
+    resumes: bool = True,
+    **changes: Any,
 ) -> GroupWorker:
     async def call(input: GenerateFnInput) -> GenerateFnOutput:
         found = finish(input.sample) if generate is None else generate(input)
@@ -33,7 +36,7 @@ def worker(
 
     class One:
         def of(self, sample: Sample) -> Generator:
-            return Generator(call)
+            return Generator(call, resumes=resumes)
 
         def together(self, group: Group) -> Any:
             return together
@@ -139,6 +142,7 @@ async def test_a_continued_sample_can_be_masked_where_the_old_policy_wrote() -> 
 
     def record(input: GenerateFnInput) -> list[Sample]:
         masks.append(input.sample.loss_mask)
+        input.sample.status = Status.TRUNCATED
         return [input.sample]
 
     await worker(record, mask_offpolicy=True).run(group, PARAMS)
@@ -262,3 +266,65 @@ async def test_a_teacher_scores_what_trains() -> None:
 async def test_a_sample_that_the_teacher_cannot_score_has_failed() -> None:
     group = await worker(teacher=FakeTeacher(EngineError("no answer"))).run(make_group(0), PARAMS)
     assert failure(group) == "no answer"
+
+
+def cut_once(calls: list[int], tokens_at_a_time: int = 1) -> Callable[[GenerateFnInput], list[Sample]]:
+    """Every sample's first generation is cut by the engine; the second one ends it."""
+
+    def generate(input: GenerateFnInput) -> list[Sample]:
+        sample = input.sample
+        calls.append(sample.response_length)
+        new = [5] * tokens_at_a_time
+        sample.tokens = (sample.tokens or [1]) + new
+        sample.response_length += len(new)
+        sample.status = Status.ABORTED if calls.count(0) > len(calls) - 1 else Status.COMPLETED
+        return [sample]
+
+    return generate
+
+
+async def test_a_response_that_an_engine_cut_unasked_is_gone_on_with() -> None:
+    calls: list[int] = []
+    progress = Progress()
+    (sample,) = await worker(cut_once(calls), progress=progress).run(make_group(0, size=1), PARAMS)
+    assert calls == [0, 1]
+    assert (sample.status, sample.tokens, sample.reward) == (Status.COMPLETED, [1, 5, 5], 2.0)
+    assert (progress.resumed, progress.retried) == (1, 0)
+
+
+async def test_a_generate_function_that_cannot_go_on_starts_again() -> None:
+    calls: list[int] = []
+    progress = Progress()
+
+    def generate(input: GenerateFnInput) -> list[Sample]:
+        calls.append(input.sample.response_length)
+        finish(input.sample)
+        if len(calls) == 1:
+            input.sample.status = Status.ABORTED
+        return [input.sample]
+
+    (sample,) = await worker(generate, resumes=False, progress=progress).run(make_group(0, size=1), PARAMS)
+    assert calls == [0, 0]
+    assert sample.status is Status.COMPLETED
+    assert (progress.resumed, progress.retried) == (0, 1)
+
+
+async def test_an_engine_that_only_cuts_fails_the_sample_in_the_end() -> None:
+    def generate(input: GenerateFnInput) -> list[Sample]:
+        input.sample.status = Status.ABORTED
+        return [input.sample]
+
+    group = await worker(generate, retries=0).run(make_group(0, size=1), PARAMS)
+    assert failure(group) == "the engine cut the response 8 times in a row"
+
+
+async def test_retries_are_bounded_and_counted() -> None:
+    progress = Progress()
+
+    def fail(input: GenerateFnInput) -> list[Sample]:
+        raise EngineError("lost")
+
+    group = await worker(fail, retries=3, progress=progress).run(make_group(0, size=1), PARAMS)
+    assert (failure(group), progress.retried) == ("lost", 3)
+    again = await worker(fail, retries=0).run(make_group(1, size=1), PARAMS)
+    assert failure(again) == "lost"

@@ -45,6 +45,7 @@ def make(server: FakeServer, tokenizer: ChatTokenizer) -> Iterator[Make]:
             partial_rollout=False,
             mask_offpolicy_in_partial_rollout=False,
             group_rm=False,
+            rollout_sample_retries=1,
             reward_key=None,
             rollout_seed=5,
             rollout_max_context_len=None,

@@ -60,6 +60,16 @@ async def test_messages_are_written_by_the_chat_template(tokenizer: ChatTokenize
     assert tokenizer.hf.decode(sent) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
+async def test_weights_that_changed_under_a_request_are_known_by_token(tokenizer: ChatTokenizer) -> None:
+    spans = [{"version": "3", "start": 0, "end": 1}, {"version": "4", "start": 1, "end": 4}]
+    reply = answer({"input_ids": [1], "sampling_params": {}}, version="4")
+    reply["meta_info"]["weight_versions"] = spans
+    sample = Sample(tokens=[1])
+    append_response(sample, reply)
+    assert sample.weight_versions == ["3", "4"]
+    assert sample.token_weight_versions == [3, 4, 4, 4]
+
+
 async def test_an_aborted_response_is_continued_from_its_tokens(tokenizer: ChatTokenizer) -> None:
     client = Client(finish="abort", num_tokens=3)
     sample = await run(make_state(tokenizer, client), Sample(prompt="hello"))

@@ -212,15 +212,32 @@ class Collector:
     def _report(self) -> str:
         """Why the rollout cannot be completed."""
         result, limits = self._result, self._limits
+        kept = len(result.groups)
+        return Shortfall(limits.target, kept, self._cursor, limits.max_groups, result.drops, result.failures).text()
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """A rollout that needs ``target`` groups, and has ``kept`` of the ``tried``."""
+
+    target: int
+    kept: int
+    tried: int
+    max_groups: int
+    drops: Counter[str]
+    failures: Counter[str]
+
+    def text(self) -> str:
+        """What happened to the others, and what to do."""
         lines = [
-            f"the rollout needs {limits.target} groups, but only {len(result.groups)} of the {self._cursor} that were "
-            "tried can be trained on."
+            f"the rollout needs {self.target} groups, but only {self.kept} of the {self.tried} that were tried can be "
+            "trained on."
         ]
-        lines += [f"  {count} dropped by the dynamic filter: {reason}" for reason, count in result.drops.most_common()]
-        lines += [f"  {count} failed: {error[:_REASON_CHARS]}" for error, count in result.failures.most_common(3)]
-        if result.drops.total():
+        lines += [f"  {count} dropped by the dynamic filter: {reason}" for reason, count in self.drops.most_common()]
+        lines += [f"  {count} failed: {error[:_REASON_CHARS]}" for error, count in self.failures.most_common(3)]
+        if self.drops.total():
             lines.append(
-                f"At most {limits.max_groups} groups are tried (--dynamic-sampling-max-rounds). Look at the rewards: "
+                f"At most {self.max_groups} groups are tried (--dynamic-sampling-max-rounds). Look at the rewards: "
                 "prompts that are always or never solved teach nothing, so take easier or harder ones."
             )
         return "\n".join(lines)

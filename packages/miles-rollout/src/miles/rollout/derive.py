@@ -14,6 +14,23 @@ SFT_ROLLOUTS = (SFT_ROLLOUT, "sft")
 """Its dotted path, and its name."""
 
 
+FULLY_ASYNC_ROLLOUTS = (
+    "miles.rollout.fully_async_rollout.generate_rollout_fully_async",
+    "fully_async_rollout.generate_rollout_fully_async",
+    "fully_async",
+)
+"""The rollout function that generates all the time: its dotted path, and its names."""
+OWN_ROLLOUTS = ("miles.rollout.sglang_rollout.generate_rollout", "sglang", *SFT_ROLLOUTS)
+"""The other rollout functions of this package."""
+
+
+def derive_async(draft: Draft) -> None:
+    """A rollout function that generates all the time trains asynchronously, whichever command was typed."""
+    one_half = draft["debug_rollout_only"] or draft["debug_train_only"]
+    if draft["rollout_function_path"] in FULLY_ASYNC_ROLLOUTS and not one_half:
+        draft.derive("async_training", True, "the rollout function generates all the time")
+
+
 def derive_functions(draft: Draft) -> None:
     """Supervised fine-tuning takes its responses from the data; evaluation still generates."""
     if draft["loss_type"] == "sft_loss":
@@ -64,4 +81,4 @@ def generates(draft: Draft) -> bool:
     return draft["rollout_function_path"] not in SFT_ROLLOUTS or draft["eval_interval"] is not None
 
 
-DERIVATIONS: tuple[Callable[[Draft], None], ...] = (derive_functions, derive_lengths, derive_engines)
+DERIVATIONS: tuple[Callable[[Draft], None], ...] = (derive_functions, derive_async, derive_lengths, derive_engines)

@@ -92,6 +92,10 @@ class Sampling(Group):
     """Times ``--rollout-batch-size``: the prompts that may be tried for one rollout. When the filter drops too many
     of them, the run ends with a report of the reasons."""
 
+    rollout_sample_retries: NonNegativeInt = 1
+    """Times that a sample is generated again, from the start, when its generation failed. After that its group is given
+    up and replaced, and counted as failed; more failed groups than a rollout has prompts end the run."""
+
     partial_rollout: bool = False
     """Keep what was generated when a rollout is complete, and go on with it in the next one."""
 
@@ -108,6 +112,24 @@ class Sampling(Group):
     rollout_all_samples_process_path: Annotated[str | None, Flag(path=True)] = None
     """Dotted path of a function ``(args, all_groups, data_source)`` that sees every group of a rollout, dropped ones
     included."""
+
+
+class FullyAsync(Group):
+    title = "Fully Asynchronous Rollout"
+
+    max_weight_staleness: PositiveInt | None = None
+    """Most rollouts between the oldest weights that made a token of a group and the weights that train on it. Left out,
+    groups of any age are trained on."""
+
+    async_unused_samples_handler: Literal["retry", "drop"] = "retry"
+    """What becomes of groups that are older than that: ``retry`` generates them again with newer weights, ``drop``
+    gives their prompts up."""
+
+    async_max_concurrent_samples: PositiveInt | None = None
+    """Samples in work at the same time, in whole groups. Defaults to one rollout's."""
+
+    async_data_buffer_capacity_factor: NonNegativeFloat = 2.0
+    """Rollouts' worth of finished groups that may wait for the trainer before generation pauses."""
 
 
 class Evaluation(Group):
@@ -300,6 +322,7 @@ class Distillation(Group):
 GROUPS: tuple[type[Group], ...] = (
     Rollout,
     Sampling,
+    FullyAsync,
     Evaluation,
     Engines,
     FaultTolerance,

@@ -21,8 +21,8 @@ from miles.rollout.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 2
-"""How often a sample is generated from the start before its group is given up."""
+MAX_IDLE_CUTS = 8
+"""Engines may cut a response any number of times, as long as some of the cuts bring tokens."""
 
 _ERROR = "error"
 """Entry of a failed sample's metadata."""
@@ -46,20 +46,25 @@ class GroupWorker:
     mask_offpolicy: bool = False
     teacher: Teacher | None = None
     """Scores the finished samples of training, where the policy is distilled."""
+    retries: int = 1
+    """Times that a sample whose generation failed is generated again, from the start."""
     progress: Progress = field(default_factory=Progress)
 
     async def run(self, group: Group, params: dict[str, Any], stream: Stream = "rollout") -> Group:
         """The group's samples, flattened when a generate function makes several of one.
 
-        Samples end COMPLETED or TRUNCATED with a reward, ABORTED when the rollout is being ended, or FAILED.
+        Samples end COMPLETED or TRUNCATED with a reward, ABORTED when the rollout is being ended, or FAILED.  A sample
+        that an engine cut for reasons of its own is gone on with.
         """
-        # Complete samples were given back by an earlier rollout.
+        # Complete samples were given back by an earlier rollout, or come from a checkpoint, scored or not.
+        complete = [sample for sample in group if sample.status in _FINISHED]
         missing = [self._input(sample, params, stream) for sample in group if sample.status not in _FINISHED]
         self.progress.begun += len(missing)
         together = self.generators.together(group) if self.whole_groups and len(missing) > 1 else None
         if together is not None:
             await self._generate_together(together, missing)
         made = await asyncio.gather(*(self._finish(input, generated=together is not None) for input in missing))
+        await asyncio.gather(*(self._complete([sample], evaluation=stream == "eval") for sample in complete))
         outputs = {id(input.sample): samples for input, samples in zip(missing, made, strict=True)}
         finished = [made for sample in group for made in outputs.get(id(sample), [sample])]
         if self.group_rm:
@@ -75,20 +80,39 @@ class GroupWorker:
     async def _finish(self, input: GenerateFnInput, *, generated: bool) -> list[Sample]:
         """Generate what is not generated yet or failed, and score it."""
         output = GenerateFnOutput(input.sample) if generated else await self._generate(input)
-        attempt = 1
-        while attempt < ATTEMPTS and not self.state.aborted and failure(as_list(output.samples)) is not None:
-            input.sample.reset_for_retry()
-            input.sample.metadata = {name: value for name, value in input.sample.metadata.items() if name != _ERROR}
-            output = await self._generate(input)
-            attempt += 1
+        output = await self._continued(input, output)
+        for _ in range(self.retries):
+            if self.state.aborted or failure(as_list(output.samples)) is None:
+                break
+            self.progress.retried += 1
+            _start_again(input.sample)
+            output = await self._continued(input, await self._generate(input))
         samples = as_list(output.samples)
-        taught = [] if input.evaluation else [sample for sample in samples if sample.status in _FINISHED]
-        learning = asyncio.gather(*(self._teach(sample) for sample in taught))
-        if self.rewards is not None and not self.group_rm:
-            await self._score_execution(samples, shared=output.shared_reward, evaluation=input.evaluation)
-        await learning
+        await self._complete(samples, shared=output.shared_reward, evaluation=input.evaluation)
         self.progress.finished += 1
         return samples
+
+    async def _complete(self, samples: list[Sample], *, shared: bool = False, evaluation: bool) -> None:
+        """Give finished samples their rewards, and the teacher's scores."""
+        taught = [] if evaluation else [sample for sample in samples if sample.status in _FINISHED]
+        learning = asyncio.gather(*(self._teach(sample) for sample in taught))
+        if self.rewards is not None and not self.group_rm:
+            await self._score_execution(samples, shared=shared, evaluation=evaluation)
+        await learning
+
+    async def _continued(self, input: GenerateFnInput, output: GenerateFnOutput) -> GenerateFnOutput:
+        """Go on with what was cut though nobody here asked for it: by another client, or for a weight update."""
+        sample, idle_cuts = input.sample, 0
+        while not self.state.aborted and any(made.status is Status.ABORTED for made in as_list(output.samples)):
+            if not self.generators.of(sample).resumes:
+                return GenerateFnOutput(_failed(sample, "the response was cut, and nothing can go on with it"))
+            if idle_cuts == MAX_IDLE_CUTS:
+                return GenerateFnOutput(_failed(sample, f"the engine cut the response {MAX_IDLE_CUTS} times in a row"))
+            self.progress.resumed += 1
+            before = sample.response_length
+            output = await self._generate(input)
+            idle_cuts = 0 if sample.response_length > before else idle_cuts + 1
+        return output
 
     async def _generate(self, input: GenerateFnInput) -> GenerateFnOutput:
         sample = input.sample
@@ -157,6 +181,11 @@ def failure(group: Group) -> str | None:
         if sample.status is Status.FAILED:
             return str(sample.metadata.get(_ERROR, "no reason given"))
     return None
+
+
+def _start_again(sample: Sample) -> None:
+    sample.reset_for_retry()
+    sample.metadata = {name: value for name, value in sample.metadata.items() if name != _ERROR}
 
 
 def _failed(sample: Sample, error: str) -> Sample:

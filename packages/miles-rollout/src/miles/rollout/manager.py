@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import time
@@ -37,7 +38,7 @@ from miles.rollout.loop_thread import LoopThread
 from miles.rollout.progress import Progress
 from miles.rollout.report import Reporter
 from miles.rollout.runtime import Runtime
-from miles.rollout.samples_file import read_samples, write_samples
+from miles.rollout.samples_file import read_groups, read_samples, write_groups, write_samples
 from miles.rollout.sampling import SamplingSettings
 from miles.rollout.servers import Servers
 from miles.rollout.teacher import TeacherEngine, connect_teacher, start_teacher_engine
@@ -53,6 +54,7 @@ DISPATCHERS = Registry("miles.reward_dispatchers")
 _GROUPS_PER_ENGINE = 4
 """With fewer groups than this, whole groups would load the engines unevenly: their samples go one by one."""
 _DATA_STATE = "data_source.json"
+_STREAM_STATE = "stream.json"
 _ROLE_STATE = "rollout.json"
 
 
@@ -147,18 +149,29 @@ class RolloutManager:
     def weights_updated(self, version: int, urls: Sequence[str]) -> None:
         self._servers.wake()
         self._servers.admit(version, urls)
+        if self._runtime is not None and urls:
+            self._runtime.weight_version = version
 
     def replace_engine(self, url: str, reason: str) -> None:
         self._servers.replace(url, reason)
 
     def save(self, directory: Path) -> None:
         (directory / _ROLE_STATE).write_text(json.dumps({"rollout_id": self._last_rollout}))
+        stream = None if self._runtime is None else self._runtime.stream
+        if self._runtime is None or stream is None:
+            self._save_data(directory, [])
+        else:
+            self._runtime.run(stream.hold(lambda groups: asyncio.to_thread(self._save_data, directory, groups)))
+
+    def _save_data(self, directory: Path, in_stream: list[Group]) -> None:
         if self._source is None:
             return
         if _keeps_state_in_checkpoint(self._source):
             self._source.save_to(directory / _DATA_STATE)
         elif self._last_rollout is not None:
             self._source.save(self._last_rollout)
+        if in_stream:
+            write_groups(directory / _STREAM_STATE, in_stream)
 
     def load(self, directory: Path) -> None:
         try:
@@ -171,6 +184,8 @@ class RolloutManager:
             self._source.load_from(directory / _DATA_STATE)
         elif self._last_rollout is not None:
             self._source.load(self._last_rollout)
+        if (directory / _STREAM_STATE).exists():
+            self._source.add_samples(read_groups(directory / _STREAM_STATE))
 
     def stop(self) -> None:
         runtime, self._runtime = self._runtime, None
@@ -328,6 +343,8 @@ def _as_eval_output(output: RolloutFnEvalOutput | dict[str, Any]) -> RolloutFnEv
 
 
 async def _close(runtime: Runtime) -> None:
+    if runtime.stream is not None:
+        await runtime.stream.close()
     if runtime.rewards is not None:
         await runtime.rewards.close()
     if runtime.teacher is not None:

@@ -15,6 +15,7 @@ from miles.core.types.sample import Sample, Status
 from miles.rollout import metrics
 from miles.rollout.flags import Engines, Rollout
 from miles.rollout.hooks import Hooks
+from miles.rollout.staleness import staleness_metrics
 from miles.rollout.tools.metrics import tool_metrics
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Reporter:
         reward_key = self.config[Reward].reward_key
         found = _prefixed("rollout", metrics.sample_metrics(samples, category_key=logging.log_reward_category))
         found |= _batch_metrics(batch) | _prefixed("rollout", tool_metrics(samples))
+        found |= _prefixed("rollout", staleness_metrics(samples, rollout_id))
         if self.scored:
             found |= _prefixed("rollout", metrics.zero_std(samples, reward_key))
             found["rollout/raw_reward"] = statistics.fmean(batch.raw_rewards)

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 
 from miles.core import hardware
 from miles.core.flags.algorithm import Algorithm
-from miles.rollout.derive import ENGINES, SFT_ROLLOUTS
+from miles.rollout.derive import ENGINES, FULLY_ASYNC_ROLLOUTS, OWN_ROLLOUTS, SFT_ROLLOUTS
 from miles.rollout.engine_options import engine_options
 from miles.rollout.eval_datasets import check_eval_datasets
-from miles.rollout.flags import Distillation, Engines, Evaluation, FaultTolerance, Rollout, Sampling
+from miles.rollout.flags import (
+    Distillation,
+    Engines,
+    Evaluation,
+    FaultTolerance,
+    FullyAsync,
+    Rollout,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -47,6 +55,24 @@ def check_sampling(config: Config) -> Iterator[str]:
             "--mask-offpolicy-in-partial-rollout has no effect without --partial-rollout. Add it, or leave the first "
             "out"
         )
+
+
+def check_fully_async(config: Config) -> Iterator[str]:
+    """Flags of continuous generation have one, and it has nothing to give back."""
+    flags, name = config[FullyAsync], config[Rollout].rollout_function_path
+    if name in FULLY_ASYNC_ROLLOUTS:
+        per_group, most = config.n_samples_per_prompt, flags.async_max_concurrent_samples
+        if most is not None and most < per_group:
+            yield f"--async-max-concurrent-samples {most} is less than one group (--n-samples-per-prompt {per_group})"
+        if config[Sampling].partial_rollout:
+            yield (
+                f"--partial-rollout keeps what the end of a rollout cuts, but --rollout-function-path {name} cuts "
+                "nothing. Leave it out"
+            )
+    elif name in OWN_ROLLOUTS:  # a function of the user's may read them
+        for field, info in FullyAsync.model_fields.items():
+            if getattr(flags, field) != info.default:
+                yield f"--{field.replace('_', '-')} has no effect without --rollout-function-path fully_async"
 
 
 def check_evaluation(config: Config) -> Iterator[str]:
@@ -152,6 +178,7 @@ def check_teacher(config: Config) -> Iterator[str]:
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_lengths,
     check_sampling,
+    check_fully_async,
     check_evaluation,
     check_engines,
     check_sft,

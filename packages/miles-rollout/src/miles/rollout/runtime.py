@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from miles.rollout.loop_thread import LoopThread
 from miles.rollout.progress import Progress
 from miles.rollout.sampling import SamplingSettings
 from miles.rollout.slots import Slots
+from miles.rollout.stream import Stream
 from miles.rollout.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,10 @@ class Runtime:
 
     progress: Progress = field(default_factory=Progress)
     """Of the rollout or evaluation that runs."""
+    weight_version: int = 0
+    """That the engines have."""
+    stream: Stream | None = None
+    """Of a rollout function that generates all the time, once it has begun."""
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run ``work`` on the loop, from another thread.  A dead server ends it at once, not after the last retry."""
@@ -73,14 +79,16 @@ class Runtime:
     def worker(self, *, evaluation: bool = False) -> GroupWorker:
         """A worker for one rollout or one evaluation."""
         return GroupWorker(
-            state=self.state,
+            # The end of a rollout aborts its own samples; an evaluation beside it goes on.
+            state=copy.copy(self.state) if evaluation else self.state,
             generators=self.generators,
             rewards=self.rewards,
             slots=Slots(self.max_in_flight),
             whole_groups=self.whole_groups,
             group_rm=self.args.group_rm and not evaluation,
-            mask_offpolicy=self.args.mask_offpolicy_in_partial_rollout,
+            mask_offpolicy=self.args.mask_offpolicy_in_partial_rollout and not evaluation,
             teacher=self.teacher,
+            retries=self.args.rollout_sample_retries,
             progress=self.progress,
         )
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from miles.core.errors import DataError
-from miles.core.types.sample import PrefixCacheInfo, Sample, SpecInfo
+from miles.core.errors import CheckpointError, DataError
+from miles.core.types.sample import Group, PrefixCacheInfo, Sample, SpecInfo
 from miles.rollout import sample_json
 from miles.rollout.text import ChatTokenizer
 
@@ -42,6 +42,22 @@ def read_samples(path: Path) -> list[Sample]:
         except (ValueError, TypeError, AttributeError) as error:
             raise DataError(f"{path}:{number}: not a sample: {error}") from error
     return samples
+
+
+def write_groups(path: Path, groups: list[Group]) -> None:
+    """Write groups into a new file, exactly."""
+    try:
+        path.write_bytes(sample_json.dumps(groups))
+    except TypeError as error:
+        raise CheckpointError(f"{path}: a sample in generation cannot be saved: {error}") from error
+
+
+def read_groups(path: Path) -> list[Group]:
+    """What ``write_groups`` wrote."""
+    try:
+        return [[sample_json.loads_sample(sample) for sample in group] for group in orjson.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: the groups in generation cannot be read: {error}") from error
 
 
 def _line(sample: Sample, tokenizer: ChatTokenizer | None) -> dict[str, Any]:

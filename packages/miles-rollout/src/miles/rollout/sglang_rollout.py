@@ -34,14 +34,21 @@ async def _train_rollout(runtime: Runtime, rollout_id: int, data_source: DataSou
         if runtime.args.partial_rollout:
             _stamp(collected.surplus, rollout_id)
         await asyncio.to_thread(data_source.add_samples, collected.surplus)
-    groups = sorted(collected.groups, key=_first_index)
-    hooks = runtime.hooks
+    groups = await finish_groups(runtime, collected.groups, collected.dropped, data_source)
+    return RolloutFnTrainOutput(groups, _metrics(collected) | runtime.progress.collect())
+
+
+async def finish_groups(
+    runtime: Runtime, kept: list[Group], dropped: list[Group], data_source: DataSource
+) -> list[Group]:
+    """The kept groups in order of index, after the hooks that see whole rollouts."""
+    groups, hooks = sorted(kept, key=_first_index), runtime.hooks
     if hooks.sample_filter is not None:
         await asyncio.to_thread(hooks.sample_filter, runtime.args, groups)
     if hooks.all_samples is not None:
-        finished = sorted(collected.groups + collected.dropped, key=_first_index)
+        finished = sorted(kept + dropped, key=_first_index)
         await asyncio.to_thread(hooks.all_samples, runtime.args, finished, data_source)
-    return RolloutFnTrainOutput(groups, _metrics(collected))
+    return groups
 
 
 async def _collect(runtime: Runtime, data_source: DataSource) -> Collected:

@@ -157,8 +157,11 @@ class Sample:
         self.status = _STATUS_OF_FINISH_REASON.get(reason or "", self.status)
 
     def reset_for_retry(self) -> None:
-        """Forget what was generated; keep identity, prompt, label and metadata."""
-        kept = {"group_index", "index", "rollout_id", "prompt", "label", "metadata", "multimodal_inputs", "routing_key"}
+        """Forget what was generated; keep identity, prompt, label, metadata and how to generate."""
+        kept = {
+            *("group_index", "index", "rollout_id", "prompt", "label", "metadata", "multimodal_inputs"),
+            *("routing_key", "generate_function_path"),
+        }
         fresh = Sample()
         for spec in dataclasses.fields(self):
             if spec.name not in kept:

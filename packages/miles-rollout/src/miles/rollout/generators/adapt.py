@@ -22,6 +22,8 @@ class Generator:
     """Makes the samples of one execution."""
     together: Together | None = None
     """Makes the samples of a group at once, where the function has a method of that name: it saves requests."""
+    resumes: bool = False
+    """Goes on with a sample that has tokens already, where the function has an attribute of that name."""
 
 
 def adapt(function: Any, args: Any = None) -> Generator:
@@ -34,7 +36,9 @@ def adapt(function: Any, args: Any = None) -> Generator:
     parameters = list(inspect.signature(function).parameters.values())
     if len(parameters) >= 3 and parameters[0].name != "input":
         return Generator(_legacy(function, any(parameter.name == "evaluation" for parameter in parameters)))
-    return Generator(_one_argument(function), getattr(function, "together", None))
+    return Generator(
+        _one_argument(function), getattr(function, "together", None), resumes=getattr(function, "resumes", False)
+    )
 
 
 def as_list(samples: Sample | list[Sample]) -> list[Sample]:

@@ -19,8 +19,7 @@ def append_response(sample: Sample, answer: dict[str, Any], experts: ExpertShape
     if scored is None:
         raise EngineError("the engine answered /generate without output_token_logprobs though return_logprob was set")
     token_ids = [entry[1] for entry in scored]
-    version = meta.get("weight_version")
-    _append_versions(sample, version, len(token_ids))
+    _append_versions(sample, _version_spans(meta, len(token_ids)))
     # Lists that exist already belong to an earlier part of this response; a new list never changes a sample's copies.
     sample.tokens = sample.tokens + token_ids
     sample.rollout_log_probs = (sample.rollout_log_probs or []) + [entry[0] for entry in scored]
@@ -46,14 +45,26 @@ def append_observation(sample: Sample, token_ids: list[int], text: str) -> None:
     sample.response += text
 
 
-def _append_versions(sample: Sample, version: Any, num_tokens: int) -> None:
+def _version_spans(meta: dict[str, Any], num_tokens: int) -> list[tuple[str, int]]:
+    """(weight version, tokens made with it) in order.
+
+    An engine that does not say where its weights changed under the request gets all tokens counted to the last version.
+    """
+    if spans := meta.get("weight_versions"):
+        return [(str(span["version"]), span["end"] - span["start"]) for span in spans]
+    version = meta.get("weight_version")
+    return [] if version is None else [(str(version), num_tokens)]
+
+
+def _append_versions(sample: Sample, spans: list[tuple[str, int]]) -> None:
     """Remember which weights made these tokens, as far as the engine counts its versions."""
-    if version is None:
+    if not spans:
         return
-    sample.weight_versions.append(str(version))
+    sample.weight_versions = sample.weight_versions + [version for version, _ in spans]
     earlier = sample.token_weight_versions or []
-    if str(version).isdigit() and len(earlier) == sample.response_length:
-        sample.token_weight_versions = earlier + [int(version)] * num_tokens
+    if all(version.isdigit() for version, _ in spans) and len(earlier) == sample.response_length:
+        made = [int(version) for version, num_tokens in spans for _ in range(num_tokens)]
+        sample.token_weight_versions = earlier + made
     else:
         sample.token_weight_versions = None
 

@@ -12,6 +12,8 @@ from miles.rollout.generators.response import append_response
 class SingleTurn:
     """Generates a response, or the rest of one that was cut by an abort."""
 
+    resumes = True
+
     async def __call__(self, input: GenerateFnInput) -> GenerateFnOutput:
         """One sample, one request."""
         await generate(input)
