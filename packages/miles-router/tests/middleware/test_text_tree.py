@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.router.middleware.text_tree import TextTree
@@ -89,6 +89,7 @@ def test_old_weight_versions_are_forgotten_with_what_follows():
     assert tree.versions() == {"7"}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text("ab", min_size=1, max_size=6), st.booleans()), max_size=40),
     st.text("ab", max_size=8),

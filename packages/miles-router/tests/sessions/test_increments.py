@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chat_templates import END_TOKENS, FAMILIES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.core.errors import ConfigError
@@ -54,6 +54,7 @@ def conversation(template, increments, turns, end):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@settings(deadline=None, max_examples=50)
 @given(turns=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
 def test_turn_by_turn_and_at_once_give_the_same_ids(families, family, turns):
     template, increments = families[family]

@@ -44,7 +44,7 @@ class Listener:
         if self._parse is None or not tools:
             return Spoken(rest, thought)
         turn = self._parse(rest, tools)
-        if any(call.problem is not None for call in turn.calls):
+        if not turn.calls or any(call.problem is not None for call in turn.calls):
             return Spoken(rest, thought)
         return Spoken(turn.text, thought, turn.calls)
 
