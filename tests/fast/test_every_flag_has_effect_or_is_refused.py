@@ -22,6 +22,7 @@ CONSUMED_BY_RESOLUTION = {
     "num_gpus_per_node": "bounds actor_num_gpus_per_node",
     "colocate": "sets rollout_num_gpus and lets trainer and engines name the same accelerators",
     "use_miles_router": "runs start this router in any case",
+    "opd_type": "a teacher is always scored by an engine; the other value is refused",
 }
 
 

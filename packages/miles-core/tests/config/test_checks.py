@@ -101,6 +101,24 @@ def test_an_unsupported_flag_is_refused_by_name(problems):
     assert "not supported" in problem
 
 
+@pytest.mark.parametrize(
+    ("flags", "about"),
+    [
+        (("--use-pytorch-profiler",), "needs --profile-dir, or --save"),
+        (("--use-pytorch-profiler", "--profile-step-start", "5", "--profile-step-end", "5"), "no rollout would be"),
+        (("--profile-target", "train_actor"), "no effect without --use-pytorch-profiler"),
+        (("--record-memory-history", "--device", "cpu"), "--memory-recorder memray"),
+        (("--ci-metric-checker-key", "eval/sums"), "go together"),
+        (("--ci-metric-checker-key", "a", "--ci-metric-checker-threshold", "1"), "Give --eval-interval"),
+        (("--ci-disable-kl-checker",), "no effect without --ci-test"),
+        (("--save-debug-train-data", "{step}"), "only {rollout_id}, {rank} are filled in"),
+        (("--ci-save-grad-norm", "{rank}"), "only {role}, {rollout_id}, {step_id} are filled in"),
+    ],
+)
+def test_debugging_without_what_it_needs_is_reported(problems, flags, about):
+    assert len(problems(*flags, about=about)) == 1
+
+
 def test_flags_of_the_critic_need_one(problems):
     (problem,) = problems("--critic-lr", "1e-3", about="--critic-lr")
     assert "--advantage-estimator ppo" in problem

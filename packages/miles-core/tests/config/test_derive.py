@@ -69,5 +69,12 @@ def test_supervised_fine_tuning_needs_no_advantages(resolve):
     assert resolve("--loss-type", "sft_loss").compute_advantages_and_returns is False
 
 
-def test_a_flag_without_effect_inherits_nothing(resolve):
-    assert resolve("--lr", "0.5").critic_lr is None
+def test_the_critic_takes_after_the_actor(resolve):
+    config = resolve("--lr", "0.5", "--actor-num-gpus-per-node", "4")
+    assert (config.critic_lr, config.critic_num_gpus_per_node) == (0.5, 4)
+
+
+def test_dumped_details_include_what_was_trained_on(resolve):
+    config = resolve("--dump-details", "d")
+    assert config.save_debug_train_data == "d/train_data/{rollout_id}_{rank}.safetensors"
+    assert resolve("--dump-details", "d", "--save-debug-train-data", "own").save_debug_train_data == "own"

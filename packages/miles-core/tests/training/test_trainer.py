@@ -116,3 +116,34 @@ def test_a_response_without_prompt_is_refused():
     batch = make_batch(tokens=tuple(np.arange(r) for r in make_batch().response_lengths))
     with pytest.raises(TrainingError, match=r"the samples \[40, 41, .* have no prompt token"):
         make_trainer().train(batch)
+
+
+def nan_once(rollouts):
+    """A model whose first gradients are not finite."""
+
+    class Model(TableModel):
+        def accumulate(self, micro_batches, output, loss):
+            super().accumulate(micro_batches, output, loss)
+            if rollouts.pop(0):
+                self.table.grad.fill_(math.nan)
+
+    return Model()
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(caplog):
+    model = nan_once([True, False])
+    trainer, before = make_trainer(model, nonfinite_step="skip", lr_warmup_iters=2), model.table.detach().clone()
+    first = trainer.train(make_batch()).steps[0]
+    assert first == {"train/skipped": 1.0, "train/lr-pg_0": 0.0}
+    assert "optimizer step skipped: the norm of the gradient is nan" in caplog.text
+    assert torch.equal(model.table, before)
+    assert trainer.steps_done == 0, "a step that was not taken does not count for the schedule"
+    assert trainer.train(make_batch()).steps[0]["train/skipped"] == 0.0
+
+
+def test_a_skipped_loss_leaves_no_gradient_behind():
+    model, batch = TableModel(), make_batch()
+    broken = make_batch(rewards=(math.nan, *batch.rewards[1:]))
+    step = make_trainer(model, nonfinite_step="skip").train(broken).steps[0]
+    assert step["train/skipped"] == 1.0
+    assert model.table.grad is None

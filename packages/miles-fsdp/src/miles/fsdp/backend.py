@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from miles.core.flags.data import Data
-from miles.core.flags.optimizer import Optimizer
 from miles.core.protocols.backend import Actor, Rank, Role
-from miles.core.training.settings import schedule_problems
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -24,7 +21,7 @@ class FsdpBackend:
         return FsdpCritic(config, rank) if role == "critic" else FsdpActor(config, rank)
 
     def check(self, config: Config) -> list[str]:
-        return schedule_problems(config[Optimizer], config[Data])
+        return []
 
     def defaults(self) -> dict[str, Any]:
         return {"lr_decay_style": "constant"}

@@ -72,11 +72,6 @@ class Rollout(Group):
     """Dotted path of a function ``(rollout_id, args, data, extra_metrics)``; a true result replaces the standard
     metrics of an evaluation."""
 
-    rollout_data_postprocess_path: Annotated[
-        str | None, Flag(path=True, unsupported="no hook is called between log-probabilities and training yet")
-    ] = None
-    """Dotted path of a function called with ``(args, samples)`` when a rollout is ready to be trained on."""
-
 
 class Sampling(Group):
     title = "Sampling and Filtering"

@@ -15,10 +15,12 @@ from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
+from miles.core.flags.hooks import Hooks
 from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.reward import Reward
 from miles.core.flags.training import Training
 from miles.core.registry import Registry, is_dotted
+from miles.core.training.settings import schedule_problems
 
 if TYPE_CHECKING:
     from miles.core.config.config import Config
@@ -172,15 +174,8 @@ def check_corrections(config: Config) -> Iterator[str]:
 
 
 def check_schedule(config: Config) -> Iterator[str]:
-    """Warm-up is given once."""
-    optimizer = config[Optimizer]
-    if optimizer.lr_warmup_iters and optimizer.lr_warmup_fraction is not None:
-        yield (
-            f"--lr-warmup-iters {optimizer.lr_warmup_iters} and --lr-warmup-fraction {optimizer.lr_warmup_fraction} "
-            "both set the warm-up. Leave one of them out"
-        )
-    if optimizer.lr_decay_style == "WSD" and optimizer.lr_wsd_decay_iters is None:
-        yield "--lr-decay-style WSD needs --lr-wsd-decay-iters: the number of steps that anneal at the end"
+    """The learning rate is known at every step."""
+    yield from schedule_problems(config[Optimizer], config[Data])
 
 
 def check_length_of_run(config: Config) -> Iterator[str]:
@@ -218,17 +213,62 @@ def check_halves(config: Config) -> Iterator[str]:
         yield "--debug-train-only needs --load-debug-rollout-data: the samples to train on"
 
 
+_ROLLOUT = ("rollout_id",)
+_STEP = ("role", "rollout_id", "step_id")
+_PATTERNS = {
+    "save_hf": _ROLLOUT,
+    "save_debug_rollout_data": _ROLLOUT,
+    "load_debug_rollout_data": _ROLLOUT,
+    "save_debug_train_data": ("rollout_id", "rank"),
+    "ci_save_grad_norm": _STEP,
+    "ci_load_grad_norm": _STEP,
+}
+"""What is filled into each name."""
+
+
 def check_patterns(config: Config) -> Iterator[str]:
-    """Names of files and directories that are filled in for every rollout can be."""
-    for name in ("save_hf", "save_debug_rollout_data", "load_debug_rollout_data"):
-        pattern = getattr(config, name)
+    """Names of files and directories that are filled in for every rollout can be, and do not overwrite each other."""
+    for name, filled_in in _PATTERNS.items():
+        pattern, spelling = getattr(config, name) or "", flag_table().flags[name].spelling
         try:
-            (pattern or "").format(rollout_id=0)
+            pattern.format(**dict.fromkeys(filled_in, 0))
         except (LookupError, ValueError):
-            spelling = flag_table().flags[name].spelling
-            yield (
-                f"{spelling} {pattern}: only {{rollout_id}} is filled in, and braces that stay are doubled: {{{{ }}}}"
-            )
+            names = ", ".join(f"{{{key}}}" for key in filled_in)
+            verb = "is" if len(filled_in) == 1 else "are"
+            yield f"{spelling} {pattern}: only {names} {verb} filled in, and braces that stay are doubled: {{{{ }}}}"
+
+
+def check_recorders(config: Config) -> Iterator[str]:
+    """Profiles and memory histories have a place to go, and something to record."""
+    debug = config[Debug]
+    if debug.use_pytorch_profiler and debug.profile_dir is None and config[Checkpoint].save is None:
+        yield "--use-pytorch-profiler needs --profile-dir, or --save, in whose directory the traces go"
+    if debug.use_pytorch_profiler and debug.profile_step_end <= debug.profile_step_start:
+        yield (
+            f"--profile-step-end {debug.profile_step_end} is not after --profile-step-start {debug.profile_step_start}:"
+            " no rollout would be profiled"
+        )
+    if not debug.record_memory_history:
+        return
+    if debug.memory_recorder == "torch" and config[Training].device == "cpu":
+        yield (
+            "--record-memory-history records the allocator of an accelerator, and the trainer uses --device cpu. "
+            "There, use --memory-recorder memray"
+        )
+    if debug.memory_recorder == "memray" and not hardware.is_installed("memray"):
+        yield "--memory-recorder memray needs memray, which is not installed: pip install memray"
+
+
+def check_integration(config: Config) -> Iterator[str]:
+    """A metric that is checked has a threshold, and is computed."""
+    hooks = config[Hooks]
+    if (hooks.ci_metric_checker_key is None) != (hooks.ci_metric_checker_threshold is None):
+        yield "--ci-metric-checker-key and --ci-metric-checker-threshold go together: give both or none"
+    if hooks.ci_metric_checker_key is not None and config.eval_interval is None:
+        yield (
+            f"--ci-metric-checker-key {hooks.ci_metric_checker_key} looks at evaluations, and there are none. Give "
+            "--eval-interval"
+        )
 
 
 def check_rewards(config: Config) -> Iterator[str]:
@@ -318,6 +358,8 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_micro_batches,
     check_halves,
     check_patterns,
+    check_recorders,
+    check_integration,
     check_rewards,
     check_model_files,
     check_prompt_data,

@@ -42,6 +42,8 @@ def derive_data_dumps(draft: Draft) -> None:
     if directory := draft["dump_details"]:
         path = PurePath(directory) / "rollout_data" / "{rollout_id}.jsonl"
         draft.derive("save_debug_rollout_data", str(path), f"--dump-details {directory}")
+        path = PurePath(directory) / "train_data" / "{rollout_id}_{rank}.safetensors"
+        draft.derive("save_debug_train_data", str(path), f"--dump-details {directory}")
     if draft["load_debug_rollout_data"]:
         draft.derive("debug_train_only", True, "--load-debug-rollout-data replaces the engines")
 

@@ -9,9 +9,11 @@ from miles.core.driver import announce, loop, off_policy, resume
 from miles.core.driver.job import Job
 from miles.core.driver.lock import exclusive
 from miles.core.driver.signals import ending_signals_raise
+from miles.core.driver.verdict import verify_metric
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
+from miles.core.flags.hooks import Hooks
 from miles.core.report import write_report
 from miles.core.run_directory import RunDirectory
 
@@ -46,6 +48,7 @@ def _run(config: Config, run_dir: RunDirectory) -> None:
             loop.run_rollout_only(job)
         else:
             loop.run(job)
+    verify_metric(run_dir.metrics, config[Hooks])
     _say(f"finished: {write_report(run_dir.path)}")
 
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miles.core.driver.watchdog import Watchdog, watched
+from miles.core.flags.debug import Debug
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Actor, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
+from miles.core.run_directory import RunDirectory
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import SyncReport, push_weights
@@ -33,25 +36,36 @@ class RoleWorker:
         self._actor: Actor | None = None
         self._rank = Rank()
         self._link: _Link | None = None
+        self._watchdog = self._watchdog_of(Rank())
+
+    def _watchdog_of(self, rank: Rank) -> Watchdog:
+        name = f"{self._role}-{rank.rank}"
+        log = RunDirectory(self._run_dir).log_file(f"watchdog-{name}")
+        return Watchdog(f"rank {rank.rank} of the {self._role}", log, self._config[Debug].watchdog_timeout_s)
 
     def build(self, rank: Rank, num_threads: int) -> None:
         """Build model and optimizer.  ``num_threads`` is this rank's share of the cores."""
         torch.set_num_threads(num_threads)
         backend: TrainBackend = BACKENDS.get(self._training.train_backend)()
         self._rank = rank
-        self._actor = backend.create(self._config, rank, self._role)
+        self._watchdog = self._watchdog_of(rank)
+        with self._watchdog.watching("building the model"):
+            self._actor = backend.create(self._config, rank, self._role)
 
     @property
     def actor(self) -> Actor:
         assert self._actor is not None, "build() comes first"
         return self._actor
 
+    @watched
     def score(self, batch: RolloutBatch) -> Scores:
         return self.actor.score(batch)
 
+    @watched
     def train(self, batch: RolloutBatch) -> TrainReport:
         return self.actor.train(batch)
 
+    @watched
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         """Push the weights to the engines at ``urls``; only rank 0 sends, the others take part in the gathering."""
         if self._rank.rank != 0:
@@ -67,15 +81,18 @@ class RoleWorker:
             bucket_bytes=self._training.update_weight_buffer_size,
         )
 
+    @watched
     def save(self, directory: Path) -> None:
         self.actor.save(directory)
 
     def finish_save(self) -> None:
         self.actor.finish_save()
 
+    @watched
     def load(self, directory: Path) -> None:
         self.actor.load(directory)
 
+    @watched
     def save_hf(self, directory: Path) -> None:
         self.actor.save_hf(directory)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from miles.core.config.group import Flag, Group
 
 Share = Annotated[float, Field(gt=0, le=1)]
 ProfileTarget = Literal["train_overall", "train_actor", "train_log_probs"]
-_NO_MEMORY_RECORDER = "memory is not recorded yet"
-_NO_PROFILER = "the trainer is not profiled yet"
 
 
 class Debug(Group):
@@ -38,41 +36,49 @@ class Debug(Group):
     debug_train_only: bool = False
     """Train without engines, on the samples of ``--load-debug-rollout-data``."""
 
-    save_debug_train_data: Annotated[str | None, Flag(unsupported="training batches are not written yet")] = None
-    """File for the training batches; ``{rollout_id}`` and ``{rank}`` are filled in."""
+    save_debug_train_data: str | None = None
+    """File for what each rank trained on (safetensors, see ``miles.core.training.train_data``); ``{rollout_id}`` and
+    ``{rank}`` are filled in."""
 
     dump_details: str | None = None
-    """Directory for everything about the run's data: sets ``--save-debug-rollout-data`` unless it is given."""
+    """Directory for everything about the run's data: sets ``--save-debug-rollout-data`` and
+    ``--save-debug-train-data`` unless they are given."""
 
     nonfinite_step: Literal["stop", "skip"] = "stop"
     """What becomes of an optimizer step whose loss or gradient is NaN or infinite, after the samples it comes from are
     named: the run stops, or the step is skipped and counted (``train/skipped``)."""
 
-    memory_snapshot_path: Annotated[str, Flag(unsupported=_NO_MEMORY_RECORDER)] = "snapshot.pickle"
-    """Name of memory snapshots."""
+    watchdog_timeout_s: NonNegativeFloat = 300.0
+    """Seconds after which a call of a trainer rank is told on: which rank is at what, with the stacks of its threads in
+    ``logs/watchdog-*.log`` of the run. Nothing is interrupted. 0: never."""
 
-    record_memory_history: Annotated[bool, Flag(unsupported=_NO_MEMORY_RECORDER)] = False
+    memory_snapshot_path: str = "snapshot.pickle"
+    """Name of memory snapshots; ``rank<n>_`` is put before it."""
+
+    record_memory_history: bool = False
     """Record the history of memory allocations."""
 
-    memory_snapshot_dir: Annotated[str, Flag(unsupported=_NO_MEMORY_RECORDER)] = "."
+    memory_snapshot_dir: str = "."
     """Directory of memory snapshots."""
 
-    memory_snapshot_num_steps: Annotated[PositiveInt | None, Flag(unsupported=_NO_MEMORY_RECORDER)] = None
-    """Steps to record before a snapshot is written."""
+    memory_snapshot_num_steps: PositiveInt | None = None
+    """Rollouts to record before a snapshot is written. Left out: the snapshot is renewed after every rollout
+    (``torch``), or everything until the end is recorded (``memray``)."""
 
-    memory_recorder: Annotated[Literal["torch", "memray"], Flag(unsupported=_NO_MEMORY_RECORDER)] = "torch"
-    """What records memory."""
+    memory_recorder: Literal["torch", "memray"] = "torch"
+    """What records memory: ``torch`` the accelerator's allocator, ``memray`` (to be installed) the whole process."""
 
-    profile_target: Annotated[list[ProfileTarget], Flag(unsupported=_NO_PROFILER)] = Field(
-        default_factory=lambda: list[ProfileTarget](["train_overall"])
-    )
+    profile_target: list[ProfileTarget] = Field(default_factory=lambda: list[ProfileTarget](["train_overall"]))
     """Parts of training to profile."""
 
-    use_pytorch_profiler: Annotated[bool, Flag(unsupported=_NO_PROFILER)] = False
-    """Profile with PyTorch's profiler."""
+    use_pytorch_profiler: bool = False
+    """Profile the trainer with PyTorch's profiler: a Chrome trace per rollout, part and rank."""
 
-    profile_step_start: Annotated[NonNegativeInt, Flag(unsupported=_NO_PROFILER)] = 10
-    """First step to profile."""
+    profile_step_start: NonNegativeInt = 10
+    """First rollout to profile."""
 
-    profile_step_end: Annotated[NonNegativeInt, Flag(unsupported=_NO_PROFILER)] = 12
-    """Step at which profiling ends."""
+    profile_step_end: NonNegativeInt = 12
+    """Rollout at which profiling ends."""
+
+    profile_dir: str | None = None
+    """Directory of the traces. Defaults to ``profile`` in ``--save``."""

@@ -7,7 +7,6 @@ from typing import Annotated
 from miles.core.config.group import Flag, Group
 
 _NO_MEGATRON = "it belongs to the megatron backend, which does not exist yet"
-_NO_CI = "the checks of continuous integration do not exist yet"
 
 
 class Hooks(Group):
@@ -23,20 +22,28 @@ class Hooks(Group):
     """Dotted path of a function ``(args, rollout_id, step_id, model, optimizer, opt_param_scheduler)`` called before
     every optimizer step."""
 
-    ci_test: Annotated[bool, Flag(unsupported=_NO_CI)] = False
-    """Check the run's figures while it runs, and fail when they are wrong."""
+    rollout_data_postprocess_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function ``(args, data)`` called on every rank when log-probabilities and advantages are known,
+    before the first optimizer step. ``data`` holds lists with one entry per sample (``tokens``, ``loss_masks``,
+    ``log_probs`` ...); it may change ``advantages`` and ``returns`` in place, alike on every rank."""
 
-    ci_kl_checker: Annotated[bool, Flag(spelling="--ci-disable-kl-checker", negates=True, unsupported=_NO_CI)] = True
-    """Do not check the KL divergence."""
+    ci_test: bool = False
+    """Check the run's figures while it runs, and fail when they are wrong: trainer and engine agree on the mean
+    log-probability to 0.03, the first optimizer step of every rollout is on-policy, and policy and reference model are
+    equal before training."""
 
-    ci_metric_checker_key: Annotated[str | None, Flag(unsupported=_NO_CI)] = None
-    """Metric that must reach a threshold."""
+    ci_kl_checker: Annotated[bool, Flag(spelling="--ci-disable-kl-checker", negates=True)] = True
+    """With ``--ci-test``, do not check that first steps are on-policy."""
 
-    ci_metric_checker_threshold: Annotated[float | None, Flag(unsupported=_NO_CI)] = None
-    """Least value of that metric."""
+    ci_metric_checker_key: str | None = None
+    """Metric of the evaluations that must reach ``--ci-metric-checker-threshold`` before the run ends."""
 
-    ci_save_grad_norm: Annotated[str | None, Flag(unsupported=_NO_CI)] = None
-    """File to write gradient norms to."""
+    ci_metric_checker_threshold: float | None = None
+    """Least value of that metric; the run fails when no evaluation reaches it."""
 
-    ci_load_grad_norm: Annotated[str | None, Flag(unsupported=_NO_CI)] = None
-    """File of gradient norms to compare with."""
+    ci_save_grad_norm: str | None = None
+    """File to write the gradient norm of every optimizer step to (JSON); ``{role}``, ``{rollout_id}`` and ``{step_id}``
+    are filled in."""
+
+    ci_load_grad_norm: str | None = None
+    """Files of gradient norms that this run's must equal to 3 %, as ``--ci-save-grad-norm`` writes them."""

@@ -6,6 +6,7 @@ S = samples of the rollout, A = their response tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,6 +113,36 @@ class Columns:
         weights_A = sample_mean_weights(self.mask_A, self.layout.sum(self.mask_A), self.layout)
         sums = torch.stack(list(known.values())).double() @ weights_A.double()
         return {name: value / self.layout.num_samples for name, value in zip(known, sums.tolist(), strict=True)}
+
+    def known(self) -> dict[str, torch.Tensor]:
+        """Every column there is, by the name that users know it by."""
+        columns = {
+            "loss_masks": self.mask_A,
+            "log_probs": self.old_logp_A,
+            "ref_log_probs": self.ref_logp_A,
+            "rollout_log_probs": self.rollout_logp_A,
+            "teacher_log_probs": self.teacher_logp_A,
+            "values": self.value_A,
+            "entropy": self.entropy_A,
+            "advantages": self.advantage_A,
+            "returns": self.return_A,
+        }
+        return {name: column for name, column in columns.items() if column is not None}
+
+    def for_hook(self, batch: RolloutBatch) -> dict[str, Any]:
+        """Everything that is known, one entry per sample.  Advantages and returns are views: they may be changed."""
+        mine = {name: self.layout.split(column) for name, column in self.known().items()}
+        mine["loss_masks"] = self.layout.split(self.mask_A.clone())
+        return mine | {
+            "tokens": [torch.from_numpy(tokens) for tokens in batch.tokens],
+            "response_lengths": batch.response_lengths,
+            "total_lengths": batch.total_lengths,
+            "rewards": batch.rewards,
+            "raw_reward": batch.raw_rewards,
+            "truncated": batch.truncated,
+            "sample_indices": batch.sample_indices,
+            "rollout_id": batch.rollout_id,
+        }
 
     def _reverse_kl(self) -> torch.Tensor | None:
         """From the teacher, as the old policy sampled it."""

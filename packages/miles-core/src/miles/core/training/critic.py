@@ -11,15 +11,17 @@ from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
+from miles.core.flags.hooks import Hooks
 from miles.core.flags.optimizer import Optimizer
 from miles.core.protocols.backend import Scores, TrainReport
+from miles.core.training.ci import GradNorms
 from miles.core.training.clock import PhaseClock
 from miles.core.training.columns import Columns
 from miles.core.training.model import ValueModel
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import ObjectiveSpec
 from miles.core.training.plan import StepPlan, plan_rollout
-from miles.core.training.ranks import Ranks
+from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
 from miles.core.training.settings import critic_learning_rate, packing
 from miles.core.training.steps import OptimizerSteps
@@ -43,6 +45,7 @@ class CriticTrainer:
         # Distillation changes the actor's advantages alone, not what the critic predicts.
         self._advantages = build_advantages(replace(spec, use_opd=False))
         self._fresh_optimizer = algorithm.reset_optimizer_states
+        self._grad_norms = GradNorms(config[Hooks], "critic")
         self._steps = OptimizerSteps(
             model,
             build_objective(spec, config, role="critic"),
@@ -88,6 +91,8 @@ class CriticTrainer:
                 self._model.reset_optimizer()
             recorder = Recorder(columns, self._ranks, "values")
             metrics = tuple(self._steps.take(batch, step, columns, recorder) for step in steps)
+        if process_rank() == 0:
+            self._grad_norms.take(batch.rollout_id, [step.get("train/critic-grad_norm", 0.0) for step in metrics])
         return TrainReport(metrics=columns.means() | _quality(columns), steps=metrics, timings=clock.seconds)
 
     def _plan(self, batch: RolloutBatch) -> tuple[StepPlan, ...]:

@@ -39,6 +39,11 @@ class Ranks(Protocol):
         """Every rank's picklable ``value``, in rank order."""
 
 
+def process_rank() -> int:
+    """Rank of this process in its role, whatever the axes of parallelism."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 class SingleRank:
     """No group at all."""
 

@@ -7,8 +7,8 @@ so that everyone computes advantages, whitening and metrics on the whole rollout
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,13 +18,15 @@ from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.flags.optimizer import Optimizer
 from miles.core.protocols.backend import Scores, TrainReport
+from miles.core.registry import load_object
 from miles.core.training.clock import PhaseClock
 from miles.core.training.columns import Columns, batch_means
+from miles.core.training.debugging import Debugging
 from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
 from miles.core.training.plan import StepPlan, plan_rollout
-from miles.core.training.ranks import Ranks
+from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
 from miles.core.training.settings import cap_warning, learning_rate, packing
 from miles.core.training.steps import OptimizerSteps
@@ -64,6 +66,8 @@ class RolloutTrainer:
         self._critic_needs = required_inputs(spec, role="critic")
         self._log_entropy = algorithm.use_rollout_entropy
         self._fresh_optimizer = algorithm.reset_optimizer_states
+        self._debugging = Debugging(config, "actor", process_rank())
+        self._postprocess = _postprocess(config)
         self._steps = OptimizerSteps(
             model,
             objective,
@@ -91,23 +95,32 @@ class RolloutTrainer:
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         """Train on one rollout.  Collective; every rank passes the whole rollout."""
+        with self._debugging.rollout(batch.rollout_id):
+            return self._train(batch)
+
+    def _train(self, batch: RolloutBatch) -> TrainReport:
         clock = PhaseClock()
         with clock.phase("data_preprocess"):
             steps = self._plan(batch)
             columns = Columns.of(batch, self._device)
         needs = self._needs[len(steps) == 1]
         _check_columns(batch, needs)
-        self._add_scores(batch, steps, columns, clock, needs)
+        with self._debugging.part("train_log_probs", batch.rollout_id):
+            self._add_scores(batch, steps, columns, clock, needs)
         if self._advantages is not None:
             columns.take_advantages(self._advantages(columns.advantage_inputs()))
+        if self._postprocess is not None:
+            self._postprocess(columns.for_hook(batch))
         if self._fresh_optimizer:
             self._model.reset_optimizer()
-        with clock.phase("actor_train"):
+        with clock.phase("actor_train"), self._debugging.part("train_actor", batch.rollout_id):
             metrics = self._train_steps(batch, steps, columns)
         tokens = sum(batch.total_lengths)
         means = batch_means(batch) | columns.means()
         means["perf/actor_train_tok_per_s"] = tokens / clock.seconds["actor_train"]
-        return TrainReport(metrics=means, steps=tuple(metrics), timings=clock.seconds)
+        report = TrainReport(metrics=means, steps=tuple(metrics), timings=clock.seconds)
+        self._debugging.trained(batch, columns, steps, report)
+        return report
 
     def _plan(self, batch: RolloutBatch) -> tuple[StepPlan, ...]:
         samples_per_step = self._samples_per_step or len(batch)
@@ -168,6 +181,15 @@ class RolloutTrainer:
         if self._needs[True].entropy or (self._log_entropy and entropy_unknown):
             return "entropy"
         return "logprobs"
+
+
+def _postprocess(config: Config) -> Callable[[Mapping[str, Any]], None] | None:
+    """``--rollout-data-postprocess-path``, given the configuration."""
+    path = config.rollout_data_postprocess_path
+    if path is None:
+        return None
+    function = load_object(path)
+    return lambda data: function(config, data)
 
 
 def _check_columns(batch: RolloutBatch, needs: Needs) -> None:
