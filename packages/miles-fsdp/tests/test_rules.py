@@ -54,3 +54,17 @@ def test_functions_of_whole_samples_are_refused_where_ranks_share_them(flag, pat
         [*BATCH, "--device", "cpu", "--actor-num-gpus-per-node", "2", "--context-parallel-size", "2", flag, path]
     )
     assert any("is called with whole samples" in problem for problem in problems) is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--lora-rank", "8"), None),
+        (("--lora-rank", "8", "--train-backend", "megatron"), "the megatron backend trains no adapters"),
+        (("--lora-adapter-path", "somewhere"), "needs --lora-rank"),
+    ],
+)
+def test_adapters_need_a_rank_and_this_backend(flags, problem):
+    _, problems = Config.examine([*BATCH, "--device", "cpu", *flags])
+    found = [each for each in problems if "lora" in each]
+    assert found == [] if problem is None else problem in found[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp import export
-from miles.fsdp.policy import FrozenPolicy, Policy
+from miles.fsdp.policy import BasePolicy, FrozenPolicy, Policy
 from miles.fsdp.role import FsdpRole
 
 if TYPE_CHECKING:
@@ -38,29 +39,38 @@ class FsdpActor(FsdpRole):
         optimizer = self._optimizer(module)
         return Policy(module, optimizer, num_ranks=self._site.rank.world_size, max_norm=self._optimizer_flags.clip_grad)
 
-    def _build_reference(self, config: Config) -> FrozenPolicy | None:
+    def _build_reference(self, config: Config) -> FrozenPolicy | BasePolicy | None:
         if not required_inputs(ObjectiveSpec.from_flags(config)).ref_logp:
             return None
-        return FrozenPolicy(self._builder.build(self._checkpoint.ref_load or str(self._source)))
+        path, lora = self._checkpoint.ref_load or str(self._source), self._builder.lora
+        if lora is None:
+            return FrozenPolicy(self._builder.build(path))
+        moves = config[Algorithm].ref_update_interval is not None
+        if path == str(self._source) and not moves:
+            return BasePolicy(self._model.module)
+        return FrozenPolicy(replace(self._builder, lora=replace(lora, path=None) if moves else None).build(path))
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         report = super().train(batch)
-        interval = self._ref_update_interval
-        if self._reference is not None and interval is not None and (batch.rollout_id + 1) % interval == 0:
-            self._reference.follow(self._model.module)
+        reference, interval = self._reference, self._ref_update_interval
+        if isinstance(reference, FrozenPolicy) and interval is not None and (batch.rollout_id + 1) % interval == 0:
+            reference.follow(self._model.module)
         return report
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         return export.named_weights(self._model.whole_lm(), self._site.compute_dtype)
 
     def save_hf(self, directory: Path) -> None:
-        export.save_model(self._model.whole_lm(), self._site, self._source, directory)
+        lm = self._model.whole_lm()
+        export.save_model(lm, self._site, self._source, directory)
+        if self._builder.lora is not None:
+            export.save_adapters(lm, self._builder.lora, self._site, self._source, directory / "adapter")
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
-        if self._reference is None or self._ref_update_interval is None:
+        if not isinstance(self._reference, FrozenPolicy) or self._ref_update_interval is None:
             return {}
         return {f"reference.{name}": tensor for name, tensor in self._reference.named_parameters().items()}
 
     def _move_frozen(self, device: torch.device) -> None:
-        if self._reference is not None:
+        if isinstance(self._reference, FrozenPolicy):
             self._reference.module.to(device)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
 from miles.core.training.context import ContextGroup
 from miles.fsdp.attention import kernel_name
-from miles.fsdp.flags import Fsdp
+from miles.fsdp.flags import Fsdp, Lora
 from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
+from miles.fsdp.lora import LoraSpec, add_adapters
 from miles.fsdp.policy import PolicyModule, RankModule
 from miles.fsdp.sharding import join_context, join_group, receive_weights, shard
 from miles.fsdp.value import ValueModule
@@ -69,6 +71,8 @@ class ModuleBuilder:
     temperature: float
     chunk_size: int | None
     gradient_checkpointing: bool
+    lora: LoraSpec | None = None
+    """Adapters of the policies that are built; the critic has none."""
 
     @classmethod
     def of(cls, config: Config, site: Site) -> ModuleBuilder:
@@ -79,6 +83,7 @@ class ModuleBuilder:
             temperature=config.rollout_temperature,
             chunk_size=training.log_probs_chunk_size if training.log_probs_chunk_size > 0 else None,
             gradient_checkpointing=fsdp.gradient_checkpointing,
+            lora=LoraSpec.of(config[Lora], config[Algorithm].seed),
         )
 
     def build(self, path: str) -> PolicyModule:
@@ -112,12 +117,14 @@ class ModuleBuilder:
 
     def _loaded_critic(self, path: str, seed: int) -> ValueModule:
         lm = load_model(path, self.attention, needs_head=False)
-        verify_packing(self._wrapped(lm), path)
+        verify_packing(replace(self, lora=None)._wrapped(lm), path)
         module = ValueModule(lm)
         module.read_value_head(path, seed)
         return module
 
     def _wrapped(self, lm: PreTrainedModel) -> PolicyModule:
+        if self.lora is not None:
+            add_adapters(lm, self.lora)
         return PolicyModule(self._recomputing(lm), temperature=self.temperature, chunk_size=self.chunk_size)
 
     def _recomputing(self, lm: PreTrainedModel) -> PreTrainedModel:

@@ -7,23 +7,25 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from miles.core.weights.hf_directory import copy_companions, save_weights
 from miles.fsdp.building import Site
 from miles.fsdp.loading import decoder_layers
+from miles.fsdp.lora import LoraLinear, LoraSpec, adapted_layers, is_adapter, save_adapter
+from miles.fsdp.policy import whole
 
 
 def named_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Full tensors in ``dtype`` under the names of the checkpoint format, layer by layer.
 
     transformers keeps some weights fused in memory (the experts of a layer); they are split here.
-    Tied weights appear once.  Collective when the model is sharded.
+    Tied weights appear once, adapters are added to their weights.  Collective when the model is sharded.
     """
+    adapted = {f"{name}.weight": layer for name, layer in adapted_layers(model).items()}
     for block in _blocks(model):
-        full = {name: _full(tensor, dtype) for name, tensor in block}
+        full = {name: _full(tensor, dtype, adapted.get(name)) for name, tensor in block}
         yield from sorted(revert_weight_conversion(model, full).items())
 
 
@@ -36,6 +38,13 @@ def save_model(lm: PreTrainedModel, site: Site, source: Path, directory: Path) -
         return
     save_weights(weights, directory)
     save_companions(lm, site.compute_dtype, source, directory)
+
+
+def save_adapters(lm: PreTrainedModel, spec: LoraSpec, site: Site, source: Path, directory: Path) -> None:
+    """Write the adapters alone, in PEFT's format.  Collective."""
+    adapters = {name: whole(p.detach()) for name, p in lm.named_parameters() if is_adapter(name)}
+    if site.rank.rank == 0:
+        save_adapter(adapters, spec, source, directory)
 
 
 def save_companions(model: PreTrainedModel, dtype: torch.dtype, source: Path, directory: Path) -> None:
@@ -67,12 +76,14 @@ def _blocks(model: PreTrainedModel) -> Iterator[list[tuple[str, torch.Tensor]]]:
 
 def _weights(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter | torch.Tensor]]:
     """Parameters, then the buffers that a state dict holds."""
-    yield from model.named_parameters()
+    yield from ((name, parameter) for name, parameter in model.named_parameters() if not is_adapter(name))
     kept = model.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
-def _full(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _full(tensor: torch.Tensor, dtype: torch.dtype, layer: LoraLinear | None) -> torch.Tensor:
     """Parameters in ``dtype``; buffers as they are, since models keep some in fp32 on purpose."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().to(dtype) if isinstance(tensor, nn.Parameter) else full.detach()
+    full = whole(tensor).detach()
+    if layer is not None:
+        full = full.addmm(whole(layer.lora_B).detach(), whole(layer.lora_A).detach(), alpha=layer.scale)
+    return full.to(dtype) if isinstance(tensor, nn.Parameter) else full

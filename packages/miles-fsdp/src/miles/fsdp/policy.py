@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from miles.core.math.logprobs import LogProbs, linear_logprobs
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
+from miles.fsdp.lora import adapters_off, is_adapter
 
 
 class RankModule(nn.Module):  # type: ignore[misc]
@@ -35,8 +36,10 @@ class RankModule(nn.Module):  # type: ignore[misc]
         return hidden_PD
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """By the names of the language model."""
-        return dict(self.lm.named_parameters())
+        """By the names of the language model: all, or those of its adapters."""
+        parameters = dict(self.lm.named_parameters())
+        adapters = {name: parameter for name, parameter in parameters.items() if is_adapter(name)}
+        return adapters or parameters
 
 
 class PolicyModule(RankModule):
@@ -98,6 +101,18 @@ class FrozenPolicy:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
         return _scores(self.module, micro_batches, with_entropy=with_entropy)
+
+
+class BasePolicy:
+    """The model that adapters are trained on, without them: a reference that takes no memory of its own."""
+
+    def __init__(self, module: PolicyModule) -> None:
+        self._module = module
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        with adapters_off(self._module):
+            return _scores(self._module, micro_batches, with_entropy=with_entropy)
 
 
 class Trained:

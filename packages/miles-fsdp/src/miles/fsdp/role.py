@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from miles.core.errors import CheckpointError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.optimizer import Optimizer
@@ -66,12 +65,7 @@ class FsdpRole:
         self._writer.finish()
 
     def load(self, directory: Path) -> None:
-        counters = read_counters(directory)
-        if not counters.has_optimizer and not self._checkpoint.no_save_optim:
-            raise CheckpointError(
-                f"{directory} was saved with --no-save-optim and has no optimizer state to go on with. "
-                "Give --no-save-optim to go on with a fresh optimizer, or start a new run from its Hugging Face export"
-            )
+        counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
         checkpoint.read_tensors(directory, self._tensors(with_optimizer=counters.has_optimizer))
         if counters.world_size == self._site.rank.world_size:
             read_generators(directory, self._site.rank.rank)
@@ -94,7 +88,7 @@ class FsdpRole:
         return SingleRank() if self._site.mesh is None else ProcessGroupRanks(context=self._site.context)
 
     def _optimizer(self, module: RankModule) -> torch.optim.Optimizer:
-        return build_optimizer(self._optimizer_flags, module.parameters())
+        return build_optimizer(self._optimizer_flags, (p for p in module.parameters() if p.requires_grad))
 
     def _tensors(self, *, with_optimizer: bool) -> dict[str, torch.Tensor]:
         """Everything that training changes, by name.  Loading fills these tensors in place."""

@@ -9,7 +9,7 @@ from miles.core.config.draft import Draft
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
-from miles.fsdp.flags import Fsdp
+from miles.fsdp.flags import Fsdp, Lora
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -76,4 +76,13 @@ def _functions_of_whole_samples(algorithm: Algorithm) -> dict[str, str]:
     return {flag: path for flag, path in paths.items() if path}
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention, check_replicas, check_context)
+def check_lora(config: Config) -> Iterator[str]:
+    """Adapters have a rank, and a backend that trains them."""
+    lora, backend = config[Lora], config[Training].train_backend
+    if lora.lora_rank and backend != "fsdp":
+        yield f"--lora-rank {lora.lora_rank}: the {backend} backend trains no adapters. Use --train-backend fsdp"
+    if lora.lora_adapter_path is not None and not lora.lora_rank:
+        yield f"--lora-adapter-path {lora.lora_adapter_path} needs --lora-rank, the rank of that adapter"
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention, check_replicas, check_context, check_lora)
