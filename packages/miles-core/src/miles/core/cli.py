@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from miles.core import environ, plugins
-from miles.core.config import Config, show
+from miles.core.config import Config, hooks_page, show
 from miles.core.config.discover import FlagTable, flag_table
 from miles.core.config.flag import FlagSpec
 from miles.core.config.help import all_flags, explain, plain, usage
@@ -75,6 +75,7 @@ Shows what the flags of `miles train` resolve to, where every value is from, and
   --explain FLAG      what a flag is, who owns it, what it resolves to with the other flags given, and why
   --unsupported       flags that are refused when set, and why
   --reference [FILE]  write the Markdown reference of all flags
+  --hooks [FILE]      write the Markdown reference of functions of your own: which flag calls what, and how
   --schema            write a JSON Schema for files of --config
 """
 
@@ -152,6 +153,8 @@ def config(flags: list[str]) -> int:
         print(json.dumps(json_schema(table), indent=2))
     elif "--reference" in options:
         _write(options["--reference"], markdown(table))
+    elif "--hooks" in options:
+        _write(options["--hooks"], hooks_page.markdown(table))
     elif "--explain" in options:
         return _explain(options["--explain"], rest, table)
     else:
@@ -216,10 +219,10 @@ def _split_options(flags: list[str]) -> tuple[dict[str, str], list[str]]:
     """Options of ``miles config`` itself, and the flags of the run it is asked about."""
     options: dict[str, str] = {}
     rest = list(flags)
-    for name in ("--all", "--json", "--unsupported", "--schema", "--explain", "--reference"):
+    for name in ("--all", "--json", "--unsupported", "--schema", "--explain", "--reference", "--hooks"):
         if name in rest:
             position = rest.index(name)
-            takes_value = name == "--explain" or (name == "--reference" and len(rest) > position + 1)
+            takes_value = name == "--explain" or (name in ("--reference", "--hooks") and len(rest) > position + 1)
             value = rest[position + 1 : position + 2] if takes_value else []
             del rest[position : position + 1 + len(value)]
             options[name] = value[0] if value else ""

@@ -37,6 +37,7 @@ from miles.rollout.http import JsonClient
 from miles.rollout.loop_thread import LoopThread
 from miles.rollout.progress import Progress
 from miles.rollout.report import Reporter
+from miles.rollout.rollout_functions import RolloutFunctions
 from miles.rollout.runtime import Runtime
 from miles.rollout.samples_file import read_groups, read_samples, write_groups, write_samples
 from miles.rollout.sampling import SamplingSettings
@@ -70,11 +71,13 @@ class RolloutManager:
         self._files = RunDirectory(run_dir)
         self._args = RolloutArgs(config)
         self._hooks = Hooks.load(config)
-        self._rollout_fn: RolloutFn = ROLLOUTS.get(config[Rollout].rollout_function_path)
-        self._eval_fn: RolloutFn = ROLLOUTS.get(config[Evaluation].eval_function_path)
         self._replay = config[Debug].load_debug_rollout_data
         self._tokenizer: ChatTokenizer = load_tokenizer(_checkpoint(config))
         self._source = None if self._replay else DATA_SOURCES.get(config[Data].data_source_path)(self._args)
+        functions = RolloutFunctions(self._args, self._source, lambda: self._weight_version)
+        self._rollout_fn: RolloutFn = functions.adapt(ROLLOUTS.get(config[Rollout].rollout_function_path))
+        self._eval_fn: RolloutFn = functions.adapt(ROLLOUTS.get(config[Evaluation].eval_function_path))
+        self._weight_version = 0
         self._eval_data = _open_eval_data(config, self._tokenizer) if config[Evaluation].eval_interval else []
         scored = config[Algorithm].loss_type != "sft_loss"
         self._reporter = Reporter(config, self._args, self._hooks, scored=scored)
@@ -147,6 +150,7 @@ class RolloutManager:
         self._servers.rest()
 
     def weights_updated(self, version: int, urls: Sequence[str]) -> None:
+        self._weight_version = version
         self._servers.wake()
         self._servers.admit(version, urls)
         if self._runtime is not None and urls:

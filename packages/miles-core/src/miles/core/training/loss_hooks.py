@@ -5,8 +5,8 @@ S = samples of one micro-batch, T = their response tokens, N = their prompt and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,61 +15,7 @@ from miles.core.training.corrections import Corrected
 from miles.core.training.loss_batch import LossBatch, LossOutput
 from miles.core.training.losses import Consumes, PgReducer, Reduction
 from miles.core.training.metric_sums import AllReduce, single_rank
-
-PerSample = list[torch.Tensor]
-"""One tensor per sample, over its response tokens."""
-
-
-class CustomLossFunction(Protocol):
-    """``--custom-loss-function-path``: a scalar to differentiate, and detached scalars to log.
-
-    ``batch`` holds ``tokens`` (prompt and response ids), ``total_lengths``, ``response_lengths``, ``loss_masks``, and
-    those of ``advantages``, ``returns``, ``log_probs``, ``ref_log_probs``, ``rollout_log_probs`` and ``values`` that
-    are known; one entry per sample.  ``logits`` [N, V] are those of all tokens, samples end to end, divided by the
-    temperature. ``sum_of_sample_mean`` reduces [T] as the loss type does.  Both results are sums: they are divided by
-    the number of samples (with ``--calculate-per-token-loss`` tokens) of the optimizer step.
-    """
-
-    def __call__(
-        self,
-        args: Any,
-        batch: Mapping[str, Any],
-        logits: torch.Tensor,
-        sum_of_sample_mean: Callable[[torch.Tensor], torch.Tensor],
-    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]: ...
-
-
-class CustomCorrectionFunction(Protocol):
-    """``--custom-tis-function-path``: the corrected policy loss [T], the masks to train with, and metrics [T].
-
-    ``parallel_state`` and ``max_seq_lens`` are None: samples are whole and packed.
-    """
-
-    def __call__(
-        self,
-        *,
-        args: Any,
-        pg_loss: torch.Tensor,
-        train_log_probs: PerSample,
-        rollout_log_probs: PerSample,
-        loss_masks: PerSample,
-        total_lengths: Sequence[int],
-        response_lengths: Sequence[int],
-        parallel_state: None,
-        max_seq_lens: None,
-    ) -> tuple[torch.Tensor, PerSample, Mapping[str, torch.Tensor]]: ...
-
-
-class PgReducerFactory(Protocol):
-    """``--custom-pg-loss-reducer-function-path``: makes the function that reduces the policy loss [T] to a scalar."""
-
-    def __call__(
-        self,
-        total_lengths: Sequence[int],
-        response_lengths: Sequence[int],
-        loss_masks: PerSample,
-        calculate_per_token_loss: bool,
-    ) -> Callable[[torch.Tensor], torch.Tensor]: ...
+from miles.core.types.hooks import CustomCorrectionFunction, CustomLossFunction, PgReducerFactory
 
 
 class CustomLoss:

@@ -6,7 +6,10 @@ from miles.core.types.rollout import (
     EvalResult,
     GenerateFnInput,
     GenerateFnOutput,
+    RolloutFnConstructorInput,
+    RolloutFnEvalInput,
     RolloutFnEvalOutput,
+    RolloutFnTrainInput,
     RolloutFnTrainOutput,
 )
 from miles.core.types.sample import Group, PrefixCacheInfo, Sample, SpecInfo, Status
@@ -19,7 +22,10 @@ __all__ = [
     "Group",
     "PrefixCacheInfo",
     "RolloutBatch",
+    "RolloutFnConstructorInput",
+    "RolloutFnEvalInput",
     "RolloutFnEvalOutput",
+    "RolloutFnTrainInput",
     "RolloutFnTrainOutput",
     "Sample",
     "SpecInfo",

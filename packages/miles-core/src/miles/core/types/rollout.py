@@ -34,6 +34,35 @@ class RolloutFnEvalOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class RolloutFnConstructorInput:
+    """What a class named by ``--rollout-function-path`` is constructed with."""
+
+    args: Any
+    data_source: Any
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFnTrainInput:
+    """What its object is called with for a training rollout."""
+
+    rollout_id: int
+    weight_version: int
+    """Of the weights that the engines hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFnEvalInput:
+    """What its object is called with for an evaluation."""
+
+    rollout_id: int
+    generate_state: Any
+    """What generate functions work with."""
+    weight_version: int
+    hf_dir: str | None = None
+    """Exported weights to evaluate; None: those of the engines."""
+
+
+@dataclass(frozen=True, slots=True)
 class DynamicFilterOutput:
     """Verdict of a dynamic sampling filter on one group."""
 
