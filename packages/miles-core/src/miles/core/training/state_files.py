@@ -30,7 +30,8 @@ def write_counters(directory: Path, counters: Counters) -> None:
     (directory / _COUNTERS).write_text(text + "\n", encoding="utf-8")
 
 
-def read_counters(directory: Path) -> Counters:
+def read_counters(directory: Path, *, with_optimizer: bool) -> Counters:
+    """What ``write_counters`` wrote.  CheckpointError where ``with_optimizer`` wants a state that was left out."""
     path = directory / _COUNTERS
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +39,13 @@ def read_counters(directory: Path) -> Counters:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if values.pop("format", None) != _FORMAT:
         raise CheckpointError(f"{path} has a format that this version does not read (it reads format {_FORMAT})")
-    return Counters(**values)
+    counters = Counters(**values)
+    if with_optimizer and not counters.has_optimizer:
+        raise CheckpointError(
+            f"{directory} was saved with --no-save-optim and has no optimizer state to go on with. "
+            "Give --no-save-optim to go on with a fresh optimizer, or start a new run from its Hugging Face export"
+        )
+    return counters
 
 
 def write_generators(directory: Path, rank: int) -> None:
