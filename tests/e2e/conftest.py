@@ -12,6 +12,8 @@ import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "tools" / "recipes"
 sys.path.insert(0, str(RECIPES))
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("router_conformance")
 
 from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
