@@ -31,6 +31,12 @@ def test_evaluation_inherits_from_training(flag, value, heir):
     assert config.origin[heir] == "inherited"
 
 
+def test_an_agent_brings_the_sessions_it_talks_to():
+    pytest.importorskip("miles.router")
+    assert resolve("--custom-agent-function-path", "my.agent").use_session_server
+    assert not resolve().use_session_server
+
+
 def test_a_prompt_leaves_room_for_one_token():
     config = resolve("--rollout-max-context-len", "100")
     assert config.rollout_max_prompt_len == 99

@@ -177,7 +177,10 @@ def test_the_router_gets_middleware_and_sessions_of_the_run() -> None:
             use_rollout_routing_replay=True,
         )
     )
-    wanted = "--policy sticky --middleware a.B radix_cache --tokenizer model --sessions --session-routed-experts"
+    wanted = (
+        "--policy sticky --middleware a.B radix_cache --tokenizer model --sessions --session-tool-parser auto "
+        "--session-routed-experts"
+    )
     assert flags[-len(wanted.split()) :] == wanted.split()
     assert "--tokenizer" not in _router_flags(Config.of(hf_checkpoint="model"))
 

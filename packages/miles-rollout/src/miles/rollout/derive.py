@@ -81,4 +81,16 @@ def generates(draft: Draft) -> bool:
     return draft["rollout_function_path"] not in SFT_ROLLOUTS or draft["eval_interval"] is not None
 
 
-DERIVATIONS: tuple[Callable[[Draft], None], ...] = (derive_functions, derive_async, derive_lengths, derive_engines)
+def derive_sessions(draft: Draft) -> None:
+    """An agent talks to a session of the router."""
+    if draft["custom_agent_function_path"] is not None:
+        draft.derive("use_session_server", True, "--custom-agent-function-path: agents talk to sessions")
+
+
+DERIVATIONS: tuple[Callable[[Draft], None], ...] = (
+    derive_sessions,
+    derive_functions,
+    derive_async,
+    derive_lengths,
+    derive_engines,
+)

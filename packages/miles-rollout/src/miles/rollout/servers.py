@@ -22,8 +22,7 @@ from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpec
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
-from miles.rollout import control
-from miles.rollout import sessions
+from miles.rollout import control, sessions
 from miles.rollout.engine_options import engine_options
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
@@ -225,7 +224,7 @@ class Servers:
         if find_spec("miles.router") is None:
             raise ConfigError("runs that generate need the router: pip install miles-router")
         command = [sys.executable, "-m", "miles.router", "--host", address.host, "--port", str(address.port)]
-        command += _router_flags(self._config) + sessions.router_flags(self._config)
+        command += _router_flags(self._config)
         self._router = ChildProcess(command, log_path=self._logs.log_file("router"), name="router")
         return address
 
@@ -245,12 +244,10 @@ def _router_flags(config: Config) -> list[str]:
     middleware = config.miles_router_middleware_paths
     if middleware:
         flags += ["--middleware", *middleware]
-    if config[Checkpoint].hf_checkpoint is not None and (middleware or config.use_session_server):
-        flags += ["--tokenizer", config[Checkpoint].hf_checkpoint]
-    if config.use_session_server:
-        flags.append("--sessions")
-        flags += ["--session-routed-experts"] if config[Algorithm].use_rollout_routing_replay else []
-    return flags
+    checkpoint = config[Checkpoint].hf_checkpoint
+    if checkpoint is not None and (middleware or config.use_session_server):
+        flags += ["--tokenizer", checkpoint]
+    return flags + sessions.router_flags(config)
 
 
 def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:

@@ -12,7 +12,6 @@ from safetensors.numpy import load
 
 from miles.core.errors import EngineError, RolloutError
 from miles.core.flags.algorithm import Algorithm
-from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.data import Data
 from miles.core.types.sample import Sample
 from miles.rollout.flags import MultiTurn
@@ -29,12 +28,10 @@ _ARRAYS = ("tokens", "loss_mask", "rollout_log_probs", "token_weight_versions")
 
 
 def router_flags(config: Config) -> list[str]:
-    """What the run's router needs to offer sessions; nothing when no agent uses them."""
-    turns = config[MultiTurn]
-    if turns.custom_agent_function_path is None:
+    """What the run's router is told about sessions; nothing when it offers none."""
+    if not config.use_session_server:
         return []
-    flags = ["--sessions", "--tokenizer", str(config[Checkpoint].hf_checkpoint)]
-    flags += ["--session-tool-parser", turns.generate_tool_call_parser or "auto"]
+    flags = ["--sessions", "--session-tool-parser", config[MultiTurn].generate_tool_call_parser or "auto"]
     if config[Data].apply_chat_template_kwargs:
         flags += ["--session-template-kwargs", json.dumps(config[Data].apply_chat_template_kwargs)]
     return [*flags, "--session-routed-experts"] if config[Algorithm].use_rollout_routing_replay else flags
