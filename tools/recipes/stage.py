@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+RECIPES = Path(__file__).parent
+"""On the Python path of every run, so that flags can name the recipes' own functions."""
 Value = bool | int | float | str | Path | tuple[str | Path, ...]
 
 CPU_TRAINER: dict[str, Value] = {
@@ -55,8 +58,9 @@ class Stage:
             print(f"Already done: {self.directory}")
             return
         command = self.command()
-        print(f"$ {shlex.join(command)}\n", flush=True)
-        done = subprocess.run([str(miles_command()), *command[1:]], check=False)
+        print(f"$ PYTHONPATH={RECIPES} {shlex.join(command)}\n", flush=True)
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(RECIPES), os.environ.get("PYTHONPATH", "")])}
+        done = subprocess.run([str(miles_command()), *command[1:]], check=False, env=env)
         if done.returncode != 0:
             sys.exit(f"\n{self.directory}: the run ended with status {done.returncode}. The same command continues it.")
 
