@@ -104,10 +104,11 @@ async def test_a_mapping_without_the_wanted_entry_is_a_mistake_of_the_configurat
 async def test_evaluation_has_its_own_key_and_its_own_metrics():
     rewards = dispatcher(rm_type="dapo", reward_key="score", eval_reward_key="acc")
     await rewards.score(sample("Answer: 42"), evaluation=True)
-    metrics = rewards.metrics()
+    assert rewards.metrics() == {}
+    metrics = rewards.metrics(evaluation=True)
     assert metrics["eval/reward/count"] == 1
     assert "rollout/reward/count" not in metrics
-    assert rewards.metrics() == {}
+    assert rewards.metrics(evaluation=True) == {}
     await rewards.close()
 
 

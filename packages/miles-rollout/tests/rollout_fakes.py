@@ -175,8 +175,8 @@ class FakeRewards:
         best = max(sample.tokens for sample in samples)
         return [RewardOutcome(float(sample.tokens == best)) for sample in samples]
 
-    def metrics(self) -> dict[str, float]:
-        return {"rollout/reward/count": float(len(self.scored)), "eval/reward/count": 1.0}
+    def metrics(self, *, evaluation: bool = False) -> dict[str, float]:
+        return {"eval/reward/count": 1.0} if evaluation else {"rollout/reward/count": float(len(self.scored))}
 
     async def close(self) -> None:
         self.closed = True

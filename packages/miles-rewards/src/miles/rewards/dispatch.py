@@ -68,9 +68,9 @@ class Dispatcher:
             return [self._settle(outcome, sample, evaluation) for outcome, sample in zip(outcomes, samples)]
         return await asyncio.gather(*(self.score(sample, evaluation=evaluation) for sample in samples))
 
-    def metrics(self) -> dict[str, float]:
-        metrics = self._ledgers[False].report() | self._ledgers[True].report()
-        if metrics:
+    def metrics(self, *, evaluation: bool = False) -> dict[str, float]:
+        metrics = self._ledgers[evaluation].report()
+        if metrics and not evaluation:
             replaced = self._context.num_replaced
             metrics["rollout/reward/workers_replaced"] = float(replaced - self._num_replaced)
             self._num_replaced = replaced

@@ -86,6 +86,7 @@ class RolloutManager:
         self._runtime: Runtime | None = None
         self._rewards_started: Future[None] | None = None
         self._last_rollout: int | None = None
+        self._taken_at: float | None = None
 
     def launch(self) -> None:
         """Start engines and router, and the reward workers; return at once."""
@@ -112,9 +113,11 @@ class RolloutManager:
         return None if dataset is None else len(dataset) // self._config[Data].rollout_batch_size
 
     def generate(self, rollout_id: int) -> RolloutResult:
-        start = time.perf_counter()
+        # What generates all the time has worked since the last rollout was taken.
+        start = (self.generates_continuously() and self._taken_at) or time.perf_counter()
         output = self._replayed(rollout_id) if self._replay else self._generated(rollout_id)
-        seconds = time.perf_counter() - start
+        self._taken_at = time.perf_counter()
+        seconds = self._taken_at - start
         samples = [sample for group in output.samples for sample in group]
         if not samples:
             raise RolloutError(f"--rollout-function-path: rollout {rollout_id} has no samples")
@@ -129,7 +132,7 @@ class RolloutManager:
         output = _as_eval_output(self._call(self._eval_fn, rollout_id, evaluation=True))
         for name, result in output.data.items():
             write_samples(self._files.eval_samples(rollout_id, name), result.samples, self._tokenizer)
-        grading = {name: value for name, value in self._reward_metrics().items() if name.startswith("eval/")}
+        grading = self._reward_metrics(evaluation=True)
         return self._reporter.evaluation(rollout_id, RolloutFnEvalOutput(output.data, output.metrics | grading))
 
     def progress(self) -> str | None:
@@ -273,9 +276,9 @@ class RolloutManager:
             return batch
         return convert.trim(batch, self._config[Data].global_batch_size)
 
-    def _reward_metrics(self) -> dict[str, float]:
+    def _reward_metrics(self, *, evaluation: bool = False) -> dict[str, float]:
         runtime = self._runtime
-        return {} if runtime is None or runtime.rewards is None else runtime.rewards.metrics()
+        return {} if runtime is None or runtime.rewards is None else runtime.rewards.metrics(evaluation=evaluation)
 
     def _write(self, rollout_id: int, samples: list[Sample]) -> None:
         write_samples(self._files.rollout_samples(rollout_id), samples, self._tokenizer)

@@ -335,7 +335,8 @@ def _check_hf_directory(flag: str, path: str) -> Iterator[str]:
 def _plugin_problem(choice: str, group: str | None) -> str | None:
     if group is not None:
         try:
-            Registry(group).find(choice)
+            if Registry(group).find(choice) is not None:
+                return None
         except PluginError as error:
             return str(error)
     if not is_dotted(choice):

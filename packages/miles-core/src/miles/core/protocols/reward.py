@@ -81,8 +81,8 @@ class RewardDispatcher(Protocol):
     async def score_group(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[RewardOutcome]:
         """Grade a whole group, in order: one call of the group function under ``--group-rm``, else sample by sample."""
 
-    def metrics(self) -> dict[str, float]:
-        """Counts, shares and latencies (``rollout/reward/...``) since the last call."""
+    def metrics(self, *, evaluation: bool = False) -> dict[str, float]:
+        """Counts, shares and latencies since the last such call: ``rollout/reward/...``, or ``eval/reward/...``."""
 
     async def close(self) -> None:
         """End the workers and connections.  Safe to call twice."""
