@@ -11,14 +11,9 @@ from pathlib import Path
 import pytest
 
 RECIPES = Path(__file__).resolve().parents[2] / "tools" / "recipes"
-<<<<<<< ours
 sys.path.insert(0, str(RECIPES))
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("router_conformance")
-=======
-HERE = str(Path(__file__).parent)
-sys.path[:0] = [HERE, str(RECIPES)]
->>>>>>> theirs
 
 from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
