@@ -93,6 +93,17 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             mlp_only_layers=[1],
         )
     ),
+    "qwen3-moe-throughout": lambda: Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            **_SHAPE,
+            num_key_value_heads=2,
+            head_dim=16,
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            norm_topk_prob=True,
+        )
+    ),
     "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_SHAPE)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_SHAPE)),
     "gemma2": lambda: Gemma2ForCausalLM(
