@@ -68,3 +68,23 @@ def test_adapters_need_a_rank_and_this_backend(flags, problem):
     _, problems = Config.examine([*BATCH, "--device", "cpu", *flags])
     found = [each for each in problems if "lora" in each]
     assert found == [] if problem is None else problem in found[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--fp16",), None),
+        (("--fp16", "--train-dtype", "bf16"), "--fp16 and --train-dtype bf16 contradict each other"),
+        (("--fp16", "--train-backend", "megatron"), "the megatron backend scales no losses"),
+        (("--fsdp-cpu-offload",), "where --device cpu has them anyway"),
+        (("--fsdp-state-dict-cpu-offload",), "where --device cpu has them anyway"),
+    ],
+)
+def test_precision_and_offloading_fit_device_and_backend(flags, problem):
+    _, problems = Config.examine([*BATCH, "--device", "cpu", *flags])
+    found = [each for each in problems if "--fp16" in each or "dtype" in each or "offload" in each]
+    assert found == [] if problem is None else any(problem in each for each in found)
+
+
+def test_fp16_is_a_precision():
+    assert Config.from_flags([*BATCH, "--device", "cpu", "--fp16"], check=False).train_dtype == "fp16"

@@ -32,6 +32,14 @@ def sglang_python() -> str | None:
     return os.environ.get("MILES_SGLANG_PYTHON") or None
 
 
+def make_cublas_deterministic() -> None:
+    """``CUBLAS_WORKSPACE_CONFIG``: without it PyTorch's deterministic mode refuses products on an accelerator.
+
+    Takes effect before the first of them.  Whoever sets it has the last word.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def prepare_process() -> None:
     """Set what this process and its children need before torch is loaded: passive waiting.
 

@@ -15,6 +15,7 @@ from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp import export
+from miles.fsdp.flags import Fsdp
 from miles.fsdp.policy import BasePolicy, FrozenPolicy, Policy
 from miles.fsdp.role import FsdpRole
 
@@ -30,14 +31,14 @@ class FsdpActor(FsdpRole):
         self._model: Policy = self._build_policy()
         self._reference = self._build_reference(config)
         self._ref_update_interval = config[Algorithm].ref_update_interval
+        self._gathers_on_host = config[Fsdp].fsdp_state_dict_cpu_offload
         self._trainer = RolloutTrainer(
             config, self._model, reference=self._reference, ranks=self._ranks(), device=self._site.device
         )
 
     def _build_policy(self) -> Policy:
         module = self._builder.build(str(self._source))
-        optimizer = self._optimizer(module)
-        return Policy(module, optimizer, num_ranks=self._site.rank.world_size, max_norm=self._optimizer_flags.clip_grad)
+        return Policy(module, self._optimizer(module), self._gradients)
 
     def _build_reference(self, config: Config) -> FrozenPolicy | BasePolicy | None:
         if not required_inputs(ObjectiveSpec.from_flags(config)).ref_logp:
@@ -58,7 +59,8 @@ class FsdpActor(FsdpRole):
         return report
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return export.named_weights(self._model.whole_lm(), self._site.compute_dtype)
+        weights = export.named_weights(self._model.whole_lm(), self._site.compute_dtype)
+        return ((name, tensor.cpu()) for name, tensor in weights) if self._gathers_on_host else weights
 
     def save_hf(self, directory: Path) -> None:
         lm = self._model.whole_lm()

@@ -20,7 +20,7 @@ from miles.fsdp.flags import Fsdp, Lora
 from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
 from miles.fsdp.lora import LoraSpec, add_adapters
 from miles.fsdp.policy import PolicyModule, RankModule
-from miles.fsdp.sharding import join_context, join_group, receive_weights, shard
+from miles.fsdp.sharding import Backends, join_context, join_group, receive_weights, shard
 from miles.fsdp.value import ValueModule
 from miles.fsdp.verification import verify_packing
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from miles.core.config import Config
 
 M = TypeVar("M", bound=RankModule)
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Site:
     mesh: DeviceMesh | None
     context: ContextGroup | None = None
     """The ranks that share samples with this one."""
+    offloads: bool = False
+    """Whether weights, gradients and optimizer stay in host memory."""
 
     @classmethod
     def join(cls, config: Config, rank: Rank) -> Site:
@@ -52,14 +54,26 @@ class Site:
         device = torch.device(training.device, rank.local_rank if training.device == "cuda" else None)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dtype = _DTYPES[training.train_dtype]
-        alone = rank.world_size == 1 and dtype == torch.float32
-        if alone:
+            _keep_free(device, training.train_memory_margin_bytes)
+        dtype, offloads = _DTYPES[training.train_dtype], config[Fsdp].fsdp_cpu_offload
+        if rank.world_size == 1 and dtype == torch.float32 and not offloads:
             return cls(rank, device, dtype, None)
         timeout_s = 60.0 * cluster.distributed_timeout_minutes
         replicas = config[Fsdp].dp_replicate_size
-        mesh = join_group(rank, device, cluster.distributed_backend, timeout_s, replicas)
-        return cls(rank, device, dtype, mesh, join_context(rank, device, training.context_parallel_size))
+        backends = Backends(cluster.distributed_backend, config[Fsdp].fsdp_cpu_backend)
+        mesh = join_group(rank, device, backends, timeout_s, replicas)
+        return cls(rank, device, dtype, mesh, join_context(rank, device, training.context_parallel_size), offloads)
+
+    @property
+    def storage(self) -> torch.device:
+        """Where weights are between their uses."""
+        return torch.device("cpu") if self.offloads else self.device
+
+
+def _keep_free(device: torch.device, margin: int) -> None:
+    """Let this process allocate all of the accelerator's memory but ``margin`` bytes."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(max(0.0, 1.0 - margin / total), device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +120,8 @@ class ModuleBuilder:
             return alone
         source = loaded() if site.rank.rank == 0 else empty()
         module = empty()
-        shard(module, decoder_layers(module.lm), site.mesh, site.compute_dtype)
-        receive_weights(module, dict(_tensors(source)), site.device)
+        shard(module, decoder_layers(module.lm), site.mesh, site.compute_dtype, offloads=site.offloads)
+        receive_weights(module, dict(_tensors(source)), site.device, site.storage)
         return module
 
     def _loaded(self, path: str) -> PolicyModule:

@@ -25,12 +25,7 @@ class FsdpCritic(FsdpRole):
         super().__init__(config, rank)
         self._source = _source(self._checkpoint.critic_load) or self._source
         module = self._builder.build_critic(str(self._source), seed=config.seed)
-        self._model: Critic = Critic(
-            module,
-            self._optimizer(module),
-            num_ranks=rank.world_size,
-            max_norm=self._optimizer_flags.clip_grad,
-        )
+        self._model: Critic = Critic(module, self._optimizer(module), self._gradients)
         self._trainer = CriticTrainer(config, self._model, ranks=self._ranks(), device=self._site.device)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:

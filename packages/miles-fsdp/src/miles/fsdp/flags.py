@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from miles.core.config.group import Flag, Group
+from miles.core.config.group import Group
 
 
 class Fsdp(Group):
@@ -19,18 +19,15 @@ class Fsdp(Group):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
 
-    fsdp_cpu_offload: Annotated[bool, Flag(unsupported="weights and optimizer stay on the accelerator")] = False
-    """Keep weights, gradients and optimizer in host memory."""
+    fsdp_cpu_offload: bool = False
+    """Keep weights, gradients and optimizer in host memory; a layer's weights are on the accelerator while it computes,
+    and the optimizer steps on the CPU."""
 
-    fsdp_state_dict_cpu_offload: Annotated[
-        bool, Flag(unsupported="weights are gathered one after another, so there is no full copy to move")
-    ] = False
-    """Move the full weights to host memory while they are collected."""
+    fsdp_state_dict_cpu_offload: bool = False
+    """Move every full weight to host memory as soon as it is gathered for the engines."""
 
-    fsdp_cpu_backend: Annotated[
-        Literal["gloo"] | None, Flag(unsupported="weights and optimizer stay on the accelerator")
-    ] = "gloo"
-    """Communication library for tensors in host memory."""
+    fsdp_cpu_backend: Literal["gloo"] | None = "gloo"
+    """Communication library for tensors in host memory. ``--fsdp-cpu-offload`` and ``--async-save`` need it."""
 
     attn_implementation: Literal["flash_attention_2", "sdpa", "eager"] = "flash_attention_2"
     """Attention kernels. ``sdpa`` where flash attention cannot run (on the CPU, in fp32), unless given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from miles.core.math.logprobs import LogProbs, linear_logprobs
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
 from miles.fsdp.lora import adapters_off, is_adapter
+from miles.fsdp.scaling import LossScaler
 
 
 class RankModule(nn.Module):  # type: ignore[misc]
@@ -115,16 +117,27 @@ class BasePolicy:
             return _scores(self._module, micro_batches, with_entropy=with_entropy)
 
 
-class Trained:
-    """A model being trained.  ``num_ranks`` ranks average their gradients."""
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What happens to gradients between backward pass and step."""
 
-    def __init__(
-        self, module: RankModule, optimizer: torch.optim.Optimizer, *, num_ranks: int, max_norm: float
-    ) -> None:
+    num_ranks: int = 1
+    """So many ranks average them; their sum is wanted."""
+    max_norm: float = 0.0
+    """Their norm is clipped to this; 0: not at all."""
+    scaler: LossScaler | None = None
+    """Keeps them within fp16."""
+
+
+class Trained:
+    """A model being trained."""
+
+    def __init__(self, module: RankModule, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
         self.module = module
         self.optimizer = optimizer
-        self._num_ranks = num_ranks
-        self._max_norm = max_norm or math.inf
+        self._num_ranks = gradients.num_ranks
+        self._max_norm = gradients.max_norm or math.inf
+        self._scaler = gradients.scaler
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
         for number, micro_batch in enumerate(micro_batches):
@@ -135,10 +148,15 @@ class Trained:
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
             loss = loss * self._num_ranks  # the ranks' gradients are averaged; their sum is wanted
+        if self._scaler is not None:
+            loss = loss * self._scaler.scale
         loss.backward()
 
     def step(self, learning_rate: float) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self._scaler is not None:
+            for parameter in parameters:
+                parameter.grad.div_(self._scaler.scale)
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
         norm_value = float(norm)
         if math.isfinite(norm_value):
@@ -146,6 +164,8 @@ class Trained:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
+        if self._scaler is not None:
+            self._scaler.stepped() if math.isfinite(norm_value) else self._scaler.overflowed()
         self.optimizer.zero_grad()
         return norm_value
 

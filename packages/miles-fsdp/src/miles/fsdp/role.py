@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from miles.core import environ
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.optimizer import Optimizer
@@ -27,7 +28,8 @@ from miles.core.types.batch import RolloutBatch
 from miles.fsdp import checkpoint
 from miles.fsdp.building import ModuleBuilder, Site
 from miles.fsdp.optimizer import build_optimizer, optimizer_state
-from miles.fsdp.policy import RankModule, Trained
+from miles.fsdp.policy import Gradients, RankModule, Trained
+from miles.fsdp.scaling import LossScaler
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -43,8 +45,12 @@ class FsdpRole:
         self._checkpoint = config[Checkpoint]
         self._optimizer_flags = config[Optimizer]
         torch.manual_seed(config[Algorithm].seed + rank.rank)
+        if config[Training].deterministic_mode:
+            environ.make_cublas_deterministic()
         torch.use_deterministic_algorithms(config[Training].deterministic_mode)
         self._site = Site.join(config, rank)
+        scaler = LossScaler() if self._site.compute_dtype == torch.float16 else None
+        self._gradients = Gradients(rank.world_size, self._optimizer_flags.clip_grad, scaler)
         self._writer = checkpoint.Writer.of_ranks(in_background=self._checkpoint.async_save)
         self._builder = ModuleBuilder.of(config, self._site)
         self._source = Path(self._checkpoint.hf_checkpoint or "")
@@ -97,6 +103,8 @@ class FsdpRole:
         if with_optimizer:
             state = optimizer_state(self._optimizer_flags, self._model.optimizer, parameters)
             tensors |= {f"optimizer.{name}": tensor for name, tensor in state.items()}
+        if self._gradients.scaler is not None:
+            tensors |= {f"loss_scaler.{name}": tensor for name, tensor in self._gradients.scaler.state.items()}
         return tensors | self._frozen_tensors()
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
@@ -111,7 +119,7 @@ class FsdpRole:
         )
 
     def _move(self, device: torch.device) -> None:
-        if self._site.device.type == "cpu":
+        if self._site.device.type == "cpu" or self._site.offloads:
             return
         self._model.move(device)
         self._move_frozen(device)

@@ -85,4 +85,27 @@ def check_lora(config: Config) -> Iterator[str]:
         yield f"--lora-adapter-path {lora.lora_adapter_path} needs --lora-rank, the rank of that adapter"
 
 
-CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (check_attention, check_replicas, check_context, check_lora)
+def check_memory(config: Config) -> Iterator[str]:
+    """What is moved out of an accelerator's memory is in one; and half precision has a backend that scales losses."""
+    training, fsdp = config[Training], config[Fsdp]
+    if training.fp16 and training.train_dtype != "fp16":
+        yield f"--fp16 and --train-dtype {training.train_dtype} contradict each other. Give one of them"
+    if training.train_dtype == "fp16" and training.train_backend != "fsdp":
+        yield f"--train-dtype fp16: the {training.train_backend} backend scales no losses. Use --train-backend fsdp"
+    offloads = {
+        "--fsdp-cpu-offload": fsdp.fsdp_cpu_offload,
+        "--fsdp-state-dict-cpu-offload": fsdp.fsdp_state_dict_cpu_offload,
+    }
+    for flag in (flag for flag, given in offloads.items() if given and training.device == "cpu"):
+        yield f"{flag} moves weights to host memory, where --device cpu has them anyway. Leave it out"
+    if fsdp.fsdp_cpu_offload and fsdp.fsdp_cpu_backend is None:
+        yield "--fsdp-cpu-offload exchanges tensors in host memory, which needs --fsdp-cpu-backend gloo"
+
+
+CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
+    check_attention,
+    check_replicas,
+    check_context,
+    check_lora,
+    check_memory,
+)

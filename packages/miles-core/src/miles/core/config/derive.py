@@ -30,6 +30,8 @@ def derive_device(draft: Draft) -> None:
     if draft["device"] == "auto":
         _replace(draft, "device", "cuda" if hardware.num_accelerators() else "cpu", "what this machine has")
     on_cpu = draft["device"] == "cpu"
+    if draft["train_dtype"] == "auto" and draft["fp16"]:
+        _replace(draft, "train_dtype", "fp16", "--fp16")
     if draft["train_dtype"] == "auto":
         _replace(draft, "train_dtype", "fp32" if on_cpu else "bf16", f"--device {draft['device']}")
     if on_cpu:

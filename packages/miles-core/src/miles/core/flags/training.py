@@ -20,7 +20,7 @@ class Training(Group):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the trainer computes. ``auto``: ``cuda`` when this machine has an accelerator, else ``cpu``."""
 
-    train_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    train_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the trainer's forward and backward pass. ``auto``: ``bf16`` on an accelerator, ``fp32`` on the
     CPU. The optimizer's weights are always fp32."""
 
@@ -38,10 +38,8 @@ class Training(Group):
     train_env_vars: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the trainer's processes, as a JSON object."""
 
-    train_memory_margin_bytes: Annotated[
-        NonNegativeInt, Flag(unsupported="the trainer does not reserve accelerator memory yet")
-    ] = 1024**3
-    """Accelerator memory kept free beside the trainer's, in bytes."""
+    train_memory_margin_bytes: NonNegativeInt = 1024**3
+    """Accelerator memory that the trainer leaves free, in bytes: it fails by itself before it takes more."""
 
     enable_weights_backuper: Annotated[
         bool,
@@ -85,10 +83,9 @@ class Training(Group):
     """Rollouts between two weight updates of the engines, in asynchronous training. Engines get the newest weights
     before every evaluation and with every checkpoint as well."""
 
-    fp16: Annotated[
-        bool, Flag(unsupported="half precision without bfloat16 needs loss scaling, which no backend has")
-    ] = False
-    """Train in fp16."""
+    fp16: bool = False
+    """Same as ``--train-dtype fp16``: half precision with a loss scale that adapts; a step whose gradient overflows is
+    skipped and counted (``train/skipped``)."""
 
     context_parallel_size: PositiveInt = 1
     """Ranks that share every sequence, for sequences too long for one: each computes two mirrored chunks of it, and

@@ -13,6 +13,7 @@ from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.flags.hooks import Hooks
 from miles.core.flags.optimizer import Optimizer
+from miles.core.flags.training import Training
 from miles.core.protocols.backend import Scores, TrainReport
 from miles.core.training.ci import GradNorms
 from miles.core.training.clock import PhaseClock
@@ -54,6 +55,7 @@ class CriticTrainer:
             device,
             prefix="train/critic-",
             nonfinite=config[Debug].nonfinite_step,
+            overflow="skip" if config[Training].train_dtype == "fp16" else None,
         )
 
     @property

@@ -39,7 +39,10 @@ class OptimizerSteps:
         *,
         prefix: str = "train/",
         nonfinite: NonfiniteStep = "stop",
+        overflow: NonfiniteStep | None = None,
     ) -> None:
+        """``nonfinite``: what becomes of a step that is not finite; ``overflow``: the same of one whose loss is finite
+        and gradient is not, where a scaled loss makes that a matter of course."""
         self.schedule = schedule
         self._model = model
         self._objective = objective
@@ -47,6 +50,7 @@ class OptimizerSteps:
         self._device = device
         self._prefix = prefix
         self._nonfinite = nonfinite
+        self._overflow = nonfinite if overflow is None else overflow
 
     def take(self, batch: RolloutBatch, step: StepPlan, columns: Columns, recorder: Recorder) -> dict[str, float]:
         """One step; its metrics.  ``recorder`` keeps what the model says.  Collective."""
@@ -76,17 +80,17 @@ class OptimizerSteps:
         rate = self.schedule.at(self.done)
         if not math.isfinite(means["loss"]):
             self._model.drop_gradient()
-            return self._refused(f"the loss is {means['loss']}: {blame()}", rate)
+            return self._refused(f"the loss is {means['loss']}: {blame()}", rate, self._nonfinite)
         grad_norm = self._model.step(rate)
         if not math.isfinite(grad_norm):
-            return self._refused(f"the norm of the gradient is {grad_norm}: {blame()}", rate)
+            return self._refused(f"the norm of the gradient is {grad_norm}: {blame()}", rate, self._overflow)
         self.done += 1
         metrics = means | {"grad_norm": grad_norm, "lr-pg_0": rate}
-        return self._named(metrics if self._nonfinite == "stop" else metrics | {"skipped": 0.0})
+        return self._named(metrics if self._overflow == "stop" else metrics | {"skipped": 0.0})
 
-    def _refused(self, why: str, rate: float) -> dict[str, float]:
+    def _refused(self, why: str, rate: float, policy: NonfiniteStep) -> dict[str, float]:
         """A step that was not taken ends the run, or is told and skipped."""
-        if self._nonfinite == "stop":
+        if policy == "stop":
             raise TrainingError(f"{why}. --nonfinite-step skip goes on without such steps")
         if self._ranks.index == 0:
             logging.getLogger(__name__).warning("optimizer step skipped: %s", why)

@@ -17,6 +17,7 @@ from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.flags.optimizer import Optimizer
+from miles.core.flags.training import Training
 from miles.core.protocols.backend import Scores, TrainReport
 from miles.core.registry import load_object
 from miles.core.training.clock import PhaseClock
@@ -75,6 +76,7 @@ class RolloutTrainer:
             ranks,
             device,
             nonfinite=config[Debug].nonfinite_step,
+            overflow="skip" if config[Training].train_dtype == "fp16" else None,
         )
 
     @property
