@@ -1,0 +1,141 @@
+"""Weights sent to every engine as a trainer sends them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import torch
+from engine_client import PROMPT
+
+from miles.core.errors import EngineError, WeightSyncError
+from miles.core.weights.disk import DiskTransport
+from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.shm import SharedMemoryTransport
+from miles.core.weights.sync import push_weights
+from miles.core.weights.transport import create_transport
+
+SAMPLED = {"max_new_tokens": 20, "sampling_seed": 3, "ignore_eos": True}
+
+
+@pytest.fixture
+def fleet(served):
+    fleet = EngineFleet([served.url], deadline_s=60)
+    yield fleet
+    fleet.close()
+
+
+def changed(model, seed):
+    """Other weights, loaded into ``model`` and returned under their names in a checkpoint."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return checkpoint_names(model)
+
+
+def checkpoint_names(model):
+    """Named tensors as files have them: every expert by itself."""
+    named = {}
+    for name, tensor in model.state_dict().items():
+        prefix, _, kind = name.rpartition(".experts.")
+        if not prefix:
+            named[name] = tensor
+            continue
+        for expert, weight in enumerate(tensor):
+            halves = weight.chunk(2) if kind == "gate_up_proj" else (weight,)
+            for part, half in zip(
+                ("gate_proj", "up_proj") if len(halves) == 2 else ("down_proj",), halves, strict=True
+            ):
+                named[f"{prefix}.experts.{expert}.{part}.weight"] = half.contiguous()
+    return named
+
+
+def push(fleet, transport, weights, version, **options):
+    return push_weights(weights.items(), fleet, transport, version=version, bucket_bytes=1 << 16, **options)
+
+
+async def assert_holds(client, model, version):
+    answer = await client.generate(sampling_params=SAMPLED, return_logprob=True)
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPT + answer["output_ids"]])).logits[0, 3:-1].float().log_softmax(-1)
+    got = answer["meta_info"]["output_token_logprobs"]
+    assert [entry[0] for entry in got] == pytest.approx(
+        [row[token].item() for row, token in zip(expected, answer["output_ids"], strict=True)], abs=5e-5
+    )
+    assert answer["meta_info"]["weight_version"] == version
+    assert (await client.get("/model_info"))[1]["weight_version"] == version
+
+
+@pytest.mark.parametrize("kind", [SharedMemoryTransport, DiskTransport])
+async def test_pushed_weights_are_held_and_stamped(client, fleet, reference, tmp_path, kind):
+    transport = kind(tmp_path)
+    weights = changed(reference, seed=len(kind.__name__))
+    report = await asyncio.to_thread(push, fleet, transport, weights, 7)
+    transport.close()
+    assert report.bytes >= sum(tensor.nbytes for tensor in weights.values())
+    await assert_holds(client, reference, "7")
+
+
+async def test_auto_finds_shared_memory(served, tmp_path):
+    transport = await asyncio.to_thread(create_transport, "auto", [served.url], tmp_path)
+    assert isinstance(transport, SharedMemoryTransport)
+    transport.close()
+
+
+async def test_requests_in_flight_survive_an_update_and_tell_who_made_what(client, fleet, reference, tmp_path):
+    await client.ok("/update_weight_version", {"new_version": "20", "abort_all_requests": False})
+    transport = SharedMemoryTransport(tmp_path)
+    params = {"max_new_tokens": 400, "temperature": 0.0, "ignore_eos": True}
+    tasks = [client.start(sampling_params=params, return_logprob=True) for _ in range(4)]
+    await client.generate(sampling_params={**params, "max_new_tokens": 30})
+    await asyncio.to_thread(push, fleet, transport, changed(reference, seed=1), 21)
+    transport.close()
+    for answer in await asyncio.gather(*tasks):
+        old, new = answer["meta_info"]["weight_versions"]
+        assert (old["version"], old["start"], new["version"], new["end"]) == ("20", 0, "21", 400)
+        assert 0 < old["end"] == new["start"] < 400
+    await assert_holds(client, reference, "21")
+
+
+async def test_a_tensor_that_the_model_does_not_take_stops_the_update(client, fleet, reference, tmp_path):
+    transport = SharedMemoryTransport(tmp_path)
+    weights = {**checkpoint_names(reference), "model.layers.0.nobody.weight": torch.zeros(3)}
+    with pytest.raises((WeightSyncError, EngineError), match="nobody"):
+        await asyncio.to_thread(push, fleet, transport, weights, 9)
+    transport.close()
+    await client.post("/end_weight_update")  # unless the sender has done it
+    await client.ok("/continue_generation")
+
+
+async def test_an_update_outside_a_session_is_refused(client):
+    assert (await client.post("/end_weight_update"))[0] == 400
+    await client.ok("/begin_weight_update")
+    assert (await client.post("/begin_weight_update"))[0] == 400
+    await client.ok("/end_weight_update")
+
+
+async def test_the_version_alone_can_change(client):
+    await client.ok("/update_weight_version", {"new_version": "4", "abort_all_requests": False})
+    assert (await client.generate())["meta_info"]["weight_version"] == "4"
+
+
+async def test_checksums_of_what_is_held_follow_the_weights(client, fleet, reference, tmp_path):
+    async def checksums():
+        return (await client.ok("/weights_checker", {"action": "checksum"}))["ranks"][0]["checksums"]
+
+    transport = SharedMemoryTransport(tmp_path)
+    same = checkpoint_names(reference)
+    await asyncio.to_thread(push, fleet, transport, same, 30)
+    before = await checksums()
+    await asyncio.to_thread(push, fleet, transport, same, 31)
+    assert await checksums() == before
+    await asyncio.to_thread(push, fleet, transport, {"model.norm.weight": torch.zeros(48)}, 32)
+    transport.close()
+    after = await checksums()
+    assert {name for name in before if before[name] != after[name]} == {"model.norm.weight"}
+
+
+async def test_a_missing_directory_is_refused(client):
+    status, answer = await client.post("/update_weights_from_disk", {"model_path": "/nowhere"})
+    assert (status, answer["success"]) == (400, False)
+    assert len((await client.generate())["output_ids"]) == 8
