@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 import torch
 import uvicorn
+from engine_client import GREEDY, PROMPT, Client
 from engine_models import save_model
 from rollout_fakes import CHATML, save_tokenizer
 
@@ -23,9 +24,7 @@ from miles.rollout.engines.embedded.engine import Engine, EngineOptions
 from miles.rollout.engines.embedded.protocol import BadRequest, parse_generate
 from miles.rollout.engines.embedded.server import Server
 
-GREEDY = {"max_new_tokens": 8, "temperature": 0.0, "ignore_eos": True}
 LONG = {"max_new_tokens": 900, "ignore_eos": True}
-PROMPT = [5, 6, 7, 8]
 
 
 @dataclass
@@ -60,36 +59,6 @@ def served(checkpoint_with_tokenizer: Path) -> Iterator[Served]:
     server.should_exit = True
     thread.join(10)
     engine.runner.stop()
-
-
-class Client:
-    """Talks to the server."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.session, self.url = session, url
-
-    async def get(self, path: str) -> tuple[int, Any]:
-        async with self.session.get(self.url + path) as response:
-            return response.status, await self._body(response)
-
-    async def post(self, path: str, body: Any = None) -> tuple[int, Any]:
-        async with self.session.post(self.url + path, json=body or {}) as response:
-            return response.status, await self._body(response)
-
-    async def ok(self, path: str, body: Any = None) -> Any:
-        status, answer = await self.post(path, body)
-        assert status == 200, answer
-        return answer
-
-    async def generate(self, **body: Any) -> Any:
-        return await self.ok("/generate", {"input_ids": PROMPT, "sampling_params": GREEDY, **body})
-
-    def start(self, **body: Any) -> asyncio.Task[Any]:
-        return asyncio.create_task(self.generate(**body))
-
-    @staticmethod
-    async def _body(response: aiohttp.ClientResponse) -> Any:
-        return await (response.json() if response.content_type == "application/json" else response.text())
 
 
 @pytest.fixture
