@@ -1,31 +1,14 @@
 import pytest
 
 from miles.core.config import Config
-from miles.core.errors import ConfigError
-from miles.core.protocols.backend import Rank
 from miles.core.registry import Registry
 from miles.megatron.backend import MegatronBackend
 
-BATCH = ("--rollout-batch-size", "8")
+BATCH = ("--rollout-batch-size", "8", "--train-backend", "megatron")
 
 
 def test_it_is_found_by_name():
     assert Registry("miles.train_backends").get("megatron") is MegatronBackend
-
-
-def test_nobody_typed_it_and_the_error_says_what_to_type():
-    _, problems = Config.examine(BATCH)
-    assert "--train-backend megatron, which is the default, does not exist yet. Type --train-backend fsdp" in problems
-
-
-def test_typed_it_is_refused_as_well():
-    _, problems = Config.examine([*BATCH, "--train-backend", "megatron"])
-    assert "--train-backend megatron does not exist yet. Type --train-backend fsdp" in problems
-
-
-def test_it_never_trains_with_another_backend_instead():
-    with pytest.raises(ConfigError, match="does not exist yet"):
-        MegatronBackend().create(Config.of(), Rank())
 
 
 def test_its_schedule_decays_as_megatron_does():
@@ -35,6 +18,34 @@ def test_its_schedule_decays_as_megatron_does():
 
 
 @pytest.mark.parametrize("flag", ["--megatron-to-hf-mode bridge", "--mtp-num-layers 1", "--enable-mtp-training"])
-def test_its_flags_are_refused_by_name(flag):
+def test_flags_without_an_implementation_are_refused_by_name(flag):
     _, problems = Config.examine([*BATCH, *flag.split()])
     assert any(problem.startswith(flag.split()[0]) and "not supported" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ("--tensor-model-parallel-size 2", "does not divide the 1 trainer ranks"),
+        ("--actor-num-gpus-per-node 2 --expert-model-parallel-size 4", "--expert-model-parallel-size 4"),
+        ("--virtual-pipeline-model-parallel-size 2", "give --pipeline-model-parallel-size"),
+        ("--async-save", "--async-save"),
+        (
+            "--actor-num-gpus-per-node 4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2",
+            "needs --sequence-parallel",
+        ),
+    ],
+)
+def test_impossible_layouts_are_found_before_a_run(flags, complaint):
+    _, problems = Config.examine([*BATCH, *flags.split()])
+    assert any(complaint in problem for problem in problems)
+
+
+def test_every_field_of_the_installed_megatron_core_has_a_flag():
+    config = Config.of(
+        train_backend="megatron", recompute_granularity="selective", recompute_modules=["core_attn", "mlp"]
+    )
+    assert config.recompute_modules == ["core_attn", "mlp"]
+    assert config.moe_router_topk is None
+    _, problems = Config.examine([*BATCH, "--recompute-granularity", "some"])
+    assert any("--recompute-granularity" in problem for problem in problems)

@@ -1,25 +1,30 @@
-"""The entry point of ``--train-backend megatron``: it says that there is nothing behind it yet."""
+"""The entry point of ``--train-backend megatron``.  Imports nothing heavy before a model is wanted."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from miles.core.errors import ConfigError
 from miles.core.protocols.backend import Actor, Rank, Role
+from miles.megatron.rules import layout_problems
 
 if TYPE_CHECKING:
     from miles.core.config import Config
 
 
 class MegatronBackend:
-    """Refuses every run.  Nothing is trained by another backend than the one that was asked for."""
+    """Megatron-Core: tensor, sequence, pipeline, context, expert and data parallelism."""
 
     def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
-        raise ConfigError(*self.check(config))
+        # Late: the adaptation must come before anything of Megatron-Core, and all of it needs torch.
+        from miles.megatron import cpu
+
+        cpu.install()
+        from miles.megatron.actor import MegatronActor
+
+        return MegatronActor(config, rank)
 
     def check(self, config: Config) -> list[str]:
-        chosen = "" if config.origin["train_backend"] in ("flag", "file") else ", which is the default,"
-        return [f"--train-backend megatron{chosen} does not exist yet. Type --train-backend fsdp"]
+        return list(layout_problems(config))
 
     def defaults(self) -> dict[str, Any]:
         return {"lr_decay_style": "linear"}

@@ -7,28 +7,86 @@ from typing import Annotated, Literal
 from pydantic import NonNegativeFloat, PositiveInt
 
 from miles.core.config.group import Flag, Group
-
-_NO_BACKEND = "the megatron backend does not exist yet"
+from miles.core.flags import GROUPS as CORE_GROUPS
+from miles.megatron.dataclass_flags import flag_group
 
 
 class Megatron(Group):
     title = "Megatron Specific Arguments"
 
-    megatron_to_hf_mode: Annotated[Literal["raw", "bridge"], Flag(unsupported=_NO_BACKEND)] = "raw"
+    megatron_to_hf_mode: Annotated[
+        Literal["raw", "bridge"],
+        Flag(unsupported_values={"bridge": "Megatron-Bridge cannot be installed beside SGLang; raw does the same"}),
+    ] = "raw"
     """How weights get Hugging Face names: by Miles' own tables (``raw``) or by Megatron-Bridge (``bridge``)."""
+
+    make_vocab_size_divisible_by: PositiveInt = 128
+    """Rows of the vocabulary on each tensor-parallel rank are padded to a multiple of this, unless the vocabulary is
+    too small to give every rank some."""
+
+
+class Parallelism(Group):
+    title = "Megatron Parallelism"
+
+    tensor_model_parallel_size: PositiveInt = 1
+    """Ranks that share every layer."""
+
+    sequence_parallel: bool = False
+    """Divide activations between the layers among the tensor-parallel ranks too."""
+
+    pipeline_model_parallel_size: PositiveInt = 1
+    """Stages that the layers are divided into."""
+
+    virtual_pipeline_model_parallel_size: PositiveInt | None = None
+    """Parts of the model that each stage holds (interleaved schedule)."""
+
+    expert_model_parallel_size: PositiveInt = 1
+    """Ranks that the experts of a layer are divided among."""
+
+    expert_tensor_parallel_size: PositiveInt | None = None
+    """Ranks that share every expert. Defaults to ``--tensor-model-parallel-size``."""
+
+    use_distributed_optimizer: bool = True
+    """Divide the optimizer's state among data-parallel ranks."""
+
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while the backward pass goes on."""
+
+    overlap_param_gather: bool = False
+    """Gather updated weights while the forward pass goes on."""
 
 
 class Mtp(Group):
     title = "Multi-Token Prediction (MTP) Arguments"
 
-    enable_mtp_training: Annotated[bool, Flag(unsupported=_NO_BACKEND)] = False
+    enable_mtp_training: Annotated[bool, Flag(unsupported="multi-token-prediction layers are not trained yet")] = False
     """Train the multi-token-prediction layers."""
 
-    mtp_num_layers: Annotated[PositiveInt | None, Flag(unsupported=_NO_BACKEND)] = None
+    mtp_num_layers: Annotated[
+        PositiveInt | None, Flag(unsupported="multi-token-prediction layers are not trained yet")
+    ] = None
     """Number of multi-token-prediction layers."""
 
-    mtp_loss_scaling_factor: Annotated[NonNegativeFloat, Flag(unsupported=_NO_BACKEND)] = 0.2
+    mtp_loss_scaling_factor: Annotated[
+        NonNegativeFloat, Flag(unsupported="multi-token-prediction layers are not trained yet")
+    ] = 0.2
     """Weight of the multi-token-prediction loss."""
 
 
-GROUPS: tuple[type[Group], ...] = (Megatron, Mtp)
+_OWN: tuple[type[Group], ...] = (Megatron, Parallelism, Mtp)
+# What a run derives or decides itself.
+_DECIDED = {
+    "use_cpu_initialization",
+    "perform_initialization",
+    "params_dtype",
+    "bf16",
+    "calculate_per_token_loss",
+    "variable_seq_lengths",
+    "timers",
+    "config_logger_dir",
+}
+_TAKEN = _DECIDED.union(*(group.model_fields for group in (*CORE_GROUPS, *_OWN)))
+
+TransformerFlags = flag_group("TransformerFlags", "Megatron-Core Configuration", _TAKEN)
+
+GROUPS: tuple[type[Group], ...] = (*_OWN, TransformerFlags)

@@ -1,0 +1,79 @@
+"""The model of a run on this rank: its chunks, with the checkpoint's weights in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from miles.core.flags.training import Training
+from miles.megatron import local_modules
+from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
+from miles.megatron.conversion import load_weights
+from miles.megatron.hf_files import HfTensors
+from miles.megatron.language_model import Head, LanguageModel
+from miles.megatron.model_map import Architecture, WeightMap
+from miles.megatron.site import Site
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """All that is known of a model before it is built."""
+
+    architecture: Architecture
+    transformer: TransformerConfig
+    weights: WeightMap
+    padded: int
+    """Rows of embedding and head over all ranks."""
+
+    @classmethod
+    def of(cls, config: Config, site: Site, directory: Path) -> Blueprint:
+        """From the ``config.json`` of ``directory`` and the flags."""
+        hf = read_hf_config(directory)
+        family = model_map(hf)
+        architecture = family.architecture(hf)
+        padded = padded_rows(config, architecture)
+        return cls(architecture, transformer_config(config, site, architecture), family.weights(hf, padded), padded)
+
+    def build(self) -> list[LanguageModel]:
+        """This rank's chunks, one per virtual stage, without their weights."""
+        local_modules.install()
+        parts = self.transformer.virtual_pipeline_model_parallel_size
+        return [self._chunk(None)] if parts is None else [self._chunk(part) for part in range(parts)]
+
+    def _chunk(self, part: int | None) -> LanguageModel:
+        whole = {"ignore_virtual": part is None, "vp_stage": part}
+        chunk = LanguageModel(
+            config=self.transformer,
+            transformer_layer_spec=get_gpt_decoder_block_spec(self.transformer, True, vp_stage=part),
+            vocab_size=self.padded,
+            max_sequence_length=self.architecture.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(**whole),
+            post_process=parallel_state.is_pipeline_last_stage(**whole),
+            share_embeddings_and_output_weights=self.architecture.tied,
+            position_embedding_type="rope",
+            vp_stage=part,
+            **self.architecture.rotary,
+        )
+        chunk.train()
+        return chunk
+
+    def load(self, chunks: list[LanguageModel], directory: Path) -> None:
+        """Give the chunks the weights of the checkpoint in ``directory``."""
+        load_weights(chunks, self.weights, HfTensors(directory))
+
+    def head(self, config: Config) -> Head:
+        """What turns hidden states into log-probabilities."""
+        chunk_size = config[Training].log_probs_chunk_size
+        return Head(
+            vocab_size=self.architecture.vocab_size,
+            padded=self.padded,
+            temperature=config.rollout_temperature,
+            chunk_size=chunk_size if chunk_size > 0 else None,
+        )

@@ -1,0 +1,82 @@
+"""Weights and optimizer in Megatron-Core's ``torch_dist`` format.
+
+Tensors are stored whole, so that a checkpoint of one parallel layout loads in another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from miles.core.errors import CheckpointError
+from miles.megatron.language_model import LanguageModel
+from miles.megatron.optimizer import Updater
+
+_WEIGHTS = "torch_dist"
+
+
+def write(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
+    """Write weights, and the optimizer's state where ``updater`` is given.  Collective."""
+    target = directory / _WEIGHTS
+    if dist.get_rank() == 0:
+        target.mkdir()
+    dist.barrier()
+    state = _model_state(chunks)
+    if updater is not None:
+        updater.complete_state()
+        state["optimizer"] = updater.optimizer.sharded_state_dict(state, metadata=_metadata())
+    dist_checkpointing.save(state, str(target), content_metadata=_content())
+    dist.barrier()
+
+
+def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
+    """Fill the model, and the optimizer where ``updater`` is given, from any parallel layout.  Collective."""
+    source = directory / _WEIGHTS
+    if not source.is_dir():
+        raise CheckpointError(f"{source} is missing: {directory} is not a checkpoint of the megatron backend")
+    state = _model_state(chunks)
+    if updater is not None:
+        state["optimizer"] = updater.optimizer.sharded_state_dict(state, is_loading=True, metadata=_metadata())
+    try:
+        loaded = dist_checkpointing.load(state, str(source))
+        for name, chunk in zip(_names(chunks), chunks, strict=True):
+            chunk.load_state_dict(loaded[name])
+        if updater is not None:
+            with torch.no_grad():
+                updater.optimizer.load_state_dict(loaded["optimizer"])
+    except (CheckpointingException, CheckpointException, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{source} cannot be read: {error!r}. Megatron-Core loads the optimizer of a model with experts only with "
+            "the --expert-model-parallel-size that it was saved with; its Hugging Face export can start a new run"
+        ) from error
+
+
+def _model_state(chunks: Sequence[LanguageModel]) -> dict[str, Any]:
+    metadata = _metadata()
+    return {
+        name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in zip(_names(chunks), chunks, strict=True)
+    }
+
+
+def _names(chunks: Sequence[LanguageModel]) -> list[str]:
+    return ["model"] if len(chunks) == 1 else [f"model{number}" for number in range(len(chunks))]
+
+
+def _content() -> dict[str, Any]:
+    """What a checkpoint says of its own layout."""
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": True,
+    }
+
+
+def _metadata() -> dict[str, Any]:
+    return _content() | {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}

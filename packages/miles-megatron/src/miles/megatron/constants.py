@@ -1,0 +1,109 @@
+"""From a checkpoint's ``config.json`` and the flags to Megatron-Core's configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+from miles.core.errors import TrainingError
+from miles.core.flags.training import Training
+from miles.core.registry import Registry
+from miles.megatron.flags import Megatron, Parallelism, TransformerFlags
+from miles.megatron.model_map import Architecture, HfConfig, ModelMap
+from miles.megatron.site import Site
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+def read_hf_config(directory: Path) -> HfConfig:
+    """The text of ``config.json``."""
+    path = directory / "config.json"
+    try:
+        config: HfConfig = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from error
+    return config
+
+
+def write_hf_config(source: Path, directory: Path, dtype: torch.dtype) -> None:
+    """Write the configuration of ``source``, with the dtype of the weights beside it."""
+    text = dict(read_hf_config(source))
+    text.pop("torch_dtype", None)
+    text["dtype"] = str(dtype).removeprefix("torch.")
+    (directory / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+    generation = source / "generation_config.json"
+    if generation.is_file() and source.resolve() != directory.resolve():
+        shutil.copyfile(generation, directory / generation.name)
+
+
+def model_map(hf: HfConfig) -> ModelMap:
+    """The family of a checkpoint.  Raises TrainingError for one that no map knows."""
+    registry = Registry("miles.model_maps")
+    if registry.find(hf["model_type"]) is None:
+        raise TrainingError(
+            f"the megatron backend knows no model of model_type {hf['model_type']!r} "
+            f"(it knows {', '.join(registry.names())}); use --train-backend fsdp, or install a package with a "
+            "miles.model_maps entry point"
+        )
+    family: ModelMap = registry.get(hf["model_type"])
+    return family
+
+
+def padded_vocabulary(size: int, multiple: int, ranks: int) -> int:
+    """Rows of the vocabulary with padding: a multiple for every rank, and a token on every rank."""
+    rows = -(-size // (multiple * ranks)) * multiple
+    if rows * (ranks - 1) >= size:
+        rows = -(-size // ranks)
+    return rows * ranks
+
+
+def transformer_config(config: Config, site: Site, architecture: Architecture) -> TransformerConfig:
+    """The architecture's constants, what the run decides, then the flags that were given."""
+    parallel, training = config[Parallelism], config[Training]
+    pipelined = parallel.pipeline_model_parallel_size > 1
+    decided: dict[str, Any] = {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": training.context_parallel_size,
+        "expert_model_parallel_size": parallel.expert_model_parallel_size,
+        "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
+        "deterministic_mode": training.deterministic_mode,
+        "params_dtype": site.dtype,
+        "pipeline_dtype": site.dtype if pipelined else None,
+        "bf16": site.dtype.itemsize == 2,
+        # Packs differ in length, and stages have to tell each other.
+        "variable_seq_lengths": pipelined,
+        "moe_token_dispatcher_type": "alltoall",
+        # Losses come divided by what the whole step counts, so that gradients are summed and never averaged.
+        "calculate_per_token_loss": True,
+        "use_cpu_initialization": site.device.type == "cpu",
+        # Every weight comes from the checkpoint.
+        "perform_initialization": False,
+        "gradient_accumulation_fusion": False,
+    }
+    if parallel.virtual_pipeline_model_parallel_size is not None:
+        # Without these, the interleaved schedule computes wrong gradients on two stages.
+        decided |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    kind = MLATransformerConfig if architecture.latent_attention else TransformerConfig
+    known = {field.name for field in fields(kind)}
+    given = {name: value for name, value in config[TransformerFlags].model_dump().items() if value is not None}
+    values = decided | architecture.transformer | given
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def padded_rows(config: Config, architecture: Architecture) -> int:
+    """Rows of embedding and head over all ranks."""
+    return padded_vocabulary(
+        architecture.vocab_size,
+        config[Megatron].make_vocab_size_divisible_by,
+        config[Parallelism].tensor_model_parallel_size,
+    )

@@ -1,0 +1,119 @@
+"""Weights between a Hugging Face checkpoint and the ranks of a Megatron-Core model, one parameter at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from miles.core.errors import TrainingError
+from miles.megatron.hf_files import HfTensors
+from miles.megatron.model_map import Place, WeightMap
+from miles.megatron.parameters import LocalParameter, local_parameters
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def load_weights(chunks: Sequence[nn.Module], weights: WeightMap, source: HfTensors) -> None:
+    """Fill this rank's part of the model from ``source``.  Local: every rank reads what it holds."""
+    for parameter in local_parameters(chunks):
+        place = weights.place(parameter.name)
+        full = place.layout.join([source.get(name) for name in place.hf_names])
+        count = dist.get_world_size(parameter.group)
+        part = place.layout.shard(full, dist.get_rank(parameter.group), count)
+        if part.shape != parameter.tensor.shape:
+            raise TrainingError(
+                f"{', '.join(place.hf_names)} make a tensor of shape {list(part.shape)} for {parameter.name}, "
+                f"which has shape {list(parameter.tensor.shape)}: config.json and weights contradict each other"
+            )
+        parameter.tensor.copy_(part)
+        if count == 1 or part.numel() < full.numel():
+            # Norms of gradients count a weight once.  Megatron-Core says which ranks have a weight, or a part of one,
+            # for themselves only when it initializes the weights.
+            parameter.tensor.tensor_model_parallel = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Holding:
+    """One parameter of the whole model, and the first rank that holds it."""
+
+    name: str
+    rank: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class WeightGatherer:
+    """Brings whole parameters to rank 0 under their Hugging Face names, in the order of the pipeline's stages."""
+
+    def __init__(self, chunks: Sequence[nn.Module], weights: WeightMap) -> None:
+        self._local = {parameter.name: parameter for parameter in local_parameters(chunks)}
+        self._weights = weights
+        self._holdings = _holdings(self._local)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def named_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full tensors; on ranks other than 0 empty ones.  One parameter is whole at a time.  Collective."""
+        done: set[str] = set()
+        for holding in self._holdings:
+            place = self._weights.place(holding.name)
+            if done.issuperset(place.hf_names):
+                continue  # the copy of a tied embedding
+            done.update(place.hf_names)
+            full = self._full(holding, place)
+            if full is None:
+                yield from ((name, torch.empty(0)) for name in place.hf_names)
+            else:
+                yield from zip(place.hf_names, (part.to(dtype) for part in place.layout.split(full)), strict=True)
+
+    def _full(self, holding: _Holding, place: Place) -> torch.Tensor | None:
+        """The whole parameter, on rank 0."""
+        rank = dist.get_rank()
+        full = None
+        parameter = self._local.get(holding.name)
+        if parameter is not None and dist.get_process_group_ranks(parameter.group)[0] == holding.rank:
+            full = _gathered(parameter, place)
+        if holding.rank == 0:
+            return full if rank == 0 else None
+        return _moved(full, holding, place)
+
+
+def _gathered(parameter: LocalParameter, place: Place) -> torch.Tensor:
+    """The parameter whole, on all ranks that share it."""
+    tensor = parameter.tensor.detach().contiguous()
+    count = dist.get_world_size(parameter.group)
+    if count == 1:
+        return place.layout.gather([tensor])
+    shards = [torch.empty_like(tensor) for _ in range(count)]
+    dist.all_gather(shards, tensor, group=parameter.group)
+    return place.layout.gather(shards)
+
+
+def _moved(full: torch.Tensor | None, holding: _Holding, place: Place) -> torch.Tensor | None:
+    """From the rank that holds it to rank 0."""
+    rank = dist.get_rank()
+    if rank == holding.rank:
+        assert full is not None
+        dist.send(torch.tensor(full.shape, dtype=torch.int64), 0)
+        dist.send(full.contiguous(), 0)
+    if rank != 0:
+        return None
+    shape = torch.zeros(len(holding.shape), dtype=torch.int64)
+    dist.recv(shape, holding.rank)
+    received = torch.empty(shape.tolist(), dtype=holding.dtype)
+    dist.recv(received, holding.rank)
+    return received
+
+
+def _holdings(local: dict[str, LocalParameter]) -> list[_Holding]:
+    """Every parameter of the whole model once, with the lowest rank that has a part of it.  Collective."""
+    own = [(name, tuple(parameter.tensor.shape), parameter.tensor.dtype) for name, parameter in local.items()]
+    everyones: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyones, own)
+    found: dict[str, _Holding] = {}
+    for rank, names in enumerate(everyones):
+        for name, shape, dtype in names:
+            found.setdefault(name, _Holding(name, rank, shape, dtype))
+    return list(found.values())

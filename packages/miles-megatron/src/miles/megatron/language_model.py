@@ -1,0 +1,98 @@
+"""Megatron-Core's GPT around packed samples: log-probabilities of given tokens, never logits of all.
+
+L = tokens of a row on this context-parallel rank, T = response tokens of a micro-batch, U = those predicted on this
+rank, N = tokens of its samples, D = hidden size, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+)
+from miles.core.math.logprobs import LogProbs, linear_logprobs
+from miles.core.training.model import Output
+from miles.megatron.packed_inputs import PackedInputs
+from miles.megatron.site import vocabulary_shard
+
+
+class LanguageModel(GPTModel):  # type: ignore[misc]
+    """A stage of the model.  Its forward pass ends with hidden states; ``Head`` makes the rest of them."""
+
+    def forward(self, inputs: PackedInputs) -> torch.Tensor:
+        """[L, 1, D] hidden states, divided among tensor-parallel ranks under sequence parallelism."""
+        hidden_L1D: torch.Tensor = super().forward(
+            inputs.tokens_1L, inputs.positions_1L, None, packed_seq_params=inputs.borders
+        )
+        return hidden_L1D
+
+    def _postprocess(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+    def head_weight(self) -> torch.Tensor:
+        """This rank's rows of the output head."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+class Head:
+    """From hidden states to log-probabilities or logits, divided by the temperature."""
+
+    def __init__(self, *, vocab_size: int, padded: int, temperature: float, chunk_size: int | None) -> None:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        first = parallel_state.get_tensor_model_parallel_rank() * (padded // ranks)
+        self._rows = min(padded // ranks, vocab_size - first)
+        self._vocab_size = vocab_size
+        self._shard = vocabulary_shard(first)
+        self._temperature = temperature
+        self._chunk_size = chunk_size
+
+    def __call__(self, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs, output: Output) -> Any:
+        """``LogProbs`` [T], or logits [N, V]; the same on all ranks that share the samples."""
+        if model.config.sequence_parallel:
+            # The head sums gradients of hidden states over its ranks itself; each takes its part of the sequence back.
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        hidden_LD = hidden.squeeze(1)
+        if output == "logits":
+            return self._logits(model, hidden_LD, inputs)
+        return self._log_probs(model, hidden_LD, inputs, with_entropy=output == "entropy")
+
+    def _log_probs(
+        self, model: LanguageModel, hidden_LD: torch.Tensor, inputs: PackedInputs, *, with_entropy: bool
+    ) -> LogProbs:
+        scores = linear_logprobs(
+            hidden_LD.index_select(0, inputs.rows_U),
+            model.head_weight()[: self._rows],
+            inputs.targets_U,
+            temperature=self._temperature,
+            chunk_size=self._chunk_size,
+            with_entropy=with_entropy,
+            shard=self._shard,
+        )
+        return LogProbs(*(None if part is None else _whole(part, inputs) for part in scores))
+
+    def _logits(self, model: LanguageModel, hidden_LD: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:
+        hidden_ND = hidden_LD.index_select(0, inputs.tokens_N)
+        part = torch.nn.functional.linear(copy_to_tensor_model_parallel_region(hidden_ND), model.head_weight())
+        logits_NV: torch.Tensor = gather_from_tensor_model_parallel_region(part)
+        return logits_NV[:, : self._vocab_size].float() / self._temperature
+
+
+def _whole(part_U: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:
+    """[T] from the parts of all context-parallel ranks.  A part's gradient is that of its own tokens."""
+    if inputs.borders.layout.context_size == 1:
+        return part_U
+    whole_T = part_U.new_zeros(inputs.num_targets).index_copy(0, inputs.slots_U, part_U)
+    summed_T: torch.Tensor = reduce_from_tensor_model_parallel_region(
+        whole_T, group=parallel_state.get_context_parallel_group()
+    )
+    return summed_T

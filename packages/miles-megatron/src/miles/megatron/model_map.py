@@ -1,0 +1,87 @@
+"""A model family: its architecture in Megatron-Core's terms, and its weights under two names.
+
+``miles.model_maps`` entry points name a ``ModelMap`` by the ``model_type`` of a Hugging Face ``config.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from miles.core.errors import TrainingError
+from miles.megatron.layouts import REPLICATED, Layout
+
+HfConfig = Mapping[str, Any]
+"""The text of a ``config.json``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The constants of a model.  ``transformer`` are fields of Megatron-Core's ``TransformerConfig``."""
+
+    transformer: dict[str, Any]
+    vocab_size: int
+    max_positions: int
+    tied: bool
+    """Whether the output head is the embedding."""
+    rotary: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``GPTModel`` about rotary positions."""
+    latent_attention: bool = False
+    """Whether the configuration is an ``MLATransformerConfig``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One kind of parameter.  Names have ``{layer}`` and ``{expert}`` where numbers stand."""
+
+    megatron: str
+    hf: tuple[str, ...]
+    layout: Layout = REPLICATED
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        text = re.escape(self.megatron)
+        return re.compile(text.replace(r"\{layer\}", r"(?P<layer>\d+)").replace(r"\{expert\}", r"(?P<expert>\d+)"))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One parameter of the whole model and where its values are in a checkpoint."""
+
+    hf_names: tuple[str, ...]
+    layout: Layout
+
+
+class WeightMap:
+    """All rules of one model."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = tuple(rules)
+
+    def place(self, name: str) -> Place:
+        """Where the parameter ``name`` (numbered over the whole model) is in a Hugging Face checkpoint."""
+        for rule, pattern in self._patterns:
+            if match := pattern.fullmatch(name):
+                numbers = match.groupdict()
+                return Place(tuple(hf.format(**numbers) for hf in rule.hf), rule.layout)
+        raise TrainingError(
+            f"no rule says which tensor of the Hugging Face checkpoint is {name}: "
+            "the model map of this family does not cover a model built with these flags"
+        )
+
+    @cached_property
+    def _patterns(self) -> list[tuple[Rule, re.Pattern[str]]]:
+        return [(rule, rule.pattern) for rule in self.rules]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMap:
+    """A family."""
+
+    architecture: Callable[[HfConfig], Architecture]
+    """Raises TrainingError for what Megatron-Core cannot express."""
+    weights: Callable[[HfConfig, int], WeightMap]
+    """From the configuration and the padded size of the vocabulary."""

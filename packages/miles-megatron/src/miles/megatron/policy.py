@@ -1,0 +1,141 @@
+"""The model on this rank: whole optimizer steps and scoring passes through Megatron-Core's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from miles.core.math.logprobs import LogProbs
+from miles.core.training.micro_batch import MicroBatch
+from miles.core.training.model import Output, StepLoss
+from miles.megatron.language_model import Head, LanguageModel
+from miles.megatron.optimizer import Updater
+from miles.megatron.packed_inputs import Layout, PackedInputs
+from miles.megatron.tagged_weights import TaggedWeights
+
+Numbered = Iterator[tuple[int, PackedInputs]]
+Step = Callable[[Numbered, LanguageModel], tuple[torch.Tensor, Callable[..., Any]]]
+
+
+class Passes:
+    """Runs micro-batches through the stages.  ``chunks`` may be wrapped for gradients."""
+
+    def __init__(self, chunks: Sequence[torch.nn.Module], head: Head, layout: Layout) -> None:
+        self._chunks = list(chunks)
+        self._head = head
+        self._layout = layout
+        self._schedule = get_forward_backward_func()
+
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
+        """Log-probabilities of each micro-batch, on every stage.  No graph."""
+        output: Output = "entropy" if with_entropy else "logprobs"
+
+        def collect(
+            number: int, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs, **kwargs: Any
+        ) -> LogProbs:
+            scores: LogProbs = self._head(model, hidden, inputs, output)
+            return scores
+
+        with torch.no_grad():
+            scores = self._run(micro_batches, collect, forward_only=True)
+        return _on_all_stages(scores, micro_batches, with_entropy=with_entropy)
+
+    def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
+        """Forward and backward passes; gradients are summed over all ranks at the end."""
+
+        def differentiate(
+            number: int, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs
+        ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            value = loss(number, self._head(model, hidden, inputs, output))
+            return value, torch.ones((), dtype=torch.int, device=value.device), {}
+
+        self._run(micro_batches, differentiate, forward_only=False)
+
+    def _run(self, micro_batches: Sequence[MicroBatch], use: Callable[..., Any], *, forward_only: bool) -> list[Any]:
+        """What ``use`` makes of the output of each micro-batch; nothing on stages without output."""
+        inputs = [PackedInputs.of(micro_batch, self._layout) for micro_batch in micro_batches]
+
+        def step(data: Numbered, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+            number, packed = next(data)
+            hidden = chunk(packed)
+
+            def finish(hidden: torch.Tensor, **kwargs: Any) -> Any:
+                return use(number, _bare(chunk), hidden, packed, **kwargs)
+
+            return hidden, finish
+
+        results: list[Any] = self._schedule(
+            forward_step_func=step,
+            data_iterator=[enumerate(inputs) for _ in self._chunks],
+            model=self._chunks,
+            num_microbatches=len(inputs),
+            seq_length=inputs[0].tokens_1L.shape[1],
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+        return results
+
+
+def _bare(chunk: torch.nn.Module) -> LanguageModel:
+    """The model inside its wrapper."""
+    return chunk if isinstance(chunk, LanguageModel) else _bare(chunk.module)
+
+
+def _on_all_stages(
+    scores: Sequence[LogProbs], micro_batches: Sequence[MicroBatch], *, with_entropy: bool
+) -> list[LogProbs]:
+    """What the last stage has, on every stage.  Collective."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return list(scores)
+    sizes = [len(micro_batch.targets_T) for micro_batch in micro_batches]
+    columns = 2 if with_entropy else 1
+    device = micro_batches[0].tokens_P.device
+    flat = torch.zeros(columns, sum(sizes), device=device)
+    if scores:
+        rows = list(zip(*scores, strict=True))[:columns]
+        flat.copy_(torch.stack([torch.cat(row) for row in rows]))
+    group = parallel_state.get_pipeline_model_parallel_group()
+    dist.broadcast(flat, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
+    return [LogProbs(*part) for part in zip(*(row.split(sizes) for row in flat), strict=True)]
+
+
+class MegatronPolicy:
+    """The model being trained."""
+
+    def __init__(self, passes: Passes, updater: Updater) -> None:
+        self._passes = passes
+        self._updater = updater
+
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        return self._passes.score(micro_batches, with_entropy=with_entropy)
+
+    def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
+        self._passes.accumulate(micro_batches, output, loss)
+
+    def step(self, learning_rate: float) -> float:
+        return self._updater.step(learning_rate)
+
+    def drop_gradient(self) -> None:
+        self._updater.clear()
+
+    def reset_optimizer(self) -> None:
+        self._updater.reset()
+
+
+class TaggedPolicy:
+    """The same model with other weights, which only scores."""
+
+    def __init__(self, passes: Passes, weights: TaggedWeights, tag: str) -> None:
+        self._passes = passes
+        self._weights = weights
+        self._tag = tag
+
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        with self._weights.swapped_in(self._tag):
+            return self._passes.score(micro_batches, with_entropy=with_entropy)

@@ -1,0 +1,76 @@
+"""What the flags of the Megatron backend must fulfil together.  Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.cluster import Cluster
+from miles.core.flags.data import Data
+from miles.core.flags.training import Training
+from miles.megatron.flags import Parallelism
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
+
+
+def layout_problems(config: Config) -> Iterator[str]:
+    """Ranks divide as the flags say, and what was asked for exists."""
+    parallel = config[Parallelism]
+    yield from _division_problems(config, parallel)
+    yield from _pipeline_problems(config, parallel)
+    yield from _unsupported(config)
+    if parallel.expert_model_parallel_size > 1 < parallel.tensor_model_parallel_size and not parallel.sequence_parallel:
+        yield (
+            "--expert-model-parallel-size with --tensor-model-parallel-size needs --sequence-parallel: without it, "
+            "Megatron-Core would send every token to the experts once per tensor-parallel rank"
+        )
+
+
+def _division_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
+    """The dense layers and the experts each divide the ranks in their own way."""
+    cluster = config[Cluster]
+    ranks = cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
+    pipeline = {"--pipeline-model-parallel-size": parallel.pipeline_model_parallel_size}
+    dense = pipeline | {
+        "--tensor-model-parallel-size": parallel.tensor_model_parallel_size,
+        "--context-parallel-size": config[Training].context_parallel_size,
+    }
+    experts = pipeline | {
+        "--expert-model-parallel-size": parallel.expert_model_parallel_size,
+        "--expert-tensor-parallel-size": parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size,
+    }
+    for sizes in (dense, experts):
+        product = math.prod(sizes.values())
+        if ranks % product:
+            text = " x ".join(f"{flag} {size}" for flag, size in sizes.items())
+            yield (
+                f"{text} makes {product}, which does not divide the {ranks} trainer ranks "
+                "(--actor-num-nodes x --actor-num-gpus-per-node)"
+            )
+
+
+def _pipeline_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
+    if parallel.virtual_pipeline_model_parallel_size is None:
+        return
+    if parallel.pipeline_model_parallel_size == 1:
+        yield (
+            "--virtual-pipeline-model-parallel-size divides the stages of a pipeline, and there is none: "
+            "give --pipeline-model-parallel-size"
+        )
+    if config[Data].use_dynamic_batch_size:
+        yield (
+            "--virtual-pipeline-model-parallel-size takes micro-batches in groups of "
+            "--pipeline-model-parallel-size, and --use-dynamic-batch-size makes any number of them: "
+            "use --micro-batch-size"
+        )
+
+
+def _unsupported(config: Config) -> Iterator[str]:
+    if config[Algorithm].advantage_estimator == "ppo":
+        yield "--advantage-estimator ppo needs a critic, which the megatron backend does not train yet. Use fsdp"
+    if config[Checkpoint].async_save:
+        yield "--async-save: the megatron backend writes checkpoints before it goes on. Leave the flag out, or use fsdp"

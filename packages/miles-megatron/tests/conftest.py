@@ -1,0 +1,201 @@
+"""Tiny checkpoints, rollouts to train on, and ranks: real processes, forked so that Megatron-Core is imported once."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import time
+import traceback
+
+from miles.megatron import cpu
+
+cpu.install()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import miles.megatron.actor  # noqa: E402, F401
+from miles.core.config import Config  # noqa: E402
+from miles.core.protocols.backend import Rank  # noqa: E402
+from miles.core.types.batch import RolloutBatch  # noqa: E402
+from miles.megatron.backend import MegatronBackend  # noqa: E402
+
+VOCABULARY = 96
+# Flags that the trainer reads and another package owns, which need not be installed here.
+OF_THE_ROLLOUT_PACKAGE = {
+    "rollout_temperature": 1.0,
+    "rollout_max_prompt_len": None,
+    "rollout_max_response_len": None,
+    "use_dynamic_global_batch_size": False,
+}
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FAMILIES = {
+    "llama": ("Llama", {"head_dim": 8}),
+    "llama 3": ("Llama", {"head_dim": 8, "rope_parameters": LLAMA3_ROPE}),
+    "mistral": ("Mistral", {"head_dim": 8, "sliding_window": 6}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 8, "num_hidden_layers": 4}),
+    "qwen3 tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
+    "qwen3 moe": ("Qwen3Moe", EXPERTS | {"head_dim": 8, "num_hidden_layers": 4}),
+}
+# Forked children cannot use the parent's thread pool.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """``checkpoint(family)``: directory of a model with random weights, norms and biases too."""
+    made = {}
+
+    def make(family="qwen3"):
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("checkpoint")
+            name, changes = FAMILIES[family]
+            config = getattr(transformers, f"{name}Config")(**SMALL | changes)
+            torch.manual_seed(0)
+            model = getattr(transformers, f"{name}ForCausalLM")(config)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+            model.save_pretrained(made[family])
+            (made[family] / "tokenizer_config.json").write_text("{}")
+        return made[family]
+
+    return make
+
+
+@pytest.fixture
+def config(checkpoint):
+    """``config(family, flag=value, ...)``: a run of 8 samples per rollout on the CPU."""
+
+    def make(family="qwen3", **values):
+        defaults = {
+            "train_backend": "megatron",
+            "device": "cpu",
+            "hf_checkpoint": str(checkpoint(family)),
+            "rollout_batch_size": 4,
+            "n_samples_per_prompt": 2,
+            "lr": 1e-2,
+            "num_rollout": 10,
+            "use_dynamic_batch_size": True,
+            "max_tokens_per_gpu": 64,
+        } | OF_THE_ROLLOUT_PACKAGE
+        return Config.of(**(defaults | values))
+
+    return make
+
+
+@pytest.fixture
+def rollout():
+    """``rollout(number)``: random tokens and lengths, two samples per prompt, a masked token in every third sample."""
+
+    def make(rollout_id=0, num_samples=8):
+        rng = np.random.default_rng(rollout_id)
+        responses = rng.integers(1, 20, num_samples).tolist()
+        prompts = [rng.integers(0, VOCABULARY, rng.integers(2, 9)) for _ in responses[::2]]
+        masks = tuple(np.ones(length, np.float32) for length in responses)
+        for mask in masks[::3]:
+            mask[-1] = 0.0
+        rewards = tuple(rng.normal(size=num_samples).tolist())
+        return RolloutBatch(
+            rollout_id=rollout_id,
+            tokens=tuple(
+                np.concatenate([prompts[i // 2], rng.integers(0, VOCABULARY, length)])
+                for i, length in enumerate(responses)
+            ),
+            response_lengths=tuple(responses),
+            loss_masks=masks,
+            rewards=rewards,
+            raw_rewards=rewards,
+            truncated=(False,) * num_samples,
+            sample_indices=tuple(range(100, 100 + num_samples)),
+            group_indices=tuple(i // 2 for i in range(num_samples)),
+            rollout_log_probs=tuple(rng.normal(-4.5, 0.3, length).astype(np.float32) for length in responses),
+        )
+
+    return make
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """``on_ranks(count, function)``: ``function(actor's maker)`` in ``count`` processes; their results in rank order.
+
+    The maker takes a configuration and returns an actor, which is closed at the end.
+    """
+
+    def run(count, function, deadline_s=120.0):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            master = f"127.0.0.1:{probe.getsockname()[1]}"
+        ranks = [Rank(rank=number, world_size=count, local_rank=number, master=master) for number in range(count)]
+        children = {_child(function, rank, tmp_path / f"result-{rank.rank}"): rank.rank for rank in ranks}
+        failed = _ended(children, time.monotonic() + deadline_s)
+        assert not failed, f"ranks {failed} failed"
+        return [pickle.loads((tmp_path / f"result-{number}").read_bytes()) for number in range(count)]
+
+    return run
+
+
+def _child(function, rank, result):
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        actors = []
+
+        def make(config):
+            actors.append(MegatronBackend().create(config, rank))
+            return actors[-1]
+
+        result.write_bytes(pickle.dumps(function(make)))
+        for actor in actors:
+            actor.close()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for process in multiprocessing.active_children():  # writers of checkpoints
+            process.terminate()
+        os._exit(status)
+
+
+def _ended(children, deadline):
+    """Wait for all; ranks that failed.  When one does, or the deadline passes, the others are killed."""
+    failed = []
+    while children:
+        for pid, rank in list(children.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                del children[pid]
+                failed += [rank] if status else []
+        if failed or time.monotonic() > deadline:
+            for pid, rank in children.items():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                failed.append(rank)
+            return failed
+        time.sleep(0.005)
+    return failed

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+PP = {"pipeline_model_parallel_size": 2}
+EP = {"expert_model_parallel_size": 2}
+FLAGS = {
+    "lr_decay_style": "cosine",
+    "lr_warmup_iters": 1,
+    "use_kl_loss": True,
+    "kl_loss_coef": 0.1,
+    "kl_loss_type": "k2",
+    "ref_update_interval": 3,
+    "num_steps_per_rollout": 2,
+}
+
+
+def weights_of(actor):
+    return {name: tensor.clone() for name, tensor in actor.named_weights()}
+
+
+@pytest.fixture
+def halves(config, rollout, on_ranks, tmp_path):
+    """``halves(family, (ranks, flags), (ranks, flags))``: what three rollouts, a checkpoint and a fourth come to."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+
+    def run(family, before, after):
+        def first(make):
+            actor = make(config(family, **FLAGS, **before[1]))
+            for number in range(3):
+                actor.train(rollout(number))
+            actor.save(directory)
+            saved = weights_of(actor)
+            return saved, actor.train(rollout(3)).steps, weights_of(actor)
+
+        def second(make):
+            actor = make(config(family, **FLAGS, **after[1]))
+            actor.load(directory)
+            loaded = weights_of(actor)
+            return loaded, actor.train(rollout(3)).steps, weights_of(actor)
+
+        return on_ranks(before[0], first)[0], on_ranks(after[0], second)[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("qwen3", (1, {})),
+        pytest.param("qwen3 tied", (2, SP), marks=pytest.mark.slow),
+        pytest.param("qwen3 moe", (2, EP), marks=pytest.mark.slow),
+    ],
+)
+def test_resuming_is_bit_exact(halves, family, layout):
+    (saved, steps, weights), (loaded, resumed_steps, resumed) = halves(family, layout, layout)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+    assert resumed_steps == steps
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "before", "after"),
+    [
+        ("qwen3", (2, SP), (1, {})),
+        ("qwen3 tied", (1, {}), (2, PP)),
+        ("qwen3", (2, PP), (2, {})),
+        ("qwen3 moe", (2, SP), (2, PP)),
+    ],
+)
+def test_a_checkpoint_loads_in_another_layout(halves, family, before, after):
+    (saved, steps, weights), (loaded, resumed_steps, resumed) = halves(family, before, after)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+    for step, resumed_step in zip(steps, resumed_steps, strict=True):
+        assert resumed_step == pytest.approx(step, rel=1e-3, abs=1e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(resumed[name], tensor, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_experts_optimizers_do_not_move_between_layouts_and_the_error_says_so(config, rollout, on_ranks, tmp_path):
+    def save(make):
+        actor = make(config("qwen3 moe", **EP))
+        actor.train(rollout())
+        actor.save(tmp_path)
+
+    def load(make):
+        with pytest.raises(Exception, match="--expert-model-parallel-size") as caught:
+            make(config("qwen3 moe")).load(tmp_path)
+        return type(caught.value).__name__
+
+    on_ranks(2, save)
+    assert on_ranks(1, load) == ["CheckpointError"]
+
+
+def test_a_fresh_actor_can_be_saved_and_loaded(config, rollout, on_ranks, tmp_path):
+    def save(make):
+        actor = make(config())
+        actor.save(tmp_path)
+        return actor.train(rollout()).steps
+
+    def load(make):
+        actor = make(config())
+        actor.train(rollout(1))
+        actor.load(tmp_path)
+        return actor.train(rollout()).steps
+
+    expected = on_ranks(1, save)
+    assert on_ranks(1, load) == expected
+
+
+def test_transformers_loads_what_was_exported(config, checkpoint, rollout, on_ranks, tmp_path):
+    def run(make):
+        actor = make(config("qwen3 moe", **SP))
+        actor.train(rollout())
+        actor.save_hf(tmp_path)
+        return weights_of(actor)
+
+    weights, _ = on_ranks(2, run)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in weights.items())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.dtype == torch.float32
+    assert (tmp_path / "tokenizer_config.json").exists()
