@@ -16,7 +16,8 @@ import torch
 import uvicorn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "embedded")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "embedded"))
 
 from engine_client import Client
 from engine_models import save_model
