@@ -137,7 +137,8 @@ async def test_a_pipelined_request_that_is_refused_waits_for_its_turn(make_worke
     assert [request.target for request in worker.requests] == ["/a"]
 
 
-async def test_a_fault_of_the_router_costs_one_request(make_worker, make_router, monkeypatch):
+@pytest.mark.parametrize("fields", [(), ("connection: keep-alive",)], ids=["plain", "parsed"])
+async def test_a_fault_of_the_router_costs_one_request(make_worker, make_router, monkeypatch, fields):
     router = await make_router(await make_worker())
 
     def broken(exchange):
@@ -145,8 +146,8 @@ async def test_a_fault_of_the_router_costs_one_request(make_worker, make_router,
 
     with monkeypatch.context() as patched:
         patched.setattr(router.server.dispatcher, "place", broken)
-        assert (await router.post()).status == 500
-    assert (await router.post()).status == 200
+        assert (await router.post("/generate", b"{}", *fields)).status == 500
+    assert (await router.post("/generate", b"{}", *fields)).status == 200
     await router.settled(2)
 
 

@@ -123,7 +123,7 @@ class Exchange(ABC):
         """Value of the first field called ``name`` (lower case)."""
         for key, value in self.headers:
             if key == name:
-                return value
+                return value.strip(b" \t")
         return None
 
     def body_start(self) -> bytes:

@@ -156,6 +156,31 @@ class HotExchange(Exchange):
         protocol.on_response_complete()
 
 
+class PlainExchange(HotExchange):
+    """A request that was read in one pass: its fields are passed on as they came."""
+
+    __slots__ = ("length_field", "raw_fields")
+
+    def __init__(
+        self, protocol: RouterProtocol, method: bytes, target: bytes, raw_fields: bytes, declared_length: int
+    ) -> None:
+        super().__init__(protocol, method, target, [], declared_length, True)
+        self.expects_continue = False
+        self.raw_fields = raw_fields
+        self.length_field = b"content-length: %d\r\n\r\n" % declared_length
+
+    def header(self, name: bytes) -> bytes | None:
+        if not self.headers:
+            lines = (line.partition(b":") for line in self.raw_fields.split(b"\r\n")[:-1])
+            self.headers = [(key.lower(), value) for key, _, value in lines]
+        return super().header(name)
+
+    def _request_head(self, authority: bytes) -> bytes:
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b" % (
+            self.method, self.target, authority, self.raw_fields, self.length_field,
+        )  # fmt: skip
+
+
 def refusal_bytes(refusal: Refusal, keep_alive: bool, bodiless: bool = False) -> bytes:
     """``refusal`` as a response on the wire."""
     body = refusal.body()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -15,7 +16,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from miles.router.control import needs_asgi
 from miles.router.exchange import Refusal
-from miles.router.hot_exchange import HotExchange, refusal_bytes
+from miles.router.framing import PLAIN_REQUEST
+from miles.router.hot_exchange import HotExchange, PlainExchange, refusal_bytes
 
 if TYPE_CHECKING:
     from miles.router.server import RouterServer
@@ -40,6 +42,7 @@ class RouterProtocol(HttpToolsProtocol):
         self._hot = self.owner.hot
         self._max_header_bytes = settings.max_header_bytes
         self._in_head = False
+        self._parsing = False  # between the first byte of a request and its last, as the parser sees it
         self._head_bytes = 0  # at least those of the head, counted by pieces as they arrive
         self._declared_length: int | None = None
         self._transfer_coding = b""
@@ -55,16 +58,18 @@ class RouterProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._head_bytes += len(data)
+        cycle: Any = self.cycle
         try:
+            if self._hot and not self._parsing and (cycle is None or cycle.response_complete):
+                match = PLAIN_REQUEST.match(data)
+                if match is not None and self._serve_plain(data, match):
+                    return
+            self._head_bytes += len(data)
             self.parser.feed_data(data)
-        except httptools.HttpParserCallbackError:
-            logger.exception("a request could not be handled")
-            self._reject(Refusal(500, "internal error of the router"))
         except httptools.HttpParserUpgrade:  # served without the upgrade; what follows is in no known protocol
             self._deaf = True
-        except httptools.HttpParserError as error:
-            self._reject(Refusal(400, f"malformed request: {error}"))
+        except Exception as error:
+            self._reject(_refusal_of(error))
         else:
             if self._in_head and self._head_bytes > self._max_header_bytes:
                 self._reject(Refusal(431, f"request head above {self._max_header_bytes} bytes"))
@@ -76,7 +81,7 @@ class RouterProtocol(HttpToolsProtocol):
         self._declared_length = None
         self._transfer_coding = b""
         self._messages += 1
-        self._in_head = True
+        self._in_head = self._parsing = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:  # a trailer
@@ -112,6 +117,7 @@ class RouterProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._parsing = False
         self._head_bytes = 0
         if self._deaf:
             return
@@ -177,6 +183,20 @@ class RouterProtocol(HttpToolsProtocol):
             self._give_up(waits[0])
 
     # Inside.
+
+    def _serve_plain(self, data: bytes, match: re.Match[bytes]) -> bool:
+        """Serve ``data`` if it is one whole request; nothing has happened when the answer is False."""
+        method, target, before, length, after = match.groups()
+        end = match.end()
+        if len(data) - end != int(length) or end > self._max_header_bytes or needs_asgi(target):
+            return False
+        exchange = PlainExchange(self, method, target, before + after, int(length))
+        self.cycle = cast(RequestResponseCycle, exchange)
+        self._messages += 1
+        exchange.activate()
+        exchange.feed(data[end:])
+        exchange.feed_end()
+        return True
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
@@ -277,6 +297,14 @@ class RouterProtocol(HttpToolsProtocol):
             self.running.refuse(Refusal(408, "the request's body did not arrive in time"))
         else:
             self._reject(Refusal(408, "the request did not arrive in time"))
+
+
+def _refusal_of(error: Exception) -> Refusal:
+    """The client's mistake, or one of ours, which must cost this request only."""
+    if isinstance(error, httptools.HttpParserError) and not isinstance(error, httptools.HttpParserCallbackError):
+        return Refusal(400, f"malformed request: {error}")
+    logger.error("a request could not be handled", exc_info=error)
+    return Refusal(500, "internal error of the router")
 
 
 def _has_path(target: bytes) -> bool:
