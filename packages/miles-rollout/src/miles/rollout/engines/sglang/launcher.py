@@ -97,7 +97,8 @@ def _dtype(spec: EngineSpec) -> str:
     """On a CPU ``auto`` is the checkpoint's own; SGLang would make float16 of float32."""
     if spec.dtype != "auto" or spec.num_gpus:
         return spec.dtype
-    config = json.loads((Path(spec.model_path) / "config.json").read_text(encoding="utf-8"))
+    path = Path(spec.model_path) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stored = config.get("dtype") or config.get("torch_dtype")
     return "bfloat16" if stored == "bfloat16" else "float32"
 
