@@ -10,16 +10,26 @@ from pathlib import Path
 
 import pytest
 
-RECIPES = Path(__file__).resolve().parents[2] / "tools" / "recipes"
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = ROOT / "tools" / "recipes"
+sys.path.insert(0, str(ROOT / "packages" / "miles-rollout" / "tests"))
 sys.path.insert(0, str(RECIPES))
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("router_conformance")
+
+from sglang_environment import start_if_wanted  # noqa: E402
 
 from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
 
 DEADLINE_S = 240
 MILES = str(Path(sys.executable).with_name("miles"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What takes minutes is made while other tests run."""
+    if not session.config.option.collectonly:
+        start_if_wanted(session.items)
 
 
 @dataclass(frozen=True)
