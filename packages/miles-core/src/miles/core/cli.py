@@ -33,6 +33,7 @@ commands:
   config         show what a command line resolves to, explain flags, write the reference
   plugins        list what is installed: backends, engines, rewards, filters, trackers ...
   report         write the page about a run: curves, results, samples
+  diagnose       say why engine and trainer give the same tokens different log-probabilities
   version        show the versions of Miles and of what it runs on
 
 A first run, on any machine:
@@ -187,6 +188,16 @@ def report(flags: list[str]) -> int:
     return 0
 
 
+def diagnose(flags: list[str]) -> int:
+    """``miles diagnose``."""
+    environ.prepare_process()
+    try:
+        from miles.core.diagnosis.command import main as run  # reaches torch and transformers
+    except ModuleNotFoundError as error:
+        raise PluginError(f"miles diagnose needs {error.name}: pip install 'miles-core[torch]' transformers") from error
+    return run(flags)
+
+
 def show_versions(flags: list[str]) -> int:
     """``miles version``."""
     _without_flags("version", "Show the versions of Miles and of what it runs on.", flags)
@@ -211,6 +222,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "config": config,
     "plugins": list_plugins,
     "report": report,
+    "diagnose": diagnose,
     "version": show_versions,
 }
 

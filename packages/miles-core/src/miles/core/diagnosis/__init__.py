@@ -1,0 +1,1 @@
+"""Why the engine's log-probabilities differ from the trainer's: ``miles diagnose``."""
