@@ -48,6 +48,38 @@ def test_a_router_that_cannot_start_says_why(capsys):
     assert "nonsense" in capsys.readouterr().err
 
 
+def test_json_switches_and_lists_are_parsed():
+    line = ["--sessions", "--session-template-kwargs", '{"enable_thinking": false}', "--middleware", "a", "b"]
+    settings = parse_settings(line)
+    assert (settings.sessions, settings.session_routed_experts) == (True, False)
+    assert settings.session_template_kwargs == {"enable_thinking": False}
+    assert settings.middleware == ("a", "b")
+    assert parse_settings(["--miles-router-middleware-paths", "c"]).middleware == ("c",)
+    assert Settings(session_template_kwargs={"a": 1}).session_template_kwargs == {"a": 1}
+    with pytest.raises(ConfigError, match=r"--session-template-kwargs .*expected a JSON object"):
+        parse_settings(["--session-template-kwargs", "{"])
+
+
+def test_sessions_without_a_tokenizer_are_refused(capsys):
+    assert main(["--sessions"]) == 2
+    assert "--sessions needs --tokenizer DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("missing", "own"), [("tokenizers", "tokenizer"), ("jinja2", "sessions.template")])
+def test_an_extra_that_is_not_installed_is_named(monkeypatch, checkpoint, capsys, missing, own):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, f"miles.router.{own}", raising=False)
+    monkeypatch.delitem(sys.modules, "miles.router.sessions.service", raising=False)
+    monkeypatch.delitem(sys.modules, "miles.router.sessions.increments", raising=False)
+    assert main(["--sessions", "--tokenizer", str(checkpoint("chatml"))]) == 2
+    assert f"needs {missing}, which is not installed: pip install 'miles-router[sessions]'" in capsys.readouterr().err
+
+
+def test_a_middleware_that_cannot_start_says_why(capsys):
+    assert main(["--port", "0", "--middleware", "radix_cache"]) == 2
+    assert "a middleware needs --tokenizer DIR" in capsys.readouterr().err
+
+
 def test_help_is_quick_and_the_package_is_light():
     code = (
         "import sys; from miles.router import cli\n"

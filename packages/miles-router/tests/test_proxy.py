@@ -285,3 +285,37 @@ async def test_targets_that_need_a_full_parse_reach_the_worker_unchanged(make_wo
 
 def post_head(size: int) -> bytes:
     return f"POST /x HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n".encode()
+
+
+async def test_bytes_after_a_chunked_answer_end_its_connection(make_worker, make_router, path):
+    async def too_much(talk):
+        await talk.send(
+            b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\nHTTP/1.1 200 Y\r\n\r\n"
+        )
+
+    worker = await make_worker(too_much)
+    router = await make_router(worker, hot_path=path)
+    for _ in range(2):
+        answer = await router.post()
+        assert (answer.complete, answer.body) == (True, b"hi")
+    assert worker.connections > 2  # health checks have their own, and no answer's was used twice
+    await router.settled(2)
+
+
+async def test_an_answer_that_begins_while_the_client_reads_an_earlier_one_arrives(make_worker, make_router):
+    async def answer(talk):
+        if talk.request.target == "/long":
+            await talk.answer(b"x" * 4_000_000)
+        else:
+            await talk.send(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n")
+            await asyncio.sleep(0.05)
+            await talk.send(b"0\r\n\r\n")
+
+    router = await make_router(await make_worker(answer))
+    client = await router.connect()
+    for target in ("/long", "/short"):
+        await client.send(f"POST {target} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi".encode())
+    await asyncio.sleep(0.1)
+    assert len((await client.response()).body) == 4_000_000
+    assert (await client.response()).body == b"hi"
+    await router.settled(2)

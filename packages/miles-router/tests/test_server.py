@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -31,6 +32,8 @@ class Process:
         writer.write(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
         answer = await reader.read()
         writer.close()
+        if not answer:
+            raise ConnectionResetError
         return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
 
     async def answers(self, target: str, text: str) -> None:
@@ -50,9 +53,9 @@ class Process:
 async def run():
     started = []
 
-    async def start(*arguments: str) -> Process:
+    async def start(*arguments: str, port: int = 0) -> Process:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "miles.router", "--port", "0", *arguments, stdout=asyncio.subprocess.PIPE
+            sys.executable, "-m", "miles.router", "--port", str(port), *arguments, stdout=asyncio.subprocess.PIPE
         )
         started.append(process)
         line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
@@ -86,12 +89,13 @@ async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(
     assert await router.ended() == 0
 
 
-async def test_what_does_not_finish_in_time_is_answered_at_the_end(make_worker, run, until):
+@pytest.mark.parametrize("path", ["auto", "off"])
+async def test_what_does_not_finish_in_time_is_answered_at_the_end(make_worker, run, until, path):
     async def hang(talk):
         await talk.client_left()
 
     worker = await make_worker(hang)
-    router = await run("--worker", worker.url, "--shutdown-timeout-s", "1")
+    router = await run("--worker", worker.url, "--shutdown-timeout-s", "1", "--hot-path", path)
     await router.ready(1)
     waiting = asyncio.create_task(router.get("/x"))
     await until(lambda: worker.requests)
@@ -125,6 +129,51 @@ async def test_a_restarted_router_serves_again(make_worker, run):
     again = await run("--worker", worker.url)
     await again.ready(1)
     assert (await again.get("/x"))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["auto", "off"])
+async def test_a_router_killed_under_load_is_replaced_and_every_client_knows_where_it_stands(make_worker, run, path):
+    async def soon(talk):
+        await asyncio.sleep(0.002)
+        await talk.answer(talk.request.target.encode())
+
+    workers = [await make_worker(soon) for _ in range(2)]
+    flags = ["--hot-path", path, "--worker", *(worker.url for worker in workers)]
+    router = await run(*flags)
+    await router.ready(2)
+    progress = []
+
+    async def client(number):
+        """Ask 40 times for something; ask again only after an error that shows."""
+        errors = 0
+        for question in range(40):
+            while True:
+                try:
+                    status, body = await asyncio.wait_for(router.get(f"/{number}-{question}"), 20)
+                except OSError:
+                    errors += 1
+                    await asyncio.sleep(0.02)
+                    continue
+                if status == 200:
+                    assert body == f"/{number}-{question}".encode()
+                    break
+                assert status == 503
+                await asyncio.sleep(0.02)
+            progress.append(number)
+        return errors
+
+    clients = [asyncio.create_task(client(number)) for number in range(10)]
+    while len(progress) < 100:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    router.process.kill()
+    await router.ended()
+    await run(*flags, port=router.port)
+    assert sum(await asyncio.gather(*clients)) > 0
+    assert len(progress) == 400
+    status = json.loads((await router.get("/router/status"))[1])
+    requests = status["requests"]
+    assert requests["received"] == requests["answered"] + requests["refused"] + requests["cut"] + requests["cancelled"]
+    assert status["in_flight"] == 0
 
 
 @pytest.fixture

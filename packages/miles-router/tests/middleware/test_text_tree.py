@@ -76,6 +76,20 @@ def test_replaced_texts_count_until_they_are_forgotten():
     assert ids_of(tree.find("abc")[0]) == [9, 9]
 
 
+def test_replaced_texts_are_forgotten_even_when_nothing_leads_to_them():
+    tree = TextTree(4)
+    old = add(tree, "abc", ids=[1], logps=[-1.0])
+    add(tree, "abcd", old, ids=[2])
+    add(tree, "abc", ids=[3])
+    tree.find("abcd")
+    for letter in "xyz":
+        add(tree, letter, ids=[4])
+    assert tree.num_tokens <= 4
+    add(tree, "w", ids=[4])
+    add(tree, "v", ids=[4])
+    assert tree.find("abcd") == (None, 0)
+
+
 def test_old_weight_versions_are_forgotten_with_what_follows():
     tree = TextTree(100)
     prompt = add(tree, "ab")

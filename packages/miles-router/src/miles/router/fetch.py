@@ -56,10 +56,10 @@ class _Collector:
             self.response.set_exception(FetchError(reason))
 
     def pause_upload(self) -> None:
-        pass
+        """The body is in memory already."""
 
     def resume_upload(self) -> None:
-        pass
+        """See ``pause_upload``."""
 
 
 async def fetch(

@@ -16,7 +16,7 @@ class _Signal:
     """In place of the event of uvicorn's cycles, for which nobody waits here."""
 
     def set(self) -> None:
-        pass
+        """Nobody hears it."""
 
 
 class HotExchange(Exchange):

@@ -35,6 +35,8 @@ logger = logging.getLogger("miles.router")
 
 _MAX_SWEEP_INTERVAL_S = 1.0
 _BACKLOG = 16_384
+_LAST_WORDS_S = 5
+"""After ``--shutdown-timeout-s``, for refusals to reach their clients; then connections are cut."""
 _UVICORN_TESTED = ((0, 34), (0, 54))
 """First and last minor version of uvicorn whose internals the fast path is tested with."""
 
@@ -61,6 +63,7 @@ class RouterServer:
         self._failure: BaseException | None = None
         self._uvicorn: uvicorn.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._ending_since: float | None = None
 
     async def serve(self, listener: socket.socket) -> None:
         """Serve on ``listener`` until told to stop, then finish what is under way."""
@@ -123,7 +126,7 @@ class RouterServer:
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=int(settings.idle_timeout_s),
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
+            timeout_graceful_shutdown=settings.shutdown_timeout_s + _LAST_WORDS_S,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_key,
         )
@@ -150,10 +153,20 @@ class RouterServer:
         while True:
             await asyncio.sleep(interval_s)
             self.dispatcher.sweep()
-            connections = self._uvicorn.server_state.connections if self._uvicorn is not None else ()
+            assert self._uvicorn is not None
+            if self._uvicorn.should_exit:
+                self._end_in_time(loop.time())
+            connections = self._uvicorn.server_state.connections
             for connection in list(connections):
                 if isinstance(connection, RouterProtocol):
                     connection.sweep(loop.time())
+
+    def _end_in_time(self, now: float) -> None:
+        """Refuse what has not finished ``--shutdown-timeout-s`` after the router was told to end."""
+        if self._ending_since is None:
+            self._ending_since = now
+        elif now - self._ending_since > self.settings.shutdown_timeout_s:
+            self.dispatcher.stop()
 
     def _reload(self) -> None:
         path = self.settings.workers_file

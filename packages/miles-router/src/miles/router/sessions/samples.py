@@ -143,8 +143,6 @@ def _cut(sample: TrainingSample, length: int, status: str = "truncated") -> None
     """Make the sample ``length`` tokens long."""
     sample.status = status
     dropped = len(sample.tokens) - length
-    if not dropped:
-        return
     num_rows = len(sample.tokens) - 1
     if sample.routed_experts is not None and num_rows:
         del sample.routed_experts[(length - 1) * (len(sample.routed_experts) // num_rows) :]
