@@ -1,3 +1,4 @@
+import importlib
 import math
 from dataclasses import replace
 
@@ -58,6 +59,32 @@ def test_log_probs_are_those_of_the_temperature_scaled_distribution(actor, check
         float((lp * torch.from_numpy(m)).sum() / max(m.sum(), 1)) for lp, m in zip(logps, batch.loss_masks, strict=True)
     ]
     assert report.metrics["rollout/log_probs"] == pytest.approx(np.mean(means), abs=1e-5)
+
+
+COUNTING_LOSS = """
+import torch
+calls = []
+
+def loss(args, batch, logits, sum_of_sample_mean):
+    calls.append(len(logits))
+    parts = zip(logits.split(batch["total_lengths"]), batch["response_lengths"])
+    rows = torch.cat([part[-response - 1 : -1] for part, response in parts])
+    return sum_of_sample_mean(rows.log_softmax(-1).square().mean(-1)), {}
+"""
+
+
+def test_a_custom_loss_can_be_computed_again_in_the_backward_pass(actor, rollout, tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(COUNTING_LOSS)
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = {"loss_type": "custom_loss", "custom_loss_function_path": "counting.loss", "micro_batch_size": 8}
+    steps, counts = [], []
+    for recomputes in (False, True):
+        steps.append(actor(**flags, recompute_loss_function=recomputes).train(rollout()).steps)
+        calls = importlib.import_module("counting").calls
+        counts.append(len(calls))
+        calls.clear()
+    assert steps[0] == steps[1]
+    assert counts == [1, 2]
 
 
 MICRO_BATCHINGS = {

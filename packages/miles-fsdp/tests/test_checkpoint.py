@@ -46,6 +46,16 @@ def test_resuming_is_bit_exact(actor, rollout, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in second.named_weights())
 
 
+def test_the_schedule_can_come_from_the_checkpoint(actor, rollout, tmp_path):
+    state = saved(actor(lr=0.5), tmp_path / "state")
+    rates = []
+    for from_checkpoint in (False, True):
+        resumed = actor(lr=0.25, use_checkpoint_lr_scheduler=from_checkpoint)
+        resumed.load(state)
+        rates.append(resumed.train(rollout()).steps[0]["train/lr-pg_0"])
+    assert rates == [0.25, 0.5]
+
+
 def test_saving_does_not_change_what_follows(actor, rollout, tmp_path):
     quiet, saving = actor(), actor()
     for i in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,9 @@ class FsdpRole:
         if counters.world_size == self._site.rank.world_size:
             read_generators(directory, self._site.rank.rank)
         self._trainer.steps_done = counters.steps_done
+        self._trainer.schedule = counters.resumed_schedule(
+            self._trainer.schedule, from_checkpoint=self._optimizer_flags.use_checkpoint_lr_scheduler
+        )
 
     def offload(self) -> None:
         self._move(torch.device("cpu"))
@@ -116,6 +120,7 @@ class FsdpRole:
             steps_done=self._trainer.steps_done,
             world_size=self._site.rank.world_size,
             has_optimizer=not self._checkpoint.no_save_optim,
+            schedule=asdict(self._trainer.schedule),
         )
 
     def _move(self, device: torch.device) -> None:

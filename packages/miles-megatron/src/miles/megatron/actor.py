@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ class MegatronActor:
         self._updater = Updater(optimizer, parallel, wrapped, self._site.dtype)
         passes = Passes(wrapped, self._blueprint.head(config), self._site.layout)
         self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
+        self._resumes_schedule = optimizer.use_checkpoint_lr_scheduler
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._trainer = RolloutTrainer(
             config,
@@ -109,6 +111,9 @@ class MegatronActor:
         if counters.world_size == self._site.rank.world_size:
             read_generators(directory, self._site.rank.rank)
         self._trainer.steps_done = counters.steps_done
+        self._trainer.schedule = counters.resumed_schedule(
+            self._trainer.schedule, from_checkpoint=self._resumes_schedule
+        )
 
     def save_hf(self, directory: Path) -> None:
         weights = self.named_weights()
@@ -138,6 +143,7 @@ class MegatronActor:
             steps_done=self._trainer.steps_done,
             world_size=self._site.rank.world_size,
             has_optimizer=not self._checkpoint.no_save_optim,
+            schedule=asdict(self._trainer.schedule),
         )
 
     def close(self) -> None:

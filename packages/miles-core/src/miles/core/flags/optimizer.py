@@ -67,12 +67,11 @@ class Optimizer(Group):
     ] = 0.03
     """Accepted at its default for launch scripts that spell it out; it has no effect."""
 
-    use_checkpoint_lr_scheduler: Annotated[
-        bool, Flag(unsupported="a resumed run always goes on with the schedule's own count of steps")
-    ] = False
-    """Take the learning-rate schedule's settings from the checkpoint."""
+    use_checkpoint_lr_scheduler: bool = False
+    """When a run is resumed, take the settings of the learning-rate schedule from the checkpoint instead of the command
+    line. The count of steps comes from the checkpoint in any case."""
 
     override_lr_scheduler: Annotated[
-        bool, Flag(unsupported="the flags of the command line always set the schedule")
+        bool, Flag(unsupported="that is so anyway, unless --use-checkpoint-lr-scheduler is given; leave it out")
     ] = False
     """Take the learning-rate schedule's settings from the command line, not from the checkpoint."""

@@ -56,16 +56,18 @@ class Training(Group):
     ] = None
     """Dotted path of a function that builds the model: ``(pre_process, post_process[, vp_stage])``."""
 
-    recompute_loss_function: Annotated[
-        bool, Flag(unsupported="the loss keeps no logits: its backward pass always computes them again, in chunks")
-    ] = False
-    """Compute the loss again in the backward pass instead of keeping what it needs."""
+    recompute_loss_function: bool = False
+    """Compute the loss again in the backward pass instead of keeping what it needs. Matters for a custom loss, whose
+    intermediate results are as large as its logits; built-in losses keep little."""
 
     log_probs_chunk_size: ChunkSize = -1
     """Tokens per chunk when log-probabilities are computed, which bounds the memory of logits. ``-1``: chosen by the
     backend."""
 
-    keep_old_actor: Annotated[bool, Flag(unsupported="the trainer keeps no second actor yet")] = False
+    keep_old_actor: Annotated[
+        bool,
+        Flag(unsupported="no second actor is kept; --use-rollout-logprobs takes the generating policy's own answers"),
+    ] = False
     """Keep the weights that generated the rollout, and compute the old log-probabilities with them."""
 
     update_weight_buffer_size: PositiveInt = 512 * 1024**2

@@ -24,6 +24,7 @@ from miles.core.training.objective_spec import ObjectiveSpec
 from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
+from miles.core.training.schedule import LearningRate
 from miles.core.training.settings import critic_learning_rate, packing
 from miles.core.training.steps import OptimizerSteps
 from miles.core.types.batch import RolloutBatch
@@ -56,6 +57,7 @@ class CriticTrainer:
             prefix="train/critic-",
             nonfinite=config[Debug].nonfinite_step,
             overflow="skip" if config[Training].train_dtype == "fp16" else None,
+            recomputes=config[Training].recompute_loss_function,
         )
 
     @property
@@ -66,6 +68,15 @@ class CriticTrainer:
     @steps_done.setter
     def steps_done(self, count: int) -> None:
         self._steps.done = count
+
+    @property
+    def schedule(self) -> LearningRate:
+        """The learning rate as a function of ``steps_done``."""
+        return self._steps.schedule
+
+    @schedule.setter
+    def schedule(self, schedule: LearningRate) -> None:
+        self._steps.schedule = schedule
 
     def score(self, batch: RolloutBatch) -> Scores:
         """``values`` of every response token.  Collective."""

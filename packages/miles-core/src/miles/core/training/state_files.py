@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from miles.core.errors import CheckpointError
+from miles.core.training.schedule import LearningRate
 
 _FORMAT = 1
 _COUNTERS = "state.json"
@@ -23,6 +25,12 @@ class Counters:
     """Optimizer steps."""
     world_size: int
     has_optimizer: bool
+    schedule: dict[str, Any] | None = None
+    """Fields of the ``LearningRate``; None in checkpoints that did not keep them."""
+
+    def resumed_schedule(self, current: LearningRate, *, from_checkpoint: bool) -> LearningRate:
+        """The schedule to go on with."""
+        return LearningRate(**self.schedule) if from_checkpoint and self.schedule is not None else current
 
 
 def write_counters(directory: Path, counters: Counters) -> None:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from miles.core.errors import TrainingError
 from miles.core.training.columns import Columns
+from miles.core.training.loss_batch import LossBatch, LossOutput
 from miles.core.training.metric_sums import MetricSums
 from miles.core.training.model import Trainable
 from miles.core.training.objective import Objective
@@ -40,9 +42,12 @@ class OptimizerSteps:
         prefix: str = "train/",
         nonfinite: NonfiniteStep = "stop",
         overflow: NonfiniteStep | None = None,
+        recomputes: bool = False,
     ) -> None:
         """``nonfinite``: what becomes of a step that is not finite; ``overflow``: the same of one whose loss is finite
-        and gradient is not, where a scaled loss makes that a matter of course."""
+        and gradient is not, where a scaled loss makes that a matter of course; ``recomputes``: the loss is computed
+        again in the backward pass."""
+        self._recomputes = recomputes
         self.schedule = schedule
         self._model = model
         self._objective = objective
@@ -65,7 +70,7 @@ class OptimizerSteps:
 
         def loss(number: int, output: Any) -> torch.Tensor:
             recorder.add(step.micro_batches[number], output)
-            result = self._objective(output, loss_batches[number])
+            result = self._evaluated(output, loss_batches[number])
             sums.add(result)
             losses[number] = result.loss.detach()
             return result.loss / denominator
@@ -74,6 +79,12 @@ class OptimizerSteps:
         sums.expect(*self._ranks.publish(sums.names), device=self._device)
         means = sums.means(denominator=denominator, num_samples=len(step.mask_sums), all_reduce=self._ranks.sum)
         return self._update(means, lambda: self._blame(batch, step, columns, losses, recorder))
+
+    def _evaluated(self, output: Any, batch: LossBatch) -> LossOutput:
+        if not self._recomputes:
+            return self._objective(output, batch)
+        result: LossOutput = checkpoint(self._objective, output, batch, use_reentrant=False)
+        return result
 
     def _update(self, means: dict[str, float], blame: Callable[[], str]) -> dict[str, float]:
         """Take the step, unless loss or gradient is not finite."""
