@@ -22,8 +22,12 @@ CONSUMED_BY_RESOLUTION = {
     "num_gpus_per_node": "bounds actor_num_gpus_per_node",
     "colocate": "sets rollout_num_gpus and lets trainer and engines name the same accelerators",
     "use_miles_router": "runs start this router in any case",
+    "megatron_to_hf_mode": "weights are always named by Miles' own tables; the other value is refused",
     "opd_type": "a teacher is always scored by an engine; the other value is refused",
 }
+
+# Groups whose fields another library defines and reads.
+FORWARDED_GROUPS = {"TransformerFlags": "every field that is set goes to Megatron-Core under its own name"}
 
 
 @cache
@@ -49,6 +53,7 @@ def _read(tree: ast.Module) -> set[str]:
 
 def accepted() -> list[str]:
     own = [spec for spec in flag_table().flags.values() if spec.distribution in OWN_DISTRIBUTIONS]
+    own = [spec for spec in own if spec.group.__name__ not in FORWARDED_GROUPS]
     return [spec.name for spec in own if spec.flag.unsupported is None]
 
 
@@ -59,3 +64,14 @@ def test_an_accepted_flag_is_read():
 
 def test_flags_that_are_consumed_by_resolution_exist():
     assert set(CONSUMED_BY_RESOLUTION) <= set(flag_table().flags)
+
+
+def test_groups_that_are_forwarded_are_read_as_a_whole():
+    assert set(FORWARDED_GROUPS) <= names_used()
+
+
+def names_used() -> set[str]:
+    """Names that occur in the packages outside the modules about flags."""
+    sources = (p for p in ROOT.glob("packages/*/src/**/*.py") if not ABOUT_FLAGS.search(p.as_posix()))
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in sources)
+    return {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}

@@ -27,10 +27,12 @@ def test_an_unknown_command_is_named(capsys):
 
 
 def test_three_mistakes_are_reported_at_once_without_a_traceback(capsys):
-    assert main(["train", "--rollout-batch-size", "4", "--lr", "x", "--eps-clp", "1", "--fp16"]) == 2
+    assert (
+        main(["train", "--rollout-batch-size", "4", "--lr", "x", "--eps-clp", "1", "--prefill-num-servers", "1"]) == 2
+    )
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    for text in ("--lr x", "--eps-clp", "--fp16"):
+    for text in ("--lr x", "--eps-clp", "--prefill-num-servers"):
         assert text in error
 
 
@@ -104,7 +106,7 @@ def test_explain_of_a_misspelled_flag_names_the_nearest(capsys):
 def test_unsupported_flags_are_listed_with_reasons(capsys):
     assert main(["config", "--unsupported"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("--fp16 ") and len(line.split()) > 2 for line in lines)
+    assert any(line.startswith("--prefill-num-servers ") and len(line.split()) > 2 for line in lines)
 
 
 def test_schema_is_json(capsys):

@@ -97,7 +97,7 @@ def test_prompt_data_may_be_sliced(problems, tmp_path):
 
 
 def test_an_unsupported_flag_is_refused_by_name(problems):
-    (problem,) = problems("--fp16", about="--fp16")
+    (problem,) = problems("--prefill-num-servers", "1", about="--prefill-num-servers")
     assert "not supported" in problem
 
 

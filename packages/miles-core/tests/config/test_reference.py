@@ -25,7 +25,7 @@ def test_the_schema_describes_what_a_file_may_hold():
     assert schema["properties"]["loss-type"]["enum"] == ["policy_loss", "sft_loss", "custom_loss"]
     assert schema["properties"]["disable-grpo-std-normalization"]["default"] is False
     assert "config" not in schema["properties"]
-    assert "fp16" not in schema["properties"]
+    assert "prefill_num_servers" not in schema["properties"]
 
 
 def test_help_lists_every_flag():

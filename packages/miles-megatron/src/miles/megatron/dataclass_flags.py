@@ -65,12 +65,13 @@ def flag_group(name: str, title: str, taken: Collection[str]) -> type[Group]:
     It is found as ``miles.megatron.flags.NAME`` when it is unpickled.
     """
     fields = [field for field in installed_fields() if field.name not in taken]
-    annotations = {
+    annotations: dict[str, Any] = {
         field.name: Annotated[Optional[field.type], Field(description=field.text)]  # noqa: UP045
         for field in fields
     }
     unset: dict[str, Any] = dict.fromkeys((field.name for field in fields), None)
-    body = {"__module__": __name__, "__annotations__": annotations | {"title": ClassVar[str]}, "title": title}
+    annotations["title"] = ClassVar[str]
+    body = {"__module__": "miles.megatron.flags", "__annotations__": annotations, "title": title}
     made: type[Group] = types.new_class(name, (Group,), exec_body=lambda namespace: namespace.update(body, **unset))
     return made
 
@@ -107,5 +108,5 @@ def _type(annotation: ast.expr) -> Any:
 
 def _docstring(node: ast.stmt | None) -> str:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-        return " ".join(node.value.value.split())
+        return " ".join(node.value.value.split()).rstrip(".") + "."
     return "See TransformerConfig of Megatron-Core."
