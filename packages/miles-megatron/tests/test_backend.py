@@ -1,8 +1,11 @@
+import pickle
+
 import pytest
 
 from miles.core.config import Config
 from miles.core.registry import Registry
 from miles.megatron.backend import MegatronBackend
+from miles.megatron.flags import TransformerFlags
 
 BATCH = ("--rollout-batch-size", "8", "--train-backend", "megatron")
 
@@ -49,3 +52,9 @@ def test_every_field_of_the_installed_megatron_core_has_a_flag():
     assert config.moe_router_topk is None
     _, problems = Config.examine([*BATCH, "--recompute-granularity", "some"])
     assert any("--recompute-granularity" in problem for problem in problems)
+
+
+def test_a_configuration_travels_to_other_processes():
+    assert TransformerFlags.__module__ == "miles.megatron.flags"
+    config = pickle.loads(pickle.dumps(Config.of(recompute_granularity="full")))
+    assert config[TransformerFlags].recompute_granularity == "full"

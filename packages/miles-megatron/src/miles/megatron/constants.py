@@ -89,6 +89,8 @@ def transformer_config(config: Config, site: Site, architecture: Architecture) -
         # Every weight comes from the checkpoint.
         "perform_initialization": False,
         "gradient_accumulation_fusion": False,
+        # The default has an older spelling, of which every construction warns.
+        "cuda_graph_scope": [],
     }
     if parallel.virtual_pipeline_model_parallel_size is not None:
         # Without these, the interleaved schedule computes wrong gradients on two stages.

@@ -164,14 +164,14 @@ def _plain_import() -> Iterator[None]:
     """Import without compiling the fused functions (that needs a C++ compiler and seconds) and without its warnings."""
     compile_function = torch.compile
     torch.compile = lambda function=None, *args, **kwargs: function or (lambda wrapped: wrapped)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True):  # its import sets filters of its own
+        importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
         yield
     torch.compile = compile_function
 
 
 def _adapt_megatron() -> None:
-    importlib.import_module("megatron.core.models.gpt")
+    _adapt_layers()
     _adapt_random()
     _adapt_collectives()
     _adapt_mixture_of_experts()
@@ -183,6 +183,12 @@ def _replace(module: str, **names: Any) -> None:
     """Give ``names`` in ``megatron.core.<module>`` other values."""
     for name, value in names.items():
         setattr(importlib.import_module(f"megatron.core.{module}"), name, value)
+
+
+def _adapt_layers() -> None:
+    """Layers advise on a setting of CUDA."""
+    layers = importlib.import_module("megatron.core.tensor_parallel.layers")
+    layers.linear_with_grad_accumulation_and_async_allreduce.warned = True
 
 
 def _adapt_random() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class Site:
     def join(cls, config: Config, rank: Rank) -> Site:
         """Take the device and enter the process groups.  Collective."""
         training, cluster, parallel = config[Training], config[Cluster], config[Parallelism]
+        _silence()
         device = torch.device(training.device, rank.local_rank if training.device == "cuda" else None)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -66,6 +68,12 @@ class Site:
         parallel_state.destroy_model_parallel()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _silence() -> None:
+    """Megatron-Core calls torch by names that torch has replaced, and torch says so at every kind of call."""
+    for message in (r"`torch\.distributed\.", r"`load_state_dict` is deprecated", r"`save_state_dict` is deprecated"):
+        warnings.filterwarnings("ignore", category=FutureWarning, message=message)
 
 
 def _join_world(rank: Rank, device: torch.device, backend: str, timeout_s: float) -> None:
