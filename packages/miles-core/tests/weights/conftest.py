@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 class FakeEngine:
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.payloads: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, torch.Tensor] = {}
         self.version = ""
         self.refuses: set[str] = set()
@@ -32,6 +33,7 @@ class FakeEngine:
 
     def handle(self, path: str, payload: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.calls.append(path)
+        self.payloads[path] = payload
         if path in self.refuses:
             return 400, {"error": "refused"}
         if path == "/update_weights_from_tensor":

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from miles.core.errors import EngineError, WeightSyncError
+from miles.core.weights.broadcast import BroadcastTransport
+from miles.core.weights.delta import ChangeTracker
 from miles.core.weights.disk import DiskTransport
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.shm import SHARED_MEMORY, SharedMemoryTransport, remove_leftovers
@@ -61,7 +63,7 @@ def test_shared_memory_reaches_an_engine_that_answers_as_sglang_does(engines, sh
     [
         ({"engine": "miles-embedded"}, SharedMemoryTransport),
         ({"custom_weight_loader": ["miles_shm"]}, SharedMemoryTransport),
-        ({"custom_weight_loader": None}, DiskTransport),
+        ({"custom_weight_loader": None}, BroadcastTransport),
     ],
 )
 def test_auto_takes_shared_memory_where_every_engine_reads_it(engines, tmp_path, facts, kind):
@@ -71,9 +73,9 @@ def test_auto_takes_shared_memory_where_every_engine_reads_it(engines, tmp_path,
     transport.close()
 
 
-def test_auto_takes_the_disk_to_other_machines(tmp_path):
+def test_auto_broadcasts_to_other_machines(tmp_path):
     transport = create_transport("auto", ["http://203.0.113.1:80"], tmp_path)
-    assert isinstance(transport, DiskTransport)
+    assert isinstance(transport, BroadcastTransport)
 
 
 def test_generation_is_paused_around_the_update(engines, shm):
@@ -95,6 +97,35 @@ def test_engine_that_holds_something_else_stops_the_update_and_names_the_tensor(
     with pytest.raises(WeightSyncError, match=f"{engines[1].url} does not hold what was sent: head"):
         push(engines, shm)
     assert "/continue_generation" not in engines[0].calls
+
+
+def test_only_changes_go_to_engines_that_hold_the_version_before(engines, shm):
+    tracker = ChangeTracker()
+    before = [("embed", torch.zeros(1000)), ("head", torch.zeros(1000))]
+    after = [("embed", torch.zeros(1000)), ("head", torch.zeros(1000).index_fill_(0, torch.tensor([5]), 2.0))]
+    fleet = EngineFleet([engines[0].url], deadline_s=10)
+
+    def push_version(weights, version):
+        return push_weights(weights, fleet, shm, version=version, bucket_bytes=1 << 20, tracker=tracker)
+
+    assert push_version(before, 1).bytes == 8000
+    engines[0].facts = {"weight_version": "1"}
+    with pytest.raises(WeightSyncError):  # this fake does not apply changes
+        push_version(after, 2)
+    sent = engines[0].payloads["/update_weights_from_tensor"]
+    assert sent["delta"] == {"base_version": "1", "tensors": {"head": {"dtype": "float32", "count": 1}}}
+    assert [tensor["name"] for tensor in sent["bucket"]["tensors"]] == ["head"]
+    assert push_version(after, 3).bytes == 8000, "after a failure everything is sent"
+    engines[0].facts = {"weight_version": "another"}
+    assert push_version(after, 4).bytes == 8000
+    fleet.close()
+
+
+def test_a_failed_update_is_closed_so_that_another_one_can_begin(engines, shm):
+    engines[1].corrupts.add("head")
+    with pytest.raises(WeightSyncError):
+        push(engines, shm)
+    assert [engine.calls[-1] for engine in engines] == ["/end_weight_update"] * 2
 
 
 def test_engine_that_refuses_stops_the_update_with_its_words(engines, shm):

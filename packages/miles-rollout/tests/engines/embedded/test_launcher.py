@@ -40,7 +40,9 @@ def test_an_engine_starts_serves_and_stops(model_path, tmp_path):
 @pytest.mark.e2e
 def test_a_directory_that_is_no_model_is_named(tmp_path):
     engine = EmbeddedEngine().launch(spec(tmp_path / "nothing", tmp_path))
-    with pytest.raises(EngineError, match=r"engine 0 has ended with status 1 while starting[\s\S]*there is no config\.json"):
+    with pytest.raises(
+        EngineError, match=r"engine 0 has ended with status 1 while starting[\s\S]*there is no config\.json"
+    ):
         engine.wait_ready(120)
 
 

@@ -395,7 +395,7 @@ async def test_a_failed_update_says_why_and_changes_nothing(client, served, tmp_
 async def test_a_missing_directory_is_named(client):
     status, answer = await client.post("/update_weights_from_disk", {"model_path": "/nowhere"})
     assert (status, answer["success"]) == (400, False)
-    assert "/nowhere/model.safetensors does not exist" in answer["message"]
+    assert "/nowhere holds no *.safetensors" in answer["message"]
 
 
 async def test_the_version_alone_can_change(client, served):
@@ -465,11 +465,10 @@ async def test_memory_is_given_back_when_nothing_runs(client, served):
     assert len((await client.generate())["output_ids"]) == 8
 
 
-@pytest.mark.parametrize("path", ["/init_weights_update_group", "/update_weights_from_distributed", "/v1/completions"])
-async def test_endpoints_that_are_not_offered_say_what_to_use(client, path):
-    status, answer = await client.post(path)
+async def test_endpoints_that_are_not_offered_say_what_to_use(client):
+    status, answer = await client.post("/v1/completions")
     assert status == 501
-    assert f"does not offer {path}: use" in answer["error"]["message"]
+    assert "does not offer /v1/completions: use" in answer["error"]["message"]
 
 
 async def test_an_unknown_endpoint(client):

@@ -6,6 +6,7 @@ from engine_models import Ask, generate, load, save_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from miles.core.weights.delta import Change, encode
 from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
 
@@ -157,7 +158,7 @@ def test_an_incomplete_checkpoint_changes_nothing(small, tmp_path):
 
 
 def test_a_directory_without_safetensors_is_refused(small, tmp_path):
-    with pytest.raises(WeightError, match=r"model\.safetensors does not exist"):
+    with pytest.raises(WeightError, match=r"holds no \*\.safetensors"):
         small.weights.load_directory(tmp_path)
 
 
@@ -197,3 +198,24 @@ def test_checksums_cover_every_tensor(small):
     assert sorted(report["ranks"][0]["checksums"]) == sorted(small.weights.names())
     small.weights.write("model.norm.weight", torch.zeros(48))
     assert WeightsChecker(small.weights).run("checksum")["per_engine_checksum"] != report["per_engine_checksum"]
+
+
+def test_changes_lead_to_the_same_weights_as_whole_tensors(served):
+    new = {name: served.weights.read(name).clone() for name in served.weights.names()}
+    wire, entries = [], {}
+    for name, tensor in new.items():
+        old = tensor.clone()
+        tensor.view(-1)[:: max(1, tensor.numel() // 3)] += 0.5
+        change, count = encode(old, tensor)
+        wire.append((name, change))
+        entries[name] = ("float32", count)
+    checksums = served.weights.take(wire, Change("1", entries))
+    assert checksums == {name: crc(tensor) for name, tensor in new.items()}
+    for name, tensor in new.items():
+        assert torch.equal(served.weights.read(name), tensor)
+
+
+def test_a_change_beyond_the_tensor_is_refused(small):
+    change, count = encode(torch.zeros(10_000), torch.zeros(10_000).index_fill_(0, torch.tensor([9_999]), 1.0))
+    with pytest.raises(WeightError, match=r"norm\.weight: a change at element 9999 of 48"):
+        small.weights.take([("model.norm.weight", change)], Change("1", {"model.norm.weight": ("float32", count)}))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from miles.core.driver.watchdog import Watchdog, watched
+from miles.core.flags.cluster import Cluster
 from miles.core.flags.debug import Debug
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Actor, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.core.types.batch import RolloutBatch
-from miles.core.weights.engine_client import EngineFleet
-from miles.core.weights.sync import SyncReport, push_weights
-from miles.core.weights.transport import WeightTransport, create_transport
+from miles.core.weights.sender import WeightSender
+from miles.core.weights.sync import SyncReport
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -35,7 +34,8 @@ class RoleWorker:
         self._run_dir = run_dir
         self._actor: Actor | None = None
         self._rank = Rank()
-        self._link: _Link | None = None
+        self._deadline_s = 60.0 * config[Cluster].distributed_timeout_minutes
+        self._sender: WeightSender | None = None
         self._watchdog = self._watchdog_of(Rank())
 
     def _watchdog_of(self, rank: Rank) -> Watchdog:
@@ -72,14 +72,9 @@ class RoleWorker:
             for _ in self.actor.named_weights():
                 pass
             return SyncReport()
-        link = self._connected(urls)
-        return push_weights(
-            self.actor.named_weights(),
-            link.fleet,
-            link.transport,
-            version=version,
-            bucket_bytes=self._training.update_weight_buffer_size,
-        )
+        if self._sender is None:
+            self._sender = WeightSender(self._training, self._run_dir, deadline_s=self._deadline_s)
+        return self._sender.send(self.actor.named_weights(), urls, version)
 
     @watched
     def save(self, directory: Path) -> None:
@@ -98,31 +93,9 @@ class RoleWorker:
 
     def close(self) -> None:
         """Leave the group and free buffers.  Safe to call twice."""
-        self._disconnect()
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
         if self._actor is not None:
             self._actor.close()
             self._actor = None
-
-    def _connected(self, urls: list[str]) -> _Link:
-        if self._link is None or self._link.fleet.urls != urls:
-            self._disconnect()
-            transport = create_transport(self._training.update_weight_transport, urls, self._run_dir)
-            self._link = _Link(EngineFleet(urls), transport)
-        return self._link
-
-    def _disconnect(self) -> None:
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """Engines, and the way to them."""
-
-    fleet: EngineFleet
-    transport: WeightTransport
-
-    def close(self) -> None:
-        self.transport.close()
-        self.fleet.close()

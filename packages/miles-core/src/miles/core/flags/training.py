@@ -74,8 +74,18 @@ class Training(Group):
     """Bytes of weights sent to the engines at a time."""
 
     update_weight_transport: Annotated[str, Flag(plugin="miles.weight_transports")] = "auto"
-    """How weights reach the engines: ``shm`` (shared memory of one machine), ``disk`` (a directory that all of them
-    see), or a plugin. ``auto``: ``shm`` when every engine is on this machine, else ``disk``."""
+    """How weights reach the engines: ``shm`` (shared memory of one machine), ``broadcast`` (a process group: gloo, or
+    NCCL among accelerators), ``disk`` (a directory that all of them see), or a plugin. ``auto``: ``shm`` when every
+    engine is on this machine and reads it, else ``broadcast``."""
+
+    update_weight_delta: bool = False
+    """Send only the elements that changed since the last update, bit for bit, over any transport. Takes host memory for
+    a copy of the weights. An engine that holds another version than the copy gets everything."""
+
+    pause_generation_mode: Literal["retract", "abort", "in_place"] = "retract"
+    """What happens to responses in generation when weights are updated. ``retract``: they go on with the new weights,
+    their keys and values computed anew. ``in_place``: they go on with the keys and values of the old weights.
+    ``abort``: they end."""
 
     async_training: bool = False
     """Train on one rollout while the next is generated, with weights that are one rollout older. ``miles train-async``

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from miles.core.errors import WeightSyncError
+from miles.core.weights.delta import Change
 
 ALIGNMENT = 64
 """Bytes.  A cache line, and a multiple of every dtype's size."""
@@ -36,6 +39,25 @@ class Bucket:
     tensors: tuple[torch.Tensor, ...]
     nbytes: int
     """Size with alignment."""
+    change: Change | None = None
+    """Which of the tensors are changes, and of what."""
+    whole_checksums: dict[str, str] = field(default_factory=dict)
+    """CRC-32 that a tensor has after its change."""
+
+    @property
+    def named(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors, in order."""
+        for slot, tensor in zip(self.slots, self.tensors, strict=True):
+            yield slot.name, tensor
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of the tensors alone."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def request_fields(self) -> dict[str, Any]:
+        """What a transport adds to its request, so that engines know changes from tensors."""
+        return {} if self.change is None else {"delta": self.change.to_json()}
 
     def copy_into(self, buffer: torch.Tensor) -> None:
         """Write the tensors into ``buffer``, a uint8 tensor of at least ``nbytes`` elements."""
@@ -44,12 +66,21 @@ class Bucket:
             view.copy_(tensor)
 
     def checksums(self, buffer: torch.Tensor) -> dict[str, str]:
-        """CRC-32 of each tensor's bytes as they lie in ``buffer``, as eight hex digits."""
+        """CRC-32 of each tensor as engines are to hold it, eight hex digits; ``buffer`` holds the whole tensors."""
         data = memoryview(buffer.numpy())
         return {
-            slot.name: f"{zlib.crc32(data[slot.offset : slot.offset + tensor.nbytes]):08x}"
+            slot.name: self.whole_checksums.get(slot.name)
+            or f"{zlib.crc32(data[slot.offset : slot.offset + tensor.nbytes]):08x}"
             for slot, tensor in zip(self.slots, self.tensors, strict=True)
         }
+
+
+def compare(url: str, sent: Mapping[str, str], held: Mapping[str, str]) -> None:
+    """WeightSyncError that names the tensors whose checksum at the engine differs from what was sent."""
+    wrong = [name for name, checksum in sent.items() if held.get(name) != checksum]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise WeightSyncError(f"engine {url} does not hold what was sent: {shown}")
 
 
 def buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], limit_bytes: int) -> Iterator[Bucket]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
-from miles.core.weights.bucket import Bucket
+from miles.core.weights.bucket import Bucket, compare
+from miles.core.weights.delta import Change
 from miles.core.weights.engine_client import EngineFleet
 
 
@@ -15,28 +19,48 @@ class DiskTransport:
     """Buckets as safetensors files under ``run_dir/weights``, loaded by ``/update_weights_from_disk``."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._root = run_dir / "weights"
+        self._root = run_dir.absolute() / "weights"
         self._files = 0
+        self._checksums: dict[str, str] = {}
+        self._change: Change | None = None
 
     def send(self, bucket: Bucket, fleet: EngineFleet, version: int) -> int:
         """Write one file; the engines read all of them in ``commit``."""
-        directory = self._root / f"version_{version}"
+        directory = self._directory(version)
         if self._files == 0:
             shutil.rmtree(directory, ignore_errors=True)
             directory.mkdir(parents=True)
-        tensors = {
-            slot.name: tensor.cpu().contiguous() for slot, tensor in zip(bucket.slots, bucket.tensors, strict=True)
-        }
+            self._checksums, self._change = {}, None
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in bucket.named}
         save_file(tensors, directory / f"model-{self._files:05d}.safetensors")
         self._files += 1
-        return bucket.nbytes
+        self._checksums |= {name: bucket.whole_checksums.get(name) or _crc(tensor) for name, tensor in tensors.items()}
+        if bucket.change is not None:
+            earlier = self._change.entries if self._change is not None else {}
+            self._change = Change(bucket.change.base_version, earlier | bucket.change.entries)
+        return bucket.payload_bytes
 
     def commit(self, fleet: EngineFleet, version: int) -> None:
-        """Let the engines load the version, then delete it."""
-        directory = self._root / f"version_{version}"
-        fleet.post("/update_weights_from_disk", {"model_path": str(directory), "weight_version": str(version)})
+        """Let the engines load the version, compare checksums with those that report them, then delete it."""
+        if self._files == 0:
+            return
+        directory = self._directory(version)
+        body: dict[str, Any] = {"model_path": str(directory), "flush_cache": False}
+        if self._change is not None:
+            body["delta"] = self._change.to_json()
+        answers = fleet.post("/update_weights_from_disk", body)
+        for url, answer in zip(fleet.urls, answers, strict=True):
+            if "checksums" in answer:
+                compare(url, self._checksums, answer["checksums"])
         shutil.rmtree(directory)
         self._files = 0
 
     def close(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
+
+    def _directory(self, version: int) -> Path:
+        return self._root / f"version_{version}"
+
+
+def _crc(tensor: torch.Tensor) -> str:
+    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()):08x}"

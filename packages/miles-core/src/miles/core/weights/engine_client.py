@@ -8,13 +8,16 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from miles.core.errors import EngineError
 
 Answer = dict[str, Any]
+
+_TIDY_DEADLINE_S = 5.0
 
 
 class EngineClient:
@@ -29,12 +32,12 @@ class EngineClient:
         """JSON answer of a GET; EngineError on anything but 200."""
         return self._request("GET", path, None)
 
-    def post(self, path: str, payload: Answer | None = None) -> Answer:
+    def post(self, path: str, payload: Answer | None = None, *, deadline_s: float | None = None) -> Answer:
         """JSON answer of a POST; EngineError on anything but 200, or on ``{"success": false}``."""
-        return self._request("POST", path, payload or {})
+        return self._request("POST", path, payload or {}, deadline_s)
 
-    def _request(self, method: str, path: str, payload: Answer | None) -> Answer:
-        connection = http.client.HTTPConnection(self._netloc, timeout=self._deadline_s)
+    def _request(self, method: str, path: str, payload: Answer | None, deadline_s: float | None = None) -> Answer:
+        connection = http.client.HTTPConnection(self._netloc, timeout=deadline_s or self._deadline_s)
         body = None if payload is None else json.dumps(payload).encode()
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
@@ -84,5 +87,21 @@ class EngineFleet:
             return [self._clients[0].post(path, payload)]
         return list(self._pool.map(lambda client: client.post(path, payload), self._clients))
 
+    def post_anyway(self, path: str, payload: Answer | None = None) -> None:
+        """Tell every engine that still listens; for putting things in order after a failure."""
+        for client in self._clients:
+            with suppress(EngineError):
+                client.post(path, payload, deadline_s=_TIDY_DEADLINE_S)
+
+    def post_each(self, path: str, payloads: Sequence[Answer]) -> list[Future[Answer]]:
+        """One payload for each engine; returns at once with the answers to come."""
+        pairs = zip(self._clients, payloads, strict=True)
+        return [self._pool.submit(client.post, path, payload) for client, payload in pairs]
+
+    def get(self, path: str) -> list[Answer]:
+        """The answers, in the order of the engines."""
+        return list(self._pool.map(lambda client: client.get(path), self._clients))
+
     def close(self) -> None:
-        self._pool.shutdown()
+        """Wait for no answer any more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

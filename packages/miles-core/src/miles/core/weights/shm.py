@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from miles.core.errors import WeightSyncError
-from miles.core.weights.bucket import Bucket
+from miles.core.weights.bucket import Bucket, compare
 from miles.core.weights.engine_client import Answer, EngineFleet
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -43,12 +42,12 @@ class SharedMemoryTransport:
         self._reserve(bucket.nbytes)
         bucket.copy_into(self._buffer)
         expected = bucket.checksums(self._buffer)
-        answers = fleet.post("/update_weights_from_tensor", self._describe(bucket, version))
+        answers = fleet.post("/update_weights_from_tensor", self._describe(bucket))
         for url, answer in zip(fleet.urls, answers, strict=True):
-            _compare(url, expected, _held(answer))
-        return bucket.nbytes
+            compare(url, expected, _held(answer))
+        return bucket.payload_bytes
 
-    def _describe(self, bucket: Bucket, version: int) -> dict[str, Any]:
+    def _describe(self, bucket: Bucket) -> dict[str, Any]:
         """The request.  SGLang passes on nothing but ``serialized_named_tensors``, so the layout is there once more."""
         layout = {
             "path": str(self._path),
@@ -59,8 +58,8 @@ class SharedMemoryTransport:
             "load_format": LOAD_FORMAT,
             "bucket": layout,
             "serialized_named_tensors": [base64.b64encode(pickle.dumps(layout)).decode()],
-            "weight_version": str(version),
             "flush_cache": False,
+            **bucket.request_fields(),
         }
 
     def commit(self, fleet: EngineFleet, version: int) -> None:
@@ -103,10 +102,3 @@ def _held(answer: Answer) -> dict[str, str]:
     except json.JSONDecodeError:
         return {}
     return dict(told["checksums"]) if isinstance(told, dict) and "checksums" in told else {}
-
-
-def _compare(url: str, expected: dict[str, str], held: dict[str, str]) -> None:
-    wrong = [name for name, checksum in expected.items() if held.get(name) != checksum]
-    if wrong:
-        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        raise WeightSyncError(f"engine {url} does not hold what was sent: {shown}")

@@ -34,9 +34,9 @@ class WeightTransport(Protocol):
 
 
 def create_transport(name: str, urls: list[str], run_dir: Path) -> WeightTransport:
-    """The transport ``name``; ``auto`` takes shared memory where every engine can read it, else the disk."""
+    """The transport ``name``; ``auto`` takes shared memory where every engine can read it, else ``broadcast``."""
     if name == "auto":
-        name = "shm" if all(_reads_shared_memory(url) for url in urls) else "disk"
+        name = "shm" if all(_reads_shared_memory(url) for url in urls) else "broadcast"
     transport: WeightTransport = TRANSPORTS.get(name)(run_dir)
     return transport
 

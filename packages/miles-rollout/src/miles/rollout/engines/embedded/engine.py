@@ -7,10 +7,8 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, get_args
 
-from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.memory import available_memory
 from miles.rollout.engines.embedded.model import Checkpoint, load_model
 from miles.rollout.engines.embedded.protocol import BadRequest, GenerateItem
@@ -18,11 +16,10 @@ from miles.rollout.engines.embedded.runner import Runner
 from miles.rollout.engines.embedded.scheduler import Limits, PauseMode, Scheduler
 from miles.rollout.engines.embedded.sequence import Progress, Sequence
 from miles.rollout.engines.embedded.text import StopMatcher, Text, visible
-from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
+from miles.rollout.engines.embedded.weight_updates import WeightUpdates
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-SHM_FORMAT = "miles_shm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +62,7 @@ class Engine:
         )
         self.scheduler = Scheduler(self.model, limits, options.weight_version)
         self.runner = Runner(self.scheduler, on_failure)
-        self.model_path = options.model_path
-        self._checker = WeightsChecker(self.model.weights)
+        self.updates = WeightUpdates(self.runner, self.model.weights, options.model_path)
         self._eos = {*self.checkpoint.eos_token_ids, *([self.text.eos_token_id] if self.text.eos_token_id else [])}
         self._numbers = itertools.count()
 
@@ -193,97 +189,6 @@ class Engine:
 
         return self.runner.call(flush)
 
-    # -- weights -------------------------------------------------------------------------------------------------
-
-    def begin_update(self) -> Future[None]:
-        """``/begin_weight_update``: from here to the end nothing is computed."""
-
-        def begin(scheduler: Scheduler) -> None:
-            if scheduler.updating:
-                raise WeightError("a weight update is already open; call /end_weight_update first")
-            scheduler.updating = True
-
-        return self.runner.call(begin)
-
-    def end_update(self) -> Future[None]:
-        """``/end_weight_update``"""
-
-        def end(scheduler: Scheduler) -> None:
-            if not scheduler.updating:
-                raise WeightError("no weight update is open; call /begin_weight_update first")
-            scheduler.updating = False
-
-        return self.runner.call(end)
-
-    def update_from_tensor(self, body: dict[str, Any]) -> Future[dict[str, str]]:
-        """``/update_weights_from_tensor``; returns the checksums of what is held now."""
-        if body.get("load_format") != SHM_FORMAT:
-            raise BadRequest(f"load_format is {body.get('load_format')!r}; the embedded engine takes {SHM_FORMAT!r}")
-        bucket = body.get("bucket")
-        if not isinstance(bucket, dict) or not {"path", "nbytes", "tensors"} <= bucket.keys():
-            raise BadRequest("bucket must be an object with path, nbytes and tensors")
-        tensors = [BucketTensor.parse(entry) for entry in bucket["tensors"]]
-
-        def update(scheduler: Scheduler) -> dict[str, str]:
-            if not scheduler.updating:
-                raise WeightError("no weight update is open; call /begin_weight_update first")
-            self._before_update(scheduler, body)
-            checksums = self.model.weights.load_bucket(str(bucket["path"]), int(bucket["nbytes"]), tensors)
-            self._after_update(scheduler, body)
-            return checksums
-
-        return self.runner.call(update)
-
-    def update_from_disk(self, body: dict[str, Any]) -> Future[None]:
-        """``/update_weights_from_disk``"""
-        path = body.get("model_path")
-        if not isinstance(path, str):
-            raise BadRequest(f"model_path is {path!r}; it must be a directory with safetensors")
-        if body.get("load_format") not in (None, "auto", "safetensors"):
-            raise BadRequest(f"load_format is {body['load_format']!r}; the embedded engine reads 'safetensors'")
-
-        def update(scheduler: Scheduler) -> None:
-            self._before_update(scheduler, body)
-            self.model.weights.load_directory(Path(path))
-            self.model_path = path
-            self._after_update(scheduler, body)
-
-        return self.runner.call(update)
-
-    def set_version(self, body: dict[str, Any]) -> Future[None]:
-        """``/update_weight_version``"""
-        version = body.get("new_version")
-        if not isinstance(version, str):
-            raise BadRequest(f"new_version is {version!r}; it must be a string")
-
-        def change(scheduler: Scheduler) -> None:
-            if body.get("abort_all_requests", True):
-                scheduler.abort(lambda _: True)
-            scheduler.set_version(version)
-
-        return self.runner.call(change)
-
-    def weights_by_name(self, name: Any, truncate_size: int) -> Future[list[Any]]:
-        """First rows of a tensor."""
-        if not isinstance(name, str):
-            raise BadRequest(f"name is {name!r}; it must be a tensor's name")
-        return self.runner.call(lambda _: self.model.weights.read(name)[:truncate_size].float().tolist())
-
-    def check_weights(self, action: str) -> Future[dict[str, Any]]:
-        """``/weights_checker``"""
-        return self.runner.call(lambda _: self._checker.run(action))
-
-    @staticmethod
-    def _before_update(scheduler: Scheduler, body: dict[str, Any]) -> None:
-        if body.get("abort_all_requests"):
-            scheduler.abort(lambda _: True)
-
-    @staticmethod
-    def _after_update(scheduler: Scheduler, body: dict[str, Any]) -> None:
-        scheduler.weights_changed()
-        if body.get("weight_version") is not None:
-            scheduler.set_version(str(body["weight_version"]))
-
     # -- facts ---------------------------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
@@ -301,5 +206,6 @@ class Engine:
             "num_waiting": len(scheduler.waiting),
             "paused": scheduler.paused,
             "weight_version": scheduler.version,
+            "weight_delta": True,
             **asdict(scheduler.counters),
         }

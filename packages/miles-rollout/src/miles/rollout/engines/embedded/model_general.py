@@ -187,14 +187,15 @@ class _GeneralWeights(WeightStore):
                 views[name] = tensor
         super().__init__(views, aliases)
 
-    def load_directory(self, directory: Path) -> None:
+    def load_directory(self, directory: Path) -> dict[str, torch.dtype]:
         """Through transformers, which knows how checkpoints differ from models."""
         if not (directory / "config.json").exists():
-            super().load_directory(directory)
-            return
+            return super().load_directory(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=next(iter(self._views.values())).dtype)
-        for name, tensor in model.state_dict().items():
+        state = model.state_dict()
+        for name, tensor in state.items():
             self.write(name, tensor)
+        return {name: tensor.dtype for name, tensor in state.items()}
 
 
 class _Piecewise(nn.Module):  # type: ignore[misc]

@@ -38,9 +38,6 @@ _TEXT = b"text/plain; charset=utf-8"
 _EVENTS = b"text/event-stream"
 _HEALTH_DEADLINE_S = 20.0
 _NOT_OFFERED = {
-    "/init_weights_update_group": "use update_weights_from_tensor with load_format miles_shm, or the disk",
-    "/update_weights_from_distributed": "use update_weights_from_tensor with load_format miles_shm, or the disk",
-    "/destroy_weights_update_group": "use update_weights_from_tensor with load_format miles_shm, or the disk",
     "/load_lora_adapter": "LoRA adapters are not served",
     "/v1/completions": "use /generate or /v1/chat/completions",
     "/start_profile": "profile the process from outside",
@@ -93,6 +90,9 @@ class Server:
             "/end_weight_update": self._end_update,
             "/update_weights_from_tensor": self._update_from_tensor,
             "/update_weights_from_disk": self._update_from_disk,
+            "/init_weights_update_group": self._join_group,
+            "/update_weights_from_distributed": self._update_from_distributed,
+            "/destroy_weights_update_group": self._leave_group,
             "/update_weight_version": self._set_version,
             "/get_weights_by_name": self._weights_by_name,
             "/weights_checker": self._check_weights,
@@ -228,7 +228,7 @@ class Server:
         engine = self.engine
         return Answer.json(
             {
-                "model_path": engine.model_path,
+                "model_path": engine.updates.model_path,
                 "served_model_name": engine.name,
                 "tokenizer_path": str(engine.checkpoint.path),
                 "is_generation": True,
@@ -273,29 +273,45 @@ class Server:
         return Answer.json({"status": "ok", "message": "Generation continued successfully."})
 
     async def _begin_update(self, _: dict[str, Any]) -> Answer:
-        return await self._update(self.engine.begin_update())
+        return await self._update(self.engine.updates.begin())
 
     async def _end_update(self, _: dict[str, Any]) -> Answer:
-        return await self._update(self.engine.end_update())
+        return await self._update(self.engine.updates.end())
 
     async def _update_from_tensor(self, body: dict[str, Any]) -> Answer:
-        return await self._update(self.engine.update_from_tensor(body), "checksums")
+        return await self._update(self.engine.updates.from_tensor(body), "checksums")
 
     async def _update_from_disk(self, body: dict[str, Any]) -> Answer:
-        return await self._update(self.engine.update_from_disk(body))
+        return await self._update(self.engine.updates.from_disk(body), "checksums")
+
+    async def _update_from_distributed(self, body: dict[str, Any]) -> Answer:
+        return await self._update(self.engine.updates.from_distributed(body), "checksums")
+
+    async def _join_group(self, body: dict[str, Any]) -> Answer:
+        return await self._change_group(self.engine.updates.join_group(body))
+
+    async def _leave_group(self, body: dict[str, Any]) -> Answer:
+        return await self._change_group(self.engine.updates.leave_group(body))
+
+    async def _change_group(self, change: Awaitable[None]) -> Answer:
+        try:
+            await change
+        except EngineError as error:
+            return Answer.json({"success": False, "message": str(error)}, 400)
+        return Answer.json({"success": True, "message": ""})
 
     async def _set_version(self, body: dict[str, Any]) -> Answer:
-        return await self._update(self.engine.set_version(body))
+        return await self._update(self.engine.updates.set_version(body))
 
     async def _check_weights(self, body: dict[str, Any]) -> Answer:
         try:
-            return Answer.json(await self._call(self.engine.check_weights(body.get("action", "checksum"))))
+            return Answer.json(await self._call(self.engine.updates.check(body.get("action", "checksum"))))
         except EngineError as error:
             return Answer.json({"success": False, "message": str(error)}, 400)
 
     async def _weights_by_name(self, body: dict[str, Any]) -> Answer:
         return Answer.json(
-            await self._call(self.engine.weights_by_name(body.get("name"), int(body.get("truncate_size", 100))))
+            await self._call(self.engine.updates.by_name(body.get("name"), int(body.get("truncate_size", 100))))
         )
 
     async def _release_memory(self, body: dict[str, Any]) -> Answer:

@@ -7,7 +7,7 @@ import math
 import mmap
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from miles.core.errors import EngineError
+from miles.core.weights.delta import Change, decode
 
 _DTYPES = {
     "float32": torch.float32,
@@ -109,8 +110,57 @@ class WeightStore:
         raw = held.to(dtype or held.dtype).contiguous().reshape(-1).view(torch.uint8)
         return f"{zlib.crc32(raw.numpy()):08x}"
 
-    def load_directory(self, directory: Path) -> None:
-        """Copy a checkpoint's safetensors in; raise WeightError when a tensor is missing or unknown."""
+    def patch(self, name: str, index: torch.Tensor, values: torch.Tensor) -> None:
+        """Set the elements at ``index`` [K], counted in the tensor as a checkpoint holds it, to ``values`` [K]."""
+        held = self.read(name).clone()
+        if len(index) and int(index[-1]) >= held.numel():
+            raise WeightError(f"{name}: a change at element {int(index[-1])} of {held.numel()}")
+        held.view(-1)[index] = values.to(held.dtype)
+        self.write(name, held)
+
+    def take(self, tensors: Iterable[tuple[str, torch.Tensor]], change: Change | None = None) -> dict[str, str]:
+        """Copy whole tensors in and apply changes.  Returns the checksum of each as held then, in its own dtype.
+
+        Nothing is written unless every name and shape is right.
+        """
+        tensors = list(tensors)
+        entries = {} if change is None else change.entries
+        self.check([(name, tensor.shape) for name, tensor in tensors], change)
+        dtypes = {name: tensor.dtype for name, tensor in tensors}
+        for name, tensor in tensors:
+            if name in entries:
+                dtypes[name] = parse_dtype(entries[name][0])
+                self.patch(name, *_decoded(name, tensor, dtypes[name], entries[name][1]))
+            else:
+                self.write(name, tensor)
+        return self.checksums(dtypes)
+
+    def check(self, shapes: Iterable[tuple[str, Sequence[int]]], change: Change | None = None) -> None:
+        """Raise WeightError for unknown names and for other shapes than the model's; changes have none."""
+        shapes = list(shapes)
+        unknown = [name for name, _ in shapes if self._find(name) is None]
+        if unknown:
+            raise WeightError(f"this model has no {_some(unknown)}")
+        for name, shape in shapes:
+            if change is None or name not in change.entries:
+                self._check_shape(name, shape)
+
+    def take_files(self, directory: Path, change: Change) -> dict[str, str]:
+        """Apply the changes that a directory's safetensors hold."""
+        checksums: dict[str, str] = {}
+        for name, handle in _tensors(checkpoint_files(directory)):
+            checksums |= self.take([(name, handle.get_tensor(name))], change)
+        return checksums
+
+    def checksums(self, dtypes: Mapping[str, torch.dtype]) -> dict[str, str]:
+        """``checksum`` of several tensors, in these dtypes."""
+        return {name: self.checksum(name, dtype) for name, dtype in dtypes.items()}
+
+    def load_directory(self, directory: Path) -> dict[str, torch.dtype]:
+        """Copy a checkpoint's safetensors in; raise WeightError when a tensor is missing or unknown.
+
+        Returns the dtypes of the files' tensors.
+        """
         files = checkpoint_files(directory)
         missing = set(self._views)
         for name, handle in _tensors(files):  # everything is checked before anything is written
@@ -118,22 +168,23 @@ class WeightStore:
             missing.difference_update(self._fused[name][1] if name in self._fused else [self._aliases.get(name, name)])
         if missing:
             raise WeightError(f"{directory} lacks {_some(sorted(missing))}")
+        dtypes = {}
         for name, handle in _tensors(files):
-            self.write(name, handle.get_tensor(name))
+            tensor = handle.get_tensor(name)
+            dtypes[name] = tensor.dtype
+            self.write(name, tensor)
+        return dtypes
 
-    def load_bucket(self, path: str, num_bytes: int, tensors: list[BucketTensor]) -> dict[str, str]:
-        """Copy the tensors of a shared-memory file in.  Returns the checksum of each as held, in the bucket's dtype."""
-        unknown = [tensor.name for tensor in tensors if self._find(tensor.name) is None]
-        if unknown:
-            raise WeightError(f"this model has no {_some(unknown)}")
-        for tensor in tensors:  # everything is checked before anything is written
-            self._check_shape(tensor.name, tensor.shape)
+    def load_bucket(
+        self, path: str, num_bytes: int, tensors: list[BucketTensor], change: Change | None = None
+    ) -> dict[str, str]:
+        """``take`` the tensors of a shared-memory file."""
+        self.check([(tensor.name, tensor.shape) for tensor in tensors], change)
+        for tensor in tensors:
             if tensor.offset + tensor.num_bytes > num_bytes:
                 raise WeightError(f"{tensor.name}: ends beyond the {num_bytes} bytes of {path}")
         with _mapped(path, num_bytes) as buffer:
-            for tensor in tensors:
-                self.write(tensor.name, _tensor_at(buffer, tensor))
-        return {tensor.name: self.checksum(tensor.name, tensor.dtype) for tensor in tensors}
+            return self.take([(tensor.name, _tensor_at(buffer, tensor)) for tensor in tensors], change)
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
         held = self._view(name).shape
@@ -155,13 +206,15 @@ class WeightStore:
 def checkpoint_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint; raise WeightError when one is missing."""
     index = directory / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    files = [directory / name for name in names]
+    if not index.exists():
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise WeightError(f"{directory} holds no *.safetensors: the engine reads safetensors checkpoints")
+        return files
+    files = [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     for file in files:
         if not file.exists():
-            raise WeightError(f"{file} does not exist: the engine reads safetensors checkpoints")
+            raise WeightError(f"{file} does not exist, though {index.name} names it")
     return files
 
 
@@ -213,6 +266,13 @@ def _tensor_at(buffer: mmap.mmap, tensor: BucketTensor) -> torch.Tensor:
     if tensor.offset % tensor.dtype.itemsize:
         flat = flat.clone()
     return flat.view(tensor.dtype).view(tensor.shape)
+
+
+def _decoded(name: str, change: torch.Tensor, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    try:
+        return decode(change, dtype, count)
+    except ValueError as error:
+        raise WeightError(f"{name}: {error}") from error
 
 
 def _some(names: list[str]) -> str:

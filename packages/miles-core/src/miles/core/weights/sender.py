@@ -1,0 +1,66 @@
+"""The sending side of weight updates: what rank 0 of the trainer keeps from one update to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from miles.core.errors import EngineError
+from miles.core.flags.training import Training
+from miles.core.weights.delta import ChangeTracker
+from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.sync import SyncReport, push_weights
+from miles.core.weights.transport import WeightTransport, create_transport
+
+
+class WeightSender:
+    """``deadline_s`` bounds every answer of an engine.  Used by one thread at a time."""
+
+    def __init__(self, flags: Training, run_dir: Path, *, deadline_s: float) -> None:
+        self._flags, self._run_dir, self._deadline_s = flags, run_dir, deadline_s
+        self._tracker = ChangeTracker() if flags.update_weight_delta else None
+        self._transport: WeightTransport | None = None
+        self._fleet: EngineFleet | None = None
+
+    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], urls: list[str], version: int) -> SyncReport:
+        """Bring the engines at ``urls`` to ``version``."""
+        fleet, transport = self._connected(urls)
+        return push_weights(
+            named_tensors,
+            fleet,
+            transport,
+            version=version,
+            bucket_bytes=self._flags.update_weight_buffer_size,
+            pause_mode=self._flags.pause_generation_mode,
+            tracker=self._tracker,
+        )
+
+    def close(self) -> None:
+        """Free connections, buffers and files.  Safe to call twice."""
+        if self._transport is not None:
+            self._transport.close()
+        if self._fleet is not None:
+            self._fleet.close()
+        self._transport = self._fleet = None
+
+    def _connected(self, urls: list[str]) -> tuple[EngineFleet, WeightTransport]:
+        if self._fleet is None or self._fleet.urls != urls:
+            fleet = EngineFleet(urls, deadline_s=self._deadline_s)
+            if self._tracker is not None:
+                _check_takes_changes(fleet)
+            if self._fleet is not None:
+                self._fleet.close()
+            self._fleet = fleet
+        if self._transport is None:
+            self._transport = create_transport(self._flags.update_weight_transport, urls, self._run_dir)
+        return self._fleet, self._transport
+
+
+def _check_takes_changes(fleet: EngineFleet) -> None:
+    for url, fact in zip(fleet.urls, fleet.get("/server_info"), strict=True):
+        if not fact.get("weight_delta"):
+            raise EngineError(
+                f"--update-weight-delta: the engine at {url} takes whole tensors only. Leave the flag out"
+            )
