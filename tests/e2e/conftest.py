@@ -17,7 +17,7 @@ sys.path.insert(0, str(RECIPES))
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("router_conformance")
 
-from sglang_environment import start_if_wanted  # noqa: E402
+import sglang_environment  # noqa: E402
 
 from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
@@ -29,7 +29,11 @@ MILES = str(Path(sys.executable).with_name("miles"))
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What takes minutes is made while other tests run."""
     if not session.config.option.collectonly:
-        start_if_wanted(session.items)
+        sglang_environment.start_if_wanted(session.items)
+
+
+def pytest_unconfigure() -> None:
+    sglang_environment.stop()
 
 
 @dataclass(frozen=True)

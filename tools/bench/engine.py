@@ -32,6 +32,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.embedded.launcher import EmbeddedEngine
+from miles.rollout.engines.sglang.launcher import SGLangEngine
 
 HERE = Path(__file__).parent
 Requests = list[tuple[list[int], int]]
@@ -157,9 +158,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3, help="after one to warm up")
     parser.add_argument("--contenders", nargs="+", default=["miles", "static", "dynamic", "paged"])
-    parser.add_argument(
-        "--sglang", nargs="+", metavar="ARG", help="command that starts SGLang, for the contender sglang"
-    )
+    parser.add_argument("--sglang-python", help="interpreter of an environment with SGLang, for the contender sglang")
     return parser.parse_args()
 
 
@@ -172,15 +171,13 @@ def make_checkpoint(flags: argparse.Namespace, directory: str) -> None:
 def start(name: str, checkpoint: str, flags: argparse.Namespace) -> Contender:
     """Start a contender and return when it is ready."""
     port, log = free_port(), Path(checkpoint) / f"{name}.log"
-    if name == "miles":
-        spec = EngineSpec(checkpoint, "127.0.0.1", port, num_threads=flags.threads, dtype=flags.dtype, log_path=log)
-        engine = EmbeddedEngine().launch(spec)
+    if name in ("miles", "sglang"):
+        options = {} if name == "miles" else {"python": flags.sglang_python, "skip_tokenizer_init": True}
+        spec = EngineSpec(
+            checkpoint, "127.0.0.1", port, num_threads=flags.threads, dtype=flags.dtype, log_path=log, options=options
+        )
+        engine = (EmbeddedEngine() if name == "miles" else SGLangEngine()).launch(spec)
         return Server(engine.process, engine.url)
-    if name == "sglang":
-        command = [*flags.sglang, "--model-path", checkpoint, "--port", str(port), "--dtype", flags.dtype]
-        command += ["--skip-tokenizer-init", "--disable-overlap-schedule"]
-        child = ChildProcess(command, env=threads_env(flags.threads), log_path=log, name="SGLang")
-        return Server(child, f"http://127.0.0.1:{port}")
     return Transformers(name, checkpoint, flags)
 
 

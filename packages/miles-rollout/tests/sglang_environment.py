@@ -30,6 +30,13 @@ def start_if_wanted(items: list[pytest.Item]) -> None:
         _making()
 
 
+def stop() -> None:
+    """End what nobody waits for any more."""
+    if _making.cache_info().currsize and _making().poll() is None:
+        _making().terminate()
+        _making().wait(10)
+
+
 def python_with_sglang() -> str:
     """Its interpreter; skips the test where packages cannot be had."""
     given = environ.sglang_python()
