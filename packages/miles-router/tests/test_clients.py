@@ -392,3 +392,35 @@ async def settled_size(sent):
     while len(sent) != before or not sent:
         before = len(sent)
         await asyncio.sleep(0.2)
+
+
+async def test_what_follows_a_refused_request_is_not_served(make_worker, make_router):
+    worker = await make_worker()
+    router = await make_router(worker)
+    client = await router.connect()
+    bad = b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+    await client.send(bad + b"GET /b HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await client.response()).status == 501
+    assert await client.closed()
+    assert not worker.requests
+
+
+async def test_a_refused_client_that_stays_is_left(make_worker, make_router, monkeypatch):
+    monkeypatch.setattr("miles.router.protocol._LINGER_S", 0.1)
+    router = await make_router(await make_worker(), header_timeout_s=0.4)
+    client = await router.connect()
+    await client.send(b"nonsense\r\n\r\n")
+    assert (await client.response()).status == 400
+    await router.until(lambda: not router.server._uvicorn.server_state.connections)
+
+
+async def test_a_long_beginning_of_an_answer_waits_for_a_slow_reader(make_worker, make_router):
+    async def answer(talk):
+        await talk.answer(b"x" * 12_000_000)
+
+    router = await make_router(await make_worker(answer), look_ahead_bytes=8_000_000)
+    client = await router.connect()
+    await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi")
+    await asyncio.sleep(0.2)
+    assert len((await client.response()).body) == 12_000_000
+    await router.settled()

@@ -332,3 +332,10 @@ async def test_status_and_metrics_add_up(make_worker, make_router):
     assert samples[f'miles_router_worker_state{{worker="{worker.url}",state="healthy"}}'] == "1"
     assert samples['miles_router_request_duration_seconds_bucket{le="+Inf"}'] == "4"
     assert samples["miles_router_request_duration_seconds_count"] == "4"
+
+
+async def test_a_worker_is_known_by_any_spelling_of_its_url(make_worker, make_router):
+    worker = await make_worker()
+    router = await make_router(worker, await make_worker())
+    for name in (worker.url, worker.url + "/", worker.url.upper()):
+        assert (await router.get(f"/workers/{name}")).json()["url"] == worker.url

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -64,8 +65,8 @@ async def run():
     yield start
     for process in started:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            process.terminate()
+            await asyncio.wait_for(process.wait(), 20)
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(make_worker, run, until):
@@ -300,3 +301,50 @@ async def test_no_file_descriptor_is_left_behind(make_worker, make_router):
         await client.post()
         client.close()
     await router.until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+
+
+async def test_a_router_in_another_thread_leaves_signals_alone(make_worker, until):
+    server = RouterServer(Settings(worker=((await make_worker()).url,)))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(listener)))
+    before = signal.getsignal(signal.SIGTERM)
+    thread.start()
+    try:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET /liveness HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        server.stop()
+        await asyncio.to_thread(thread.join, 20)
+        listener.close()
+    assert not thread.is_alive()
+
+
+async def test_a_removal_under_way_ends_with_the_router(make_worker, make_router, until):
+    async def hang(talk):
+        await talk.client_left()
+
+    worker = await make_worker(hang)
+    router = await make_router(worker)
+    waiting = asyncio.create_task(router.post())
+    await until(lambda: worker.requests)
+    removal = router.server.membership.remove(router.worker(worker), 60.0)
+    await until(lambda: router.worker(worker).draining)
+    router.server.membership.stop()
+    await asyncio.wait([removal], timeout=20)
+    assert removal.cancelled()
+    waiting.cancel()
+
+
+async def test_an_abort_under_way_ends_with_the_router(make_worker, make_router, until):
+    worker = await make_worker()
+    router = await make_router(worker, health_check_interval_s=60)
+    worker.hangs = True
+    dispatcher = router.server.dispatcher
+    await worker.stop_listening()
+    dispatcher.abort_request(router.worker(worker), "mine")
+    (task,) = dispatcher._tasks
+    dispatcher.stop()
+    await asyncio.wait([task], timeout=20)
+    assert task.cancelled()

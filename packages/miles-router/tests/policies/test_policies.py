@@ -199,3 +199,12 @@ def test_prompts_share_keys_exactly_as_far_as_they_share_blocks(common, one, oth
 def test_the_keys_of_a_prompt_are_bounded():
     assert len(prefix_keys(with_prompt("x" * 1_000_000).body)) == 256
     assert prefix_keys(b"not json") == []
+
+
+async def test_real_requests_without_a_session_are_spread(make_worker, make_router):
+    workers = [await make_worker(), await make_worker()]
+    router = await make_router(*workers, policy="sticky")
+    for _ in range(4):
+        await router.post()
+        await router.post("/generate", b"{}", "connection: keep-alive")
+    assert [len(worker.requests) for worker in workers] == [4, 4]

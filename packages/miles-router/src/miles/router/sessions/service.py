@@ -138,17 +138,14 @@ class SessionService:
         leaving = asyncio.create_task(_disconnected(request))
         try:
             await asyncio.wait((work, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and leaving.done():
-                work.cancel()
-            return await work
-        except asyncio.CancelledError:
-            if not work.cancelled():
-                work.cancel()
-                raise  # this handler itself is cancelled
-            raise SessionError(404, f"session {identity} was deleted") from None
         finally:
             leaving.cancel()
+            work.cancel()  # which does nothing when it is done
             session.under_way.discard(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            raise SessionError(404, f"session {identity} was deleted") from None
 
     async def forward(self, identity: str, path: str) -> Response:
         """Everything else goes to a worker, the same one while the policy is sticky."""
