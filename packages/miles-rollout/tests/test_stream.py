@@ -211,3 +211,10 @@ async def test_samples_of_a_running_group_that_are_finished_already_are_kept() -
     rig.engine.release(0)
     await taking
     await rig.stream.close()
+
+
+async def test_groups_that_never_get_young_enough_end_the_rollout() -> None:
+    rig = Rig(max_staleness=1)
+    with pytest.raises(RolloutError, match="the engines do not say which weights they have"):
+        await rig.take(2, version=5)
+    await rig.stream.close()

@@ -22,6 +22,8 @@ from miles.rollout.group_task import failure
 
 ABORT_DEADLINE_S = 60.0
 """Time for aborted groups to end; what still runs then is cancelled."""
+GROUPS_PER_TURN = 64
+"""Groups begun before others get their turn on the event loop: thousands at once would hold it for seconds."""
 _ABORT_AGAIN_S = 1.0
 """A request that was on its way while the engine aborted must be aborted again."""
 _REASON_CHARS = 400
@@ -119,8 +121,10 @@ class Collector:
             groups = await self._steps.draw(min(limits.wave, room))
             if not groups:
                 raise RolloutError(f"the data source has no more prompts: {self._report()}")
-            for group in groups:
+            for number, group in enumerate(groups, 1):
                 self._submit(group)
+                if number % GROUPS_PER_TURN == 0:
+                    await asyncio.sleep(0)
 
     def _submit(self, group: Group) -> None:
         keeps_pristine = self._may_leave_surplus and not self._partial

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from miles.core.errors import RolloutError
 from miles.core.types.rollout import DynamicFilterOutput
 from miles.core.types.sample import Group, Sample, Status
-from miles.rollout.collect import Shortfall, snapshot
+from miles.rollout.collect import GROUPS_PER_TURN, Shortfall, snapshot
 from miles.rollout.group_task import failure
 from miles.rollout.progress import Progress
 from miles.rollout.staleness import oldest_version
@@ -157,8 +157,10 @@ class Stream:
                 while (room := self._room()) > 0:
                     async with self._drawing:
                         groups = await self._steps.draw(room)
-                        for group in groups:
+                        for number, group in enumerate(groups, 1):
                             self._submit(group)
+                            if number % GROUPS_PER_TURN == 0:
+                                await asyncio.sleep(0)
                     if not groups:
                         raise RolloutError("the data source has no more prompts")
                 await self._room_made.wait()
@@ -205,8 +207,7 @@ class Stream:
     async def _oldest(self, count: int, version: int) -> list[Group]:
         """Up to ``count`` finished groups that are young enough; the others go their way."""
         bound = self._limits.max_staleness
-        stale = [entry for entry in self._finished if bound is not None and version - entry.oldest() > bound]
-        if stale:
+        while stale := [entry for entry in self._finished if bound is not None and version - entry.oldest() > bound]:
             await self._discard(stale)
         self._finished.sort(key=_Entry.order)
         taken, self._finished = self._finished[:count], self._finished[count:]
@@ -224,6 +225,12 @@ class Stream:
 
     def _check_shortfall(self, taken: int, count: int) -> None:
         since = self._since
+        if since.stale > self._limits.max_groups:
+            raise RolloutError(
+                f"--max-weight-staleness {self._limits.max_staleness}: {since.stale} groups were older before {count} "
+                "young enough ones were found. Either responses take longer than so many rollouts (raise the bound), "
+                "or the engines do not say which weights they have"
+            )
         tried = taken + since.drops.total() + since.failures.total()
         if since.failures.total() > count or tried - taken > self._limits.max_groups:
             raise RolloutError(
