@@ -126,7 +126,12 @@ class RolloutDataSource:
             yield from ({} for _ in range(count))
             return
         prompt = self.dataset[self._next_row(self.dataset)]
-        fields = {"prompt": prompt.text, "label": prompt.label, "metadata": prompt.metadata}
+        fields = {
+            "prompt": prompt.text,
+            "label": prompt.label,
+            "metadata": prompt.metadata,
+            "multimodal_inputs": prompt.media,
+        }
         yield from (copy.deepcopy(fields) for _ in range(count - 1))
         yield fields
 
@@ -252,4 +257,5 @@ def prompt_format(args: Any) -> PromptFormat:
         # Supervised fine-tuning writes whole conversations itself.
         apply_chat_template=args.apply_chat_template and args.loss_type != "sft_loss",
         chat_template_kwargs=args.apply_chat_template_kwargs,
+        multimodal_keys=args.multimodal_keys or {},
     )

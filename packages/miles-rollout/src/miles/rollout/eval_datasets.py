@@ -161,6 +161,7 @@ def _dataset(config: Config, entry: dict[str, Any]) -> EvalDataset:
         tool_key=entry.get("tool_key", evaluation.eval_tool_key),
         apply_chat_template=data.apply_chat_template,
         chat_template_kwargs=data.apply_chat_template_kwargs,
+        multimodal_keys=data.multimodal_keys or {},
     )
     settings = SamplingSettings(
         temperature=entry.get("temperature", evaluation.eval_temperature),

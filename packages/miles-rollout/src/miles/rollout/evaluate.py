@@ -54,6 +54,7 @@ def _group(spec: EvalDataset, prompt: Prompt, number: int) -> Group:
             prompt=prompt.text,
             label=prompt.label,
             metadata=copy.deepcopy(metadata),
+            multimodal_inputs=copy.deepcopy(prompt.media),
             generate_function_path=spec.generate_function_path,
         )
         for repeat in range(spec.num_samples)

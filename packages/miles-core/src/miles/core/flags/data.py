@@ -39,8 +39,9 @@ class Data(Group):
     metadata_key: str = "metadata"
     """Column of a mapping that travels with the sample to rewards and hooks."""
 
-    multimodal_keys: Annotated[dict[str, str] | None, Flag(unsupported="prompts are text only so far")] = None
-    """Columns of images, videos or audio, as a JSON object from media type to column."""
+    multimodal_keys: dict[str, str] | None = None
+    """Columns of media, as a JSON object from ``image``, ``video`` or ``audio`` to a column of addresses, paths or
+    bytes. The prompt says ``<image>`` and so on where they belong."""
 
     tool_key: str = "tools"
     """Column of tool definitions for the chat template."""

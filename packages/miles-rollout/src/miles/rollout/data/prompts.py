@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from miles.rollout.data.files import Row
+from miles.rollout.multimodal import Media, read_media, with_placeholders
 
 if TYPE_CHECKING:
     from miles.rollout.text import ChatTokenizer
@@ -25,6 +27,7 @@ class Prompt:
     """Text, or messages when no chat template was applied."""
     label: Any = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    media: Media | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,13 @@ class PromptFormat:
     tool_key: str = "tools"
     apply_chat_template: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    multimodal_keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> set[str]:
         """Keys that are read."""
-        return {key for key in (self.input_key, self.label_key, self.metadata_key, self.tool_key) if key}
+        keys = (self.input_key, self.label_key, self.metadata_key, self.tool_key, *self.multimodal_keys.values())
+        return {key for key in keys if key}
 
     def read(self, row: Row) -> Prompt:
         """The prompt before any chat template; ValueError says what is wrong with the row."""
@@ -49,16 +54,20 @@ class PromptFormat:
         tools = _tools(row.get(self.tool_key), self.tool_key)
         if tools is not None:
             metadata["tools"] = tools
-        return Prompt(self._input(row), self._label(row), metadata)
+        media = read_media(row, self.multimodal_keys)
+        text = self._input(row)
+        if media is not None:
+            text = with_placeholders(text if isinstance(text, list) else _user_message(text), media)
+        return Prompt(text, self._label(row), metadata, media)
 
     def render(self, prompt: Prompt, tokenizer: ChatTokenizer | None) -> Prompt:
         """Apply the chat template if it is wanted; ValueError when the template refuses the messages."""
         if not self.apply_chat_template:
             return prompt
         assert tokenizer is not None, "a chat template needs a tokenizer"
-        messages = prompt.text if isinstance(prompt.text, list) else [{"role": "user", "content": prompt.text}]
+        messages = prompt.text if isinstance(prompt.text, list) else _user_message(prompt.text)
         text = tokenizer.render(messages, tools=prompt.metadata.get("tools"), **self.chat_template_kwargs)
-        return Prompt(text, prompt.label, prompt.metadata)
+        return Prompt(text, prompt.label, prompt.metadata, prompt.media)
 
     def _input(self, row: Row) -> PromptText:
         if self.input_key not in row:
@@ -77,6 +86,10 @@ class PromptFormat:
         if self.label_key not in row:
             raise ValueError(f"--label-key {self.label_key!r} is missing; the row has {sorted(row)}")
         return row[self.label_key]
+
+
+def _user_message(text: str) -> Messages:
+    return [{"role": "user", "content": text}]
 
 
 def _message_problem(value: Any) -> str | None:

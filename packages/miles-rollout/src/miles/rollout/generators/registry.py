@@ -30,7 +30,7 @@ class Generators:
 
     def together(self, group: Group) -> Together | None:
         """What generates ``group`` at once; None when its samples go different ways or the function cannot."""
-        if any(sample.generate_function_path or sample.routing_key for sample in group):
+        if any(sample.generate_function_path or sample.routing_key or sample.multimodal_inputs for sample in group):
             return None
         return self._default.together
 

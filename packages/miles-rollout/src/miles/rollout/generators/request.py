@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from miles.core.types.rollout import GenerateFnInput
 from miles.core.types.sample import Status
 from miles.rollout.generate_state import GenerateState
 from miles.rollout.generators.response import append_response
+from miles.rollout.multimodal import request_fields
 
 
 def budget(input: GenerateFnInput) -> int | None:
@@ -49,6 +51,9 @@ async def generate(input: GenerateFnInput) -> bool:
         return False
     sample, state = input.sample, input.state
     headers = {"X-SMG-Routing-Key": sample.routing_key} if sample.routing_key else None
-    answer = await state.client.post("/generate", payload(state, sample.tokens, params), headers)
+    body = payload(state, sample.tokens, params)
+    if sample.multimodal_inputs:
+        body |= await asyncio.to_thread(request_fields, sample.multimodal_inputs)  # reads files
+    answer = await state.client.post("/generate", body, headers)
     append_response(sample, answer, state.experts)
     return True
