@@ -11,7 +11,7 @@ PP = {"pipeline_model_parallel_size": 2}
 CP = {"context_parallel_size": 2}
 EP = {"expert_model_parallel_size": 2}
 ETP1 = {"expert_tensor_parallel_size": 1}
-VIRTUAL = PP | {"virtual_pipeline_model_parallel_size": 2, "use_dynamic_batch_size": False, "micro_batch_size": 1}
+VIRTUAL = PP | {"virtual_pipeline_model_parallel_size": 2}
 
 DENSE = {
     "dp": (2, {}),

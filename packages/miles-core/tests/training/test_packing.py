@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +87,17 @@ def test_realistic_lengths_fill_the_bins():
     lengths = [50 + (i * 7919) % 450 for i in range(2000)]
     (bins,) = plan_micro_batches(items(*lengths), 1, Packing(max_tokens=4096))
     assert sum(lengths) / (4096 * len(bins)) > 0.99
+
+
+@given(items=samples(), num_ranks=st.integers(1, 4), multiple=st.integers(1, 4), packing=packings)
+def test_micro_batches_come_in_the_groups_that_a_model_takes(items, num_ranks, multiple, packing):
+    plan = plan_micro_batches(items, num_ranks, replace(packing, multiple=multiple))
+    assert {len(of_rank) % multiple for of_rank in plan} == {0}
+    assert sorted(i for of_rank in plan for chosen in of_rank for i in chosen) == list(range(len(items)))
+
+
+def test_a_model_that_computes_every_prompt_counts_every_prompt():
+    family = [Item(i, 0, 10, 1) for i in range(4)]
+    (shared,) = plan_micro_batches(family, 1, Packing(max_tokens=22))
+    (alone,) = plan_micro_batches(family, 1, Packing(max_tokens=22, shares_prompts=False))
+    assert (len(shared), len(alone)) == (1, 2)

@@ -23,7 +23,7 @@ from miles.core.training.state_files import (
     write_generators,
 )
 from miles.core.training.trainer import RolloutTrainer
-from miles.core.types.batch import RolloutBatch
+from miles.core.types.batch import Floats, RolloutBatch
 from miles.core.weights.hf_directory import copy_companions, save_weights
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
@@ -84,6 +84,9 @@ class MegatronActor:
         if _REFERENCE in self._tagged and interval is not None and (batch.rollout_id + 1) % interval == 0:
             self._tagged.keep(_REFERENCE)
         return report
+
+    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
+        return self._trainer.log_probs(batch)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._gatherer.named_weights(self._site.dtype)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
-from miles.core.flags.data import Data
 from miles.core.flags.training import Training
 from miles.megatron.flags import Parallelism
 
@@ -60,12 +59,6 @@ def _pipeline_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
         yield (
             "--virtual-pipeline-model-parallel-size divides the stages of a pipeline, and there is none: "
             "give --pipeline-model-parallel-size"
-        )
-    if config[Data].use_dynamic_batch_size:
-        yield (
-            "--virtual-pipeline-model-parallel-size takes micro-batches in groups of "
-            "--pipeline-model-parallel-size, and --use-dynamic-batch-size makes any number of them: "
-            "use --micro-batch-size"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
+from miles.core.training.packing import Packing
 from miles.core.training.vocabulary import GroupVocabularyShard
 from miles.megatron.flags import Parallelism
 from miles.megatron.packed_inputs import Layout
@@ -105,6 +106,12 @@ class PipelineRanks:
         self.count = parallel_state.get_data_parallel_world_size()
         self.has_output = parallel_state.is_pipeline_last_stage()
         self.context = None  # the model divides samples itself and gives whole ones
+
+    def adapted(self, packing: Packing) -> Packing:
+        """A row holds every sample whole.  The interleaved schedule takes micro-batches in groups of its stages."""
+        shared = packing.shared_by(parallel_state.get_context_parallel_world_size())
+        interleaved = parallel_state.get_virtual_pipeline_model_parallel_world_size() is not None
+        return replace(shared, shares_prompts=False, multiple=self._stages if interleaved else 1)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._data)

@@ -23,15 +23,23 @@ class Packing:
 
     ``max_tokens`` is a hard cap on the tokens of a micro-batch (only a single longer sample may exceed it); without it
     a micro-batch holds ``micro_batch_size`` samples.  ``balance`` gives every rank nearly the same number of tokens.
+    Without ``shares_prompts`` a model computes the prompt of every sample; with ``multiple`` it takes micro-batches in
+    groups of so many.
     """
 
     max_tokens: int | None = None
     micro_batch_size: int = 1
     balance: bool = False
+    shares_prompts: bool = True
+    multiple: int = 1
 
     def shared_by(self, count: int) -> Packing:
         """The same where ``count`` ranks share a micro-batch, each with a part of every sample."""
         return self if self.max_tokens is None else replace(self, max_tokens=self.max_tokens * count)
+
+    def rounded(self, count: int) -> int:
+        """A number of micro-batches that a model takes."""
+        return math.ceil(count / self.multiple) * self.multiple
 
 
 def plan_micro_batches(items: Sequence[Item], num_ranks: int, packing: Packing) -> list[list[list[int]]]:
@@ -39,6 +47,8 @@ def plan_micro_batches(items: Sequence[Item], num_ranks: int, packing: Packing) 
 
     Every rank gets the same number of micro-batches, some of them empty when there are not enough samples to go round.
     """
+    if not packing.shares_prompts:
+        items = [replace(item, family=item.sample) for item in items]
     if packing.max_tokens is None:
         return _fixed_size(items, num_ranks, packing)
     if packing.balance and num_ranks > 1:
@@ -46,7 +56,7 @@ def plan_micro_batches(items: Sequence[Item], num_ranks: int, packing: Packing) 
     else:
         units = _divided(units_of(items, packing.max_tokens), num_ranks)
         bins = [fill_bins(units[rank::num_ranks], packing.max_tokens) for rank in range(num_ranks)]
-    count = max(map(len, bins))
+    count = packing.rounded(max(map(len, bins)))
     return [[_samples(chosen) for chosen in _grown(of_rank, count)] for of_rank in bins]
 
 
@@ -81,7 +91,7 @@ def _fixed_size(items: Sequence[Item], num_ranks: int, packing: Packing) -> list
     for share in _shares([item.prompt + item.response for item in items], num_ranks, packing.balance):
         samples = [items[i].sample for i in share]
         plan.append([samples[start : start + size] for start in range(0, len(samples), size)])
-    count = max(map(len, plan))
+    count = packing.rounded(max(map(len, plan)))
     return [of_rank + [[] for _ in range(count - len(of_rank))] for of_rank in plan]
 
 

@@ -36,8 +36,7 @@ def plan_rollout(
     """
     _check(batch, global_batch_size)
     context = ranks.context
-    if context is not None:
-        packing = packing.shared_by(context.count)
+    packing = ranks.adapted(packing)
     offsets = response_offsets(batch)
     items = _items(batch)
     steps = []

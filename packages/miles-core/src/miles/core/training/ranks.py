@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from miles.core.training.context import ContextGroup
+from miles.core.training.packing import Packing
 
 
 class Ranks(Protocol):
@@ -28,6 +29,9 @@ class Ranks(Protocol):
     @property
     def context(self) -> ContextGroup | None:
         """The ranks that share this one's samples, which count as one rank; None: it has whole samples."""
+
+    def adapted(self, packing: Packing) -> Packing:
+        """How micro-batches are formed for models like these ranks have."""
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """``values`` of the ranks that have the output, summed, the same on every rank.  In place."""
@@ -51,6 +55,9 @@ class SingleRank:
     count = 1
     has_output = True
     context = None
+
+    def adapted(self, packing: Packing) -> Packing:
+        return packing
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -77,6 +84,9 @@ class ProcessGroupRanks:
         sharing = 1 if context is None else context.count
         self.index = dist.get_rank(group) // sharing
         self.count = self._size // sharing
+
+    def adapted(self, packing: Packing) -> Packing:
+        return packing if self.context is None else packing.shared_by(self.context.count)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values, group=self._group)
