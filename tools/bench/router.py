@@ -3,7 +3,8 @@
     python tools/bench/router.py --rounds 3 --seconds 2 --systems direct miles sglang naive --cases small large prompt
 
 Prints one JSON line per case: medians over the rounds of requests per second, latency and, the steadiest figure, CPU
-microseconds per request in the router (its whole process tree).  ``sglang`` needs the ``sglang-router`` wheel in this
+microseconds per request in the router (its whole process tree), and its peak memory.  ``asgi`` is this router's slow
+path, which sessions and middleware take.  ``sglang`` needs the ``sglang-router`` wheel in this
 environment or the one of ``--sglang-python``; ``naive`` needs httpx.  With two or more CPUs the routers run on the
 last one, worker and client on the others.
 """
@@ -35,6 +36,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 WORKERS = 2
+PEAK = re.compile(r"VmHWM:\s*(\d+) kB")
 RID = re.compile(rb'"rid": ?"(\d+)-(\d+)"')
 START_TIMEOUT_S = 60.0
 
@@ -47,15 +49,20 @@ class Case:
     request_bytes: int
     answer_bytes: int
     delay_ms: int = 0
+    pause_s: float = 0.0
+    """Clients read nothing for so long after each request."""
 
 
 CASES = {
     "small": Case(64, 200, 2_000),
     "small512": Case(512, 200, 2_000),
     "large": Case(64, 200, 1_000_000),
+    "large512": Case(512, 200, 1_000_000),
+    "upload": Case(64, 1_000_000, 2_000),
     "prompt": Case(64, 100_000, 2_000),
     "delayed": Case(64, 200, 2_000, delay_ms=50),
     "flight8000": Case(8_000, 200, 2_000, delay_ms=4_000),
+    "slow_readers": Case(8, 200, 64_000_000, pause_s=2.0),
 }
 
 
@@ -103,8 +110,11 @@ def make_answer(size: int) -> bytes:
 class LoadClient(asyncio.Protocol):
     """One connection that sends its next request when the answer to the last one is complete."""
 
-    def __init__(self, request: bytes, deadline: float, latencies: list[float], errors: list[str]) -> None:
+    def __init__(
+        self, request: bytes, pause_s: float, deadline: float, latencies: list[float], errors: list[str]
+    ) -> None:
         self.request = request
+        self.pause_s = pause_s
         self.deadline = deadline
         self.latencies = latencies
         self.errors = errors
@@ -120,6 +130,9 @@ class LoadClient(asyncio.Protocol):
         self.sent = time.perf_counter()
         self.left, self.head = -1, b""
         self.transport.write(self.request)
+        if self.pause_s:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(self.pause_s, self.transport.resume_reading)
 
     def data_received(self, data: bytes) -> None:
         if self.left < 0:
@@ -172,7 +185,7 @@ def run_load(port: int, case: Case, seconds: float) -> dict[str, Any]:
         start = time.perf_counter()
 
         def make() -> LoadClient:
-            return LoadClient(request.encode() + body, start + seconds, latencies, errors)
+            return LoadClient(request.encode() + body, case.pause_s, start + seconds, latencies, errors)
 
         clients = [(await loop.create_connection(make, "127.0.0.1", port))[1] for _ in range(case.connections)]
         await asyncio.gather(*(client.finished for client in clients))
@@ -206,9 +219,11 @@ def serve_naive(port: int, workers: list[str]) -> None:
 def commands(ports: dict[str, int], workers: list[str], sglang_python: str) -> dict[str, list[str]]:
     """How each router is started."""
     miles = f"-m miles.router --port {ports['miles']} --log-level warning --worker".split()
+    asgi = f"-m miles.router --hot-path off --port {ports['asgi']} --log-level warning --worker".split()
     sglang = f"-m sglang_router.launch_router --port {ports['sglang']} --policy round_robin --log-level error".split()
     return {
         "miles": [sys.executable, *miles, *workers],
+        "asgi": [sys.executable, *asgi, *workers],
         "sglang": [sglang_python, *sglang, "--worker-urls", *workers],
         "naive": [sys.executable, __file__, "--serve-naive", str(ports["naive"]), *workers],
     }
@@ -233,9 +248,16 @@ def cpu_s(pid: int) -> float:
     return total / 1e9
 
 
-def rss_mb(pid: int) -> float:
-    pages = sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) for process in process_tree(pid))
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def forget_peak(pid: int) -> None:
+    """Begin to measure the peak memory of a process and its children anew."""
+    for process in process_tree(pid):
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+def peak_mb(pid: int) -> float:
+    """Most memory since ``forget_peak``, summed over the processes."""
+    status = (Path(f"/proc/{process}/status").read_text() for process in process_tree(pid))
+    return sum(int(PEAK.search(text)[1]) for text in status) * 1024 / 1e6
 
 
 def free_port() -> int:
@@ -275,6 +297,8 @@ def started(command: list[str], cpus: set[int]) -> Iterator[subprocess.Popen[byt
 
 
 def measure(port: int, pid: int | None, case: Case, seconds: float, cpus: set[int]) -> dict[str, float]:
+    if pid:
+        forget_peak(pid)
     before = cpu_s(pid) if pid else 0.0
     load = [sys.executable, __file__, "--load", str(port), json.dumps(vars(case)), str(seconds)]
     output = subprocess.run(
@@ -283,7 +307,7 @@ def measure(port: int, pid: int | None, case: Case, seconds: float, cpus: set[in
     seen = json.loads(output)
     time.sleep(0.2)
     cpu = (cpu_s(pid) if pid else 0.0) - before
-    return seen | {"cpu_us": cpu / max(1, seen["requests"]) * 1e6, "rss_mb": rss_mb(pid) if pid else 0.0}
+    return seen | {"cpu_us": cpu / max(1, seen["requests"]) * 1e6, "peak_mb": peak_mb(pid) if pid else 0.0}
 
 
 def summary(seen: dict[str, Any]) -> dict[str, float]:
@@ -309,7 +333,7 @@ def bench(options: argparse.Namespace) -> None:
     router_cpus, load_cpus = ({cpus[-1]}, set(cpus[:-1])) if len(cpus) > 1 else (set(cpus), set(cpus))
     worker_ports = [free_port() for _ in range(WORKERS)]
     urls = [f"http://127.0.0.1:{port}" for port in worker_ports]
-    ports = {name: free_port() for name in ("miles", "sglang", "naive")} | {"direct": worker_ports[0]}
+    ports = {name: free_port() for name in ("miles", "asgi", "sglang", "naive")} | {"direct": worker_ports[0]}
     how = commands(ports, urls, options.sglang_python)
     with contextlib.ExitStack() as stack:
         stack.enter_context(started([sys.executable, __file__, "--serve-workers", *map(str, worker_ports)], load_cpus))
@@ -338,7 +362,7 @@ def report(case: str, systems: dict[str, list[dict[str, float]]]) -> dict[str, A
     medians = {
         name: {
             key: round(statistics.median(round_[key] for round_ in rounds), 2)
-            for key in ("rps", "p50_ms", "p99_ms", "cpu_us", "rss_mb")
+            for key in ("rps", "p50_ms", "p99_ms", "cpu_us", "peak_mb")
         }
         | {"errors": sum(round_["errors"] for round_ in rounds)}
         for name, rounds in systems.items()
@@ -367,7 +391,7 @@ def main() -> None:
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         has_sglang = importlib.util.find_spec("sglang_router") is not None
-        parser.add_argument("--systems", nargs="+", choices=["direct", "miles", "sglang", "naive"])
+        parser.add_argument("--systems", nargs="+", choices=["direct", "miles", "asgi", "sglang", "naive"])
         parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["small", "large", "prompt"])
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--seconds", type=float, default=2.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from miles.core.errors import ConfigError
 from miles.router.asgi import AsgiProxy
@@ -73,6 +74,16 @@ class ControlPlane:
         app.router.default = AsgiProxy(self._dispatcher)
         app.add_exception_handler(ConfigError, _answer_config_error)
         return app
+
+    def front(self, app: FastAPI) -> ASGIApp:
+        """``app``, with a short cut to the proxy for requests that do not concern it."""
+        proxy = AsgiProxy(self._dispatcher)
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            direct = scope["type"] == "http" and not needs_asgi(scope["raw_path"])
+            await (proxy if direct else app)(scope, receive, send)
+
+        return serve
 
     # Open to everybody.
 

@@ -79,7 +79,7 @@ class RouterServer:
         sessions = self._make_sessions(self.dispatcher) if self._make_sessions is not None else None
         if sessions is not None:
             sessions.attach(app)
-        wrapped = wrap(app, self._middleware, Handle(self.dispatcher))
+        wrapped = wrap(control.front(app), self._middleware, Handle(self.dispatcher))
         self._uvicorn = uvicorn.Server(self._uvicorn_config(wrapped))
         try:
             for url, weight in self._workers:
