@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 class FakeEngine:
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.answers: dict[str, dict[str, Any]] = {}
         self.payloads: dict[str, dict[str, Any]] = {}
         self.weights: dict[str, torch.Tensor] = {}
         self.version = ""
@@ -36,6 +37,8 @@ class FakeEngine:
         self.payloads[path] = payload
         if path in self.refuses:
             return 400, {"error": "refused"}
+        if path in self.answers:
+            return 200, self.answers[path]
         if path == "/update_weights_from_tensor":
             if self.answers_like_sglang:
                 (layout,) = payload["serialized_named_tensors"]

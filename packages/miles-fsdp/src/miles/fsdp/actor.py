@@ -13,7 +13,7 @@ from miles.core.flags.algorithm import Algorithm
 from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.trainer import RolloutTrainer
-from miles.core.types.batch import RolloutBatch
+from miles.core.types.batch import Floats, RolloutBatch
 from miles.fsdp import export
 from miles.fsdp.flags import Fsdp
 from miles.fsdp.policy import BasePolicy, FrozenPolicy, Policy
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class FsdpActor(FsdpRole):
     """Holds model, optimizer, reference and training procedure."""
+
+    _trainer: RolloutTrainer
 
     def __init__(self, config: Config, rank: Rank) -> None:
         super().__init__(config, rank)
@@ -57,6 +59,9 @@ class FsdpActor(FsdpRole):
         if isinstance(reference, FrozenPolicy) and interval is not None and (batch.rollout_id + 1) % interval == 0:
             reference.follow(self._model.module)
         return report
+
+    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
+        return self._trainer.log_probs(batch)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         weights = export.named_weights(self._model.whole_lm(), self._site.compute_dtype)

@@ -61,6 +61,7 @@ class Job:
         self._ahead = Ahead()
         self._evaluation: _Evaluation | None = None
         self._timings: dict[str, float] = {}
+        self._sync_metrics: dict[str, float] = {}
         self._iteration_start = time.perf_counter()
 
     def __enter__(self) -> Job:
@@ -110,6 +111,7 @@ class Job:
             report = self.supply.update(version)
         if report is not None:
             self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
+            self._sync_metrics = report.metrics()
 
     def evaluate_if_due(self, done: int) -> None:
         """Evaluate the policy that ``done`` rollouts have trained, or begin to (``--eval-async``)."""
@@ -166,7 +168,8 @@ class Job:
         if report is not None:
             metrics |= report.metrics
             self._timings |= report.timings
-        metrics |= self._end_iteration()
+        metrics |= self._sync_metrics | self._end_iteration()
+        self._sync_metrics = {}
         steps = report.steps if report is not None else ()
         for step_metrics in steps:
             self._trackers.log(step_metrics, step=self._train_steps, kind="train", rollout_id=rollout_id)

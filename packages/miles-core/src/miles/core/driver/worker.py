@@ -15,6 +15,7 @@ from miles.core.protocols.backend import Actor, Rank, Role, Scores, TrainBackend
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.core.types.batch import RolloutBatch
+from miles.core.weights import probe
 from miles.core.weights.sender import WeightSender
 from miles.core.weights.sync import SyncReport
 
@@ -36,6 +37,10 @@ class RoleWorker:
         self._rank = Rank()
         self._deadline_s = 60.0 * config[Cluster].distributed_timeout_minutes
         self._sender: WeightSender | None = None
+        # Engines score prompts at temperature 1, and the trainer at that of sampling.
+        self._probe_interval = self._training.update_weight_probe_interval if config.rollout_temperature == 1 else 0
+        self._check_equal = config[Debug].check_weight_update_equal
+        self._num_updates = 0
         self._watchdog = self._watchdog_of(Rank())
 
     def _watchdog_of(self, rank: Rank) -> Watchdog:
@@ -68,6 +73,21 @@ class RoleWorker:
     @watched
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         """Push the weights to the engines at ``urls``; only rank 0 sends, the others take part in the gathering."""
+        report = self._push(urls, version)
+        if self._num_updates == 0 and self._check_equal:
+            with report.phase("check"):
+                if self._sender is not None:
+                    self._sender.scramble()
+                self._push(urls, version)
+                if self._sender is not None:
+                    self._sender.compare()
+        if self._probe_interval and self._num_updates % self._probe_interval == 0:
+            with report.phase("probe"):
+                self._probe(urls, report)
+        self._num_updates += 1
+        return report
+
+    def _push(self, urls: list[str], version: int) -> SyncReport:
         if self._rank.rank != 0:
             for _ in self.actor.named_weights():
                 pass
@@ -75,6 +95,13 @@ class RoleWorker:
         if self._sender is None:
             self._sender = WeightSender(self._training, self._run_dir, deadline_s=self._deadline_s)
         return self._sender.send(self.actor.named_weights(), urls, version)
+
+    def _probe(self, urls: list[str], report: SyncReport) -> None:
+        """Compare the engines' log-probabilities of a fixed prompt with the trainer's."""
+        trained = self.actor.log_probs(probe.batch(self._rank.world_size))
+        if self._rank.rank == 0:
+            limit = probe.tolerance(report.dtype)
+            report.probe_difference = probe.check(urls, trained[0], report.names, limit=limit)
 
     @watched
     def save(self, directory: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from miles.core.config.group import Flag, Group
+from miles.core.config.group import Group
 
 Share = Annotated[float, Field(gt=0, le=1)]
 ProfileTarget = Literal["train_overall", "train_actor", "train_log_probs"]
@@ -15,10 +15,9 @@ ProfileTarget = Literal["train_overall", "train_actor", "train_log_probs"]
 class Debug(Group):
     title = "Debug and Profiling"
 
-    check_weight_update_equal: Annotated[
-        bool, Flag(unsupported="the checksums of every weight update are compared anyway")
-    ] = False
-    """After every weight update, compare a checksum of every tensor the engines hold with what was sent."""
+    check_weight_update_equal: bool = False
+    """After the first weight update, fill every tensor of the engines with noise, update again, and compare each with
+    what it was: an update that misses a tensor ends the run by its name."""
 
     save_debug_rollout_data: str | None = None
     """File for the samples of every rollout; ``{rollout_id}`` is filled in."""

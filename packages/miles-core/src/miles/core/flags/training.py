@@ -82,6 +82,12 @@ class Training(Group):
     """Send only the elements that changed since the last update, bit for bit, over any transport. Takes host memory for
     a copy of the weights. An engine that holds another version than the copy gets everything."""
 
+    update_weight_probe_interval: NonNegativeInt = 8
+    """Weight updates from one comparison to the next of the engines' and the trainer's log-probabilities of a fixed
+    prompt, beginning with the first update; a difference that rounding does not explain ends the run. 0: never. Done
+    with ``--rollout-temperature 1`` only, at which engines score prompts. Checksums of what engines hold are compared
+    at every update."""
+
     pause_generation_mode: Literal["retract", "abort", "in_place"] = "retract"
     """What happens to responses in generation when weights are updated. ``retract``: they go on with the new weights,
     their keys and values computed anew. ``in_place``: they go on with the keys and values of the old weights.

@@ -55,6 +55,9 @@ class Actor(Protocol):
     def train(self, batch: RolloutBatch) -> TrainReport:
         """Train on one rollout.  ``batch`` is the whole rollout on every rank; a rank picks its own share."""
 
+    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
+        """[R] natural-log probabilities of every sample's response, with the weights as they are.  Of the actor."""
+
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full tensors under their Hugging Face names, one after another, in a fixed order.  Of the actor only.
 

@@ -32,7 +32,7 @@ from miles.core.training.recorder import Recorder
 from miles.core.training.schedule import LearningRate
 from miles.core.training.settings import cap_warning, learning_rate, packing
 from miles.core.training.steps import OptimizerSteps
-from miles.core.types.batch import RolloutBatch
+from miles.core.types.batch import Floats, RolloutBatch
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -105,6 +105,13 @@ class RolloutTrainer:
         self._add_scores(batch, self._plan(batch), columns, PhaseClock(), self._critic_needs)
         known = {"log_probs": columns.old_logp_A, "ref_log_probs": columns.ref_logp_A}
         return {name: columns.per_sample(column) for name, column in known.items() if column is not None}
+
+    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
+        """[R] of every sample, under the policy as it is now.  Collective."""
+        columns = Columns.of(batch, self._device)
+        steps = plan_rollout(batch, len(batch), self._packing, self._ranks, self._device)
+        logp_A, _ = self._scores(batch, steps, columns, self._model)
+        return columns.per_sample(logp_A)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         """Train on one rollout.  Collective; every rank passes the whole rollout."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from miles.core.errors import EngineError
+from miles.core.errors import EngineError, WeightSyncError
 from miles.core.flags.training import Training
 from miles.core.weights.delta import ChangeTracker
 from miles.core.weights.engine_client import EngineFleet
@@ -36,6 +36,24 @@ class WeightSender:
             pause_mode=self._flags.pause_generation_mode,
             tracker=self._tracker,
         )
+
+    def scramble(self) -> None:
+        """Let the engines remember their weights and fill them with noise."""
+        assert self._fleet is not None, "send() comes first"
+        self._fleet.post("/weights_checker", {"action": "snapshot"})
+        self._fleet.post("/weights_checker", {"action": "reset_tensors"})
+        if self._tracker is not None:
+            self._tracker.version = None
+
+    def compare(self) -> None:
+        """WeightSyncError unless another ``send`` has restored every tensor."""
+        assert self._fleet is not None, "send() comes first"
+        try:
+            self._fleet.post("/weights_checker", {"action": "compare"})
+        except EngineError as error:
+            raise WeightSyncError(
+                f"--check-weight-update-equal: an update does not reach every tensor: {error}"
+            ) from error
 
     def close(self) -> None:
         """Free connections, buffers and files.  Safe to call twice."""

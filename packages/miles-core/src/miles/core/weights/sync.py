@@ -28,16 +28,27 @@ class SyncReport:
     """Sent to each engine."""
     whole_bytes: int = 0
     """Of all tensors."""
+    names: list[str] = field(default_factory=list)
+    """Of all tensors."""
+    dtype: torch.dtype = torch.float32
+    """Of the last one."""
+    probe_difference: float | None = None
+    """Nats between trainer and engine on a fixed prompt; None: not asked this time."""
 
     def metrics(self) -> dict[str, float]:
         """As they are logged."""
         density = self.bytes / self.whole_bytes if self.whole_bytes else 0.0
-        return {"perf/update_weights_wire_bytes": self.bytes, "perf/update_weights_density": density}
+        found = {"perf/update_weights_wire_bytes": float(self.bytes), "perf/update_weights_density": density}
+        if self.probe_difference is not None:
+            found["rollout/weight_probe_abs_diff"] = self.probe_difference
+        return found
 
     def count(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The same tensors, their bytes added up on the way."""
         for name, tensor in tensors:
             self.whole_bytes += tensor.nbytes
+            self.names.append(name)
+            self.dtype = tensor.dtype
             yield name, tensor
 
     @contextmanager
