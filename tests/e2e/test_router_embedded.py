@@ -10,7 +10,8 @@ from router_conformance import Engines, Fleet, RouterConformance
 
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
-from miles.rollout.engines.embedded.launcher import EmbeddedEngine, EmbeddedProcess
+from miles.rollout.engines.embedded.launcher import EmbeddedEngine
+from miles.rollout.engines.launched import LaunchedEngine
 from miles.rollout.servers import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 START_DEADLINE_S = 60.0
 
 
-def launch(checkpoint: str, count: int) -> list[EmbeddedProcess]:
+def launch(checkpoint: str, count: int) -> list[LaunchedEngine]:
     launcher = EmbeddedEngine()
     specs = [EngineSpec(checkpoint, "127.0.0.1", port, index) for index, port in enumerate(free_ports(count))]
     engines = [launcher.launch(spec) for spec in specs]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
+from miles.rollout.engines.launched import LaunchedEngine
 
 _OPTIONS = {
     "max_running_requests": "--max-running-requests",
@@ -24,34 +24,10 @@ _OPTIONS = {
 _REQUIRED = ("torch", "safetensors", "tokenizers", "uvicorn", "orjson")
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedProcess:
-    """A started engine."""
-
-    url: str
-    process: ChildProcess
-
-    def wait_ready(self, deadline_s: float) -> None:
-        """See EngineProcess."""
-        self.process.wait_ready(f"{self.url}/health_generate", deadline_s)
-
-    def alive(self) -> bool:
-        """See EngineProcess."""
-        return self.process.alive()
-
-    def describe_end(self) -> str:
-        """See EngineProcess."""
-        return self.process.describe_end()
-
-    def stop(self, deadline_s: float = 10.0) -> None:
-        """See EngineProcess."""
-        self.process.stop(deadline_s)
-
-
 class EmbeddedEngine:
     """The ``embedded`` entry of ``miles.engines``."""
 
-    def launch(self, spec: EngineSpec) -> EmbeddedProcess:
+    def launch(self, spec: EngineSpec) -> LaunchedEngine:
         """See EngineLauncher."""
         values = {
             "--model-path": spec.model_path,
@@ -78,7 +54,7 @@ class EmbeddedEngine:
             "PYTHONUNBUFFERED": "1",
         }
         process = ChildProcess(args, env=env, log_path=spec.log_path, name=f"engine {spec.index}")
-        return EmbeddedProcess(f"http://{spec.host}:{spec.port}", process)
+        return LaunchedEngine(f"http://{spec.host}:{spec.port}", process)
 
     def check(self, options: dict[str, Any]) -> list[str]:
         """See EngineLauncher."""

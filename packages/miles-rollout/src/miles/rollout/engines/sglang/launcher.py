@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
+from miles.rollout.engines.launched import LaunchedEngine
 from miles.rollout.engines.sglang.environment import SERVER_PACKAGES, Environment
 from miles.rollout.engines.sglang.options import ENVIRONMENT_OPTIONS, arguments_of, problems_with
 
@@ -29,40 +29,16 @@ _DRAIN_S = 2.0
 _GPU_DEFAULTS: dict[str, Any] = {"mem_fraction_static": 0.9, "log_level": "info"}
 
 
-@dataclass(frozen=True, slots=True)
-class SGLangProcess:
-    """A started server."""
-
-    url: str
-    process: ChildProcess
-
-    def wait_ready(self, deadline_s: float) -> None:
-        """See EngineProcess."""
-        self.process.wait_ready(f"{self.url}/health_generate", deadline_s)
-
-    def alive(self) -> bool:
-        """See EngineProcess."""
-        return self.process.alive()
-
-    def describe_end(self) -> str:
-        """See EngineProcess."""
-        return self.process.describe_end()
-
-    def stop(self, deadline_s: float = 10.0) -> None:
-        """See EngineProcess."""
-        self.process.stop(min(deadline_s, _DRAIN_S))
-
-
 class SGLangEngine:
     """The ``sglang`` entry of ``miles.engines``."""
 
-    def launch(self, spec: EngineSpec) -> SGLangProcess:
+    def launch(self, spec: EngineSpec) -> LaunchedEngine:
         """See EngineLauncher."""
         environment = Environment.of(spec.options)
         module = "miles_sglang.serve" if spec.num_gpus else "miles_sglang.serve_cpu"
         command = [str(environment.python), "-m", module, *arguments_of(server_options(spec))]
         process = ChildProcess(command, env=_variables(spec), log_path=spec.log_path, name=f"engine {spec.index}")
-        return SGLangProcess(f"http://{spec.host}:{spec.port}", process)
+        return LaunchedEngine(f"http://{spec.host}:{spec.port}", process, drain_s=_DRAIN_S)
 
     def check(self, options: dict[str, Any]) -> list[str]:
         """See EngineLauncher."""
