@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from miles.core.flags.training import Training
-from miles.megatron import local_modules
+from miles.megatron import checkpoint, local_modules
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
 from miles.megatron.conversion import load_weights
 from miles.megatron.hf_files import HfTensors
@@ -65,8 +65,11 @@ class Blueprint:
         return chunk
 
     def load(self, chunks: list[LanguageModel], directory: Path) -> None:
-        """Give the chunks the weights of the checkpoint in ``directory``."""
-        load_weights(chunks, self.weights, HfTensors(directory))
+        """Give the chunks the weights of the checkpoint in ``directory``: Hugging Face's format, or ``torch_dist``."""
+        if checkpoint.is_torch_dist(directory):
+            checkpoint.read(checkpoint.resolve(directory), chunks, None)
+        else:
+            load_weights(chunks, self.weights, HfTensors(directory))
 
     def head(self, config: Config) -> Head:
         """What turns hidden states into log-probabilities."""

@@ -20,6 +20,8 @@ from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 
 _WEIGHTS = "torch_dist"
+_TRACKER = "latest_checkpointed_iteration.txt"
+_RELEASE = "release"
 
 
 def write(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
@@ -56,6 +58,33 @@ def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | No
             f"{source} cannot be read: {error!r}. Megatron-Core loads the optimizer of a model with experts only with "
             "the --expert-model-parallel-size that it was saved with; its Hugging Face export can start a new run"
         ) from error
+
+
+def release_directory(directory: Path) -> Path:
+    """Where a checkpoint of weights alone is in ``directory``."""
+    return directory / _RELEASE
+
+
+def mark_release(directory: Path) -> None:
+    """Make the release the newest checkpoint of ``directory``."""
+    (directory / _TRACKER).write_text(f"{_RELEASE}\n", encoding="utf-8")
+
+
+def is_torch_dist(directory: Path) -> bool:
+    """Whether ``directory`` is a checkpoint of this format, or has some in it."""
+    return (directory / _WEIGHTS).is_dir() or (directory / _TRACKER).is_file()
+
+
+def resolve(directory: Path) -> Path:
+    """The checkpoint at ``directory``: itself, a release, or the newest state of a run."""
+    if (directory / _WEIGHTS).is_dir():
+        return directory
+    tracker = directory / _TRACKER
+    try:
+        newest = tracker.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise CheckpointError(f"{directory} is no checkpoint of the megatron backend: {error}") from error
+    return directory / _RELEASE if newest == _RELEASE else directory / f"iter_{int(newest):07d}" / "actor"
 
 
 def _model_state(chunks: Sequence[LanguageModel]) -> dict[str, Any]:

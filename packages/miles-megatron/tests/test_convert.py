@@ -1,0 +1,50 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from miles.megatron.convert import main
+
+
+@pytest.mark.parametrize("family", ["qwen3 moe", "qwen2"])
+def test_there_and_back_is_the_same_bit_for_bit(checkpoint, on_ranks, tmp_path, capfd, family):
+    source = str(checkpoint(family))
+    torch_dist, back = str(tmp_path / "torch_dist"), str(tmp_path / "back")
+
+    def convert(make):
+        there = main(["to-torch-dist", "--hf-checkpoint", source, "--save", torch_dist])
+        return there, main(["to-hf", "--hf-checkpoint", source, "--load", torch_dist, "--save", back])
+
+    assert on_ranks(1, convert) == [(0, 0)]
+    before, after = load_file(f"{source}/model.safetensors"), load_file(f"{back}/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert "equal bit for bit" in capfd.readouterr().out
+
+
+def test_a_converted_checkpoint_is_a_reference(checkpoint, config, rollout, on_ranks, tmp_path):
+    converted = str(tmp_path / "torch_dist")
+
+    def convert(make):
+        return main(["to-torch-dist", "--hf-checkpoint", str(checkpoint()), "--save", converted])
+
+    def losses(**flags):
+        kl = {"use_kl_loss": True, "kl_loss_coef": 0.1, "num_steps_per_rollout": 2}
+        parallel = {"tensor_model_parallel_size": 2}
+        return on_ranks(2, lambda make: make(config(**kl, **parallel, **flags)).train(rollout()).steps)[0]
+
+    assert on_ranks(1, convert) == [0]
+    assert losses(ref_load=converted) == losses()
+
+
+def test_what_is_no_checkpoint_and_what_exists_is_said(checkpoint, on_ranks, tmp_path, capfd):
+    source = str(checkpoint())
+
+    def convert(make):
+        missing = main(["to-hf", "--hf-checkpoint", source, "--load", str(tmp_path / "no"), "--save", str(tmp_path)])
+        (tmp_path / "there" / "release").mkdir(parents=True)
+        return missing, main(["to-torch-dist", "--hf-checkpoint", source, "--save", str(tmp_path / "there")])
+
+    assert on_ranks(1, convert) == [(1, 1)]
+    said = capfd.readouterr().err
+    assert "no checkpoint of the megatron backend" in said
+    assert "exists already" in said
