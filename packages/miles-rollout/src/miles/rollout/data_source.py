@@ -41,6 +41,8 @@ class RolloutDataSource:
         """Prompts of this epoch that were drawn."""
         self.group_index = 0
         self.sample_index = 0
+        self.metadata: dict[str, Any] = {}
+        """Plain values that a rollout function remembers over a resume."""
         self.dataset: PromptDataset | None = None
         if args.rollout_global_dataset:
             self.dataset = _open_prompts(args)
@@ -65,6 +67,7 @@ class RolloutDataSource:
             "offset": self.offset,
             "group_index": self.group_index,
             "sample_index": self.sample_index,
+            "metadata": self.metadata,
             **self._identity(),
         }
 
@@ -73,6 +76,7 @@ class RolloutDataSource:
         self._check_identity(state)
         self.epoch, self.offset = state["epoch"], state["offset"]
         self.group_index, self.sample_index = state["group_index"], state["sample_index"]
+        self.metadata = dict(state.get("metadata", {}))
         self._order = self._epoch_order()
 
     def save_to(self, path: Path) -> None:

@@ -20,7 +20,8 @@ FULLY_ASYNC_ROLLOUTS = (
     "fully_async",
 )
 """The rollout function that generates all the time: its dotted path, and its names."""
-OWN_ROLLOUTS = ("miles.rollout.sglang_rollout.generate_rollout", "sglang", *SFT_ROLLOUTS)
+BUFFER_ROLLOUT = "miles.rollout.buffer_rollout.generate_rollout"
+OWN_ROLLOUTS = ("miles.rollout.sglang_rollout.generate_rollout", "sglang", BUFFER_ROLLOUT, "buffer_service", *SFT_ROLLOUTS)
 """The other rollout functions of this package."""
 
 
@@ -32,7 +33,11 @@ def derive_async(draft: Draft) -> None:
 
 
 def derive_functions(draft: Draft) -> None:
-    """Supervised fine-tuning takes its responses from the data; evaluation still generates."""
+    """Responses may come from the data or from a buffer service; evaluation still generates."""
+    if draft["rollout_buffer_url"]:
+        generating = draft["rollout_function_path"]
+        draft.derive("rollout_function_path", BUFFER_ROLLOUT, "--rollout-buffer-url: a service makes the rollouts")
+        draft.derive("eval_function_path", generating, "evaluation generates, whatever makes the training samples")
     if draft["loss_type"] == "sft_loss":
         generating = draft["rollout_function_path"]
         draft.derive("rollout_function_path", SFT_ROLLOUT, "--loss-type sft_loss: the responses are in the data")

@@ -10,7 +10,6 @@ from miles.core.config.group import DERIVED, Flag, Group
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1)]
-_NO_BUFFER_SERVICE = "there is no external rollout buffer service"
 
 
 class Rollout(Group):
@@ -275,17 +274,18 @@ class MultiTurn(Group):
 class RolloutBuffer(Group):
     title = "Rollout Buffer Management"
 
-    rollout_buffer_url: Annotated[str | None, Flag(unsupported=_NO_BUFFER_SERVICE)] = None
-    """Address of a rollout buffer service."""
+    rollout_buffer_url: str | None = None
+    """Address of a rollout buffer service, which makes the trajectories: it gets ``--prompt-data`` and the router's
+    address, and is asked for what is finished. Needs ``--disable-rollout-global-dataset``."""
 
-    fetch_trajectory_retry_times: Annotated[int, Flag(unsupported=_NO_BUFFER_SERVICE)] = -1
-    """How often to ask the buffer service again; ``-1``: for ever."""
+    fetch_trajectory_retry_times: Annotated[int, Field(ge=-1)] = -1
+    """Times in a row that the buffer service may fail to answer before the run ends; ``-1``: any number."""
 
-    min_batch_collection_ratio: Annotated[float, Flag(unsupported=_NO_BUFFER_SERVICE)] = 1.0
-    """Share of a batch that the buffer service must have collected."""
+    min_batch_collection_ratio: Probability = 1.0
+    """Share of a rollout's prompts that the buffer service must have finished for training to go on."""
 
-    rollout_task_type: Annotated[str, Flag(unsupported=_NO_BUFFER_SERVICE)] = "math"
-    """Kind of task that the buffer service serves."""
+    rollout_task_type: str = "math"
+    """Kind of task, by which a buffer service chooses what to do."""
 
     rollout_trim_samples: Annotated[bool, Flag(spelling="--disable-rollout-trim-samples", negates=True)] = True
     """Keep the samples of a rollout that do not fill a whole optimizer step."""

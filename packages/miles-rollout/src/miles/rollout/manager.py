@@ -352,6 +352,8 @@ def _as_eval_output(output: RolloutFnEvalOutput | dict[str, Any]) -> RolloutFnEv
 async def _close(runtime: Runtime) -> None:
     if runtime.stream is not None:
         await runtime.stream.close()
+    if runtime.feed is not None:
+        await runtime.feed.close()
     if runtime.rewards is not None:
         await runtime.rewards.close()
     if runtime.teacher is not None:

@@ -18,6 +18,7 @@ from miles.rollout.flags import (
     FaultTolerance,
     FullyAsync,
     Rollout,
+    RolloutBuffer,
     Sampling,
 )
 
@@ -73,6 +74,22 @@ def check_fully_async(config: Config) -> Iterator[str]:
         for field, info in FullyAsync.model_fields.items():
             if getattr(flags, field) != info.default:
                 yield f"--{field.replace('_', '-')} has no effect without --rollout-function-path fully_async"
+
+
+def check_buffer_service(config: Config) -> Iterator[str]:
+    """Flags of the buffer service have one, and it reads the prompts itself."""
+    flags = config[RolloutBuffer]
+    if flags.rollout_buffer_url is not None:
+        if config.rollout_global_dataset:
+            yield (
+                f"--rollout-buffer-url {flags.rollout_buffer_url}: the service reads --prompt-data itself. Give "
+                "--disable-rollout-global-dataset, and the length of the run as --num-rollout"
+            )
+        return
+    for name in ("fetch_trajectory_retry_times", "min_batch_collection_ratio", "rollout_task_type"):
+        own = config[Rollout].rollout_function_path in OWN_ROLLOUTS  # a function of the user's may read them
+        if own and getattr(flags, name) != RolloutBuffer.model_fields[name].default:
+            yield f"--{name.replace('_', '-')} has no effect without --rollout-buffer-url"
 
 
 def check_evaluation(config: Config) -> Iterator[str]:
@@ -179,6 +196,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_lengths,
     check_sampling,
     check_fully_async,
+    check_buffer_service,
     check_evaluation,
     check_engines,
     check_sft,

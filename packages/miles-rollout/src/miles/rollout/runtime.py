@@ -7,7 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from miles.core.errors import EngineError
 from miles.core.protocols.reward import RewardDispatcher
@@ -24,6 +24,9 @@ from miles.rollout.sampling import SamplingSettings
 from miles.rollout.slots import Slots
 from miles.rollout.stream import Stream
 from miles.rollout.teacher import Teacher
+
+if TYPE_CHECKING:
+    from miles.rollout.buffer_rollout import Feed
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ class Runtime:
     """Of the rollout or evaluation that runs."""
     weight_version: int = 0
     """That the engines have."""
+    feed: Feed | None = None
+    """Of rollouts that a buffer service makes, once it was told to."""
     stream: Stream | None = None
     """Of a rollout function that generates all the time, once it has begun."""
 
