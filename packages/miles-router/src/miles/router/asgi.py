@@ -11,6 +11,7 @@ from miles.router.dispatcher import Dispatcher
 from miles.router.exchange import Exchange, Refusal
 from miles.router.framing import ChunkScanner, Header, ResponseHead
 
+_WATCH_AFTER_S = 0.02
 _HIGH_WATER = 256 * 1024  # bytes that wait for the ASGI server before the worker is not read any more
 
 
@@ -22,11 +23,12 @@ class AsgiProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = AsgiExchange(self._dispatcher, scope)
-        upload = asyncio.create_task(exchange.upload(receive))
         try:
+            exchange.take(await receive())
+            exchange.watch(receive)
             await exchange.answer(send)
         finally:
-            upload.cancel()
+            exchange.stop_watching()
             exchange.client_gone()
 
 
@@ -41,31 +43,53 @@ class AsgiExchange(Exchange):
         super().__init__(dispatcher, method, target, headers, lengths[0] if lengths else None)
         self._messages: list[Message | None] = []  # None: the answer is broken
         self._queued_bytes = 0
-        self._ready = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # set while the answer is waited for
         self._open = asyncio.Event()
         self._open.set()
         self._scanner: ChunkScanner | None = None
+        self._watcher: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
-    async def upload(self, receive: Receive) -> None:
-        """Take the request's body, then wait for the client to leave."""
-        while True:
+    def take(self, message: Message) -> None:
+        """A message of the client: a piece of the body, or that it has left."""
+        if message["type"] == "http.disconnect":
+            self.client_gone()
+            self._push(None)
+            return
+        if message["body"]:
+            self.feed(message["body"])
+        if not message.get("more_body", False) and not self.received:
+            self.feed_end()
+
+    def watch(self, receive: Receive) -> None:
+        """Take the rest of the body, and notice when the client leaves.
+
+        That needs a task.  Many answers come before it would be of use, so a complete request gets it a little later.
+        """
+        if self.received:
+            self._watcher = self.dispatcher.loop.call_later(_WATCH_AFTER_S, self._start_watching, receive)
+        else:
+            self._start_watching(receive)
+
+    def stop_watching(self) -> None:
+        """Listen to the client no more."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _start_watching(self, receive: Receive) -> None:
+        self._watcher = self.dispatcher.loop.create_task(self._watch(receive))
+
+    async def _watch(self, receive: Receive) -> None:
+        while not self.ended:
             await self._open.wait()
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.client_gone()
-                self._push(None)
-                return
-            if message["body"]:
-                self.feed(message["body"])
-            if not message.get("more_body", False) and not self.received:
-                self.feed_end()
+            self.take(await receive())
 
     async def answer(self, send: Send) -> None:
         """Send the answer; returns in the middle of a broken one, which makes the server close the connection."""
         more = True
         while more:
-            await self._ready.wait()
-            self._ready.clear()
+            if not self._messages:
+                self._waiting = self.dispatcher.loop.create_future()
+                await self._waiting
             messages, self._messages = self._messages, []
             self._queued_bytes = 0
             for message in messages:
@@ -112,4 +136,5 @@ class AsgiExchange(Exchange):
 
     def _push(self, message: dict[str, Any] | None) -> None:
         self._messages.append(message)
-        self._ready.set()
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
