@@ -114,7 +114,8 @@ class RouterConformance:
             assert mine[0] == pytest.approx(theirs[0], abs=self.logp_tolerance)
 
     async def test_refusals_are_the_engines_and_no_fault_of_theirs(self, fleet: Fleet) -> None:
-        answers = [await fleet.client.post("/generate", json={"text": "a", "input_ids": [1]}) for _ in range(10)]
+        body = {"input_ids": [1], "sampling_params": {"top_p": 7}}
+        answers = [await fleet.client.post("/generate", json=body) for _ in range(10)]
         assert {answer.status_code for answer in answers} == {400}
         assert all(worker["is_healthy"] for worker in (await fleet.status())["workers"])
 
