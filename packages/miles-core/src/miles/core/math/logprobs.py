@@ -161,7 +161,8 @@ class _LinearLogProbs(torch.autograd.Function):  # type: ignore[misc]
             log_softmax_CV = kept[number] if kept else head.log_softmax(rows)
             target_C, grad_logp_C = target_T[rows], grad_logp_T[rows]
             if grad_entropy_T is None:
-                delta_CV = head.add_at_targets(log_softmax_CV.exp(), target_C, -torch.ones_like(grad_logp_C))
+                p_CV = log_softmax_CV.exp() if kept else log_softmax_CV.exp_()
+                delta_CV = head.add_at_targets(p_CV, target_C, -torch.ones_like(grad_logp_C))
                 grads.add(rows, delta_CV, -grad_logp_C)
             else:
                 delta_CV = _entropy_delta(log_softmax_CV, grad_logp_C, entropy_T[rows], grad_entropy_T[rows])
@@ -204,7 +205,11 @@ class _Head:
 
     def log_softmax(self, rows: slice) -> torch.Tensor:
         """[C, V], in at least fp32."""
-        return self._logits(rows).log_softmax(-1)
+        logits_CV = self._logits(rows)
+        if logits_CV.device.type != "cpu":
+            return logits_CV.log_softmax(-1)
+        # In place: a second tensor of that size would cost more time, for its pages, than the softmax itself.
+        return torch.log_softmax(logits_CV, -1, out=logits_CV)
 
     def of_targets(self, x_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
         """[C]: the column of each row's target."""
