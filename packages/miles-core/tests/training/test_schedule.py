@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from miles.core.training.schedule import LearningRate
@@ -46,3 +48,45 @@ def test_wsd_holds_the_peak_then_anneals_over_its_last_steps(style, half_way):
 def test_a_decay_without_an_end_is_an_error():
     with pytest.raises(ValueError, match="linear schedule needs the number of steps"):
         LearningRate(peak=1.0, style="linear").at(1)
+
+
+def megatrons(schedule, n):
+    """Megatron-LM's ``OptimizerParamScheduler``, as its documentation states the formulae."""
+    warmup, end, low, high = schedule.warmup_steps, schedule.decay_steps, schedule.minimum, schedule.peak
+    if warmup > 0 and n <= warmup:
+        return schedule.warmup_init + (high - schedule.warmup_init) * n / warmup
+    if schedule.style == "constant":
+        return high
+    if n > end:
+        return low
+    if schedule.style == "inverse-square-root":
+        return max(low, high * math.sqrt(max(warmup, 1)) / math.sqrt(max(n, 1)))
+    share = (n - warmup) / (end - warmup)
+    style = schedule.style
+    if style == "WSD":
+        start = end - schedule.anneal_steps
+        share, style = max(0.0, (n - start) / schedule.anneal_steps), schedule.anneal_style
+    left = {
+        "linear": 1 - share,
+        "cosine": 0.5 * (math.cos(math.pi * share) + 1),
+        "exponential": 2 * 0.5**share - 1,
+        "minus_sqrt": 1 - math.sqrt(share),
+    }[style]
+    return low + left * (high - low)
+
+
+@pytest.mark.parametrize("style", ["constant", "linear", "cosine", "inverse-square-root", "WSD"])
+@pytest.mark.parametrize("anneal_style", ["linear", "cosine", "exponential", "minus_sqrt"])
+def test_rates_are_megatrons(style, anneal_style):
+    schedule = LearningRate(
+        peak=2.0,
+        style=style,
+        minimum=0.25,
+        warmup_steps=3,
+        warmup_init=0.5,
+        decay_steps=17,
+        anneal_steps=6,
+        anneal_style=anneal_style,
+    )
+    for n in range(25):
+        assert schedule.at(n) == pytest.approx(megatrons(schedule, n)), n

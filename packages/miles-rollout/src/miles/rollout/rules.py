@@ -99,6 +99,11 @@ def check_evaluation(config: Config) -> Iterator[str]:
     for name, value in (("--eval-prompt-data", evaluation.eval_prompt_data), ("--eval-config", evaluation.eval_config)):
         if value is not None and evaluation.eval_interval is None:
             yield f"{name} has no effect without --eval-interval. Say after how many rollouts to evaluate"
+    if evaluation.eval_interval is not None and config.debug_train_only:
+        yield (
+            f"--eval-interval {evaluation.eval_interval}: a trainer without engines (--debug-train-only, "
+            "--load-debug-rollout-data) cannot evaluate. Leave --eval-interval and the data of evaluations out"
+        )
 
 
 def check_engines(config: Config) -> Iterator[str]:

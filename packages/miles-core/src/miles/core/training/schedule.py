@@ -44,6 +44,8 @@ class LearningRate:
         if self.style == "constant":
             return self.peak
         if self.style == "inverse-square-root":
+            if self.decay_steps is not None and steps_done > self.decay_steps:
+                return self.minimum
             shrink = math.sqrt(max(self.warmup_steps, 1) / max(steps_done, 1))
             return max(self.minimum, self.peak * min(shrink, 1.0))
         return self.minimum + (self.peak - self.minimum) * self._remaining(steps_done)
