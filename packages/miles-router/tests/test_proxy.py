@@ -319,3 +319,22 @@ async def test_an_answer_that_begins_while_the_client_reads_an_earlier_one_arriv
     assert len((await client.response()).body) == 4_000_000
     assert (await client.response()).body == b"hi"
     await router.settled(2)
+
+
+async def test_no_worker_is_contacted_that_was_not_registered(make_worker, make_router, path):
+    stranger = await make_worker()
+
+    async def redirect(talk):
+        await talk.answer(b"", 307, f"location: {stranger.url}/x")
+
+    worker = await make_worker(redirect)
+    router = await make_router(worker, hot_path=path)
+    client = await router.connect()
+    host = f"127.0.0.1:{stranger.port}"
+    for target in (f"{stranger.url}/x", "/x", f"//{host}/x", f"/{stranger.url}", f"/x?url={stranger.url}"):
+        head = f"POST {target} HTTP/1.1\r\nhost: {host}\r\nforwarded: host={host}\r\nx-forwarded-host: {host}\r\n"
+        await client.send(head.encode() + b"content-length: 2\r\n\r\nhi")
+        answer = await client.response()
+        assert (answer.status, answer.header("location")) == (307, f"{stranger.url}/x")
+    assert stranger.connections == 0
+    assert len(worker.requests) == 5
