@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stage import CPU_TRAINER, Stage
+from stage import CPU_TRAINER, Stage, imitation_of
 
 import tiny_lm
 
@@ -111,31 +111,13 @@ def split_answer(text: str) -> tuple[str, str]:
 
 def imitation_stage(output: Path, model: Path, data: Data, seed: int, num_rollout: int) -> Stage:
     """Supervised fine-tuning on the solutions of the training set."""
-    return Stage(
-        output / "sft",
-        num_rollout,
-        CPU_TRAINER
-        | {
-            "hf-checkpoint": model,
-            "save-hf": output / "taught",
-            "loss-type": "sft_loss",
-            "rollout-function-path": "sft",
-            "debug-train-only": True,
-            "disable-compute-advantages-and-returns": True,
-            "calculate-per-token-loss": True,
-            "prompt-data": data.solutions,
-            "input-key": "messages",
-            "rollout-shuffle": True,
-            "rollout-batch-size": 64,
-            "global-batch-size": 32,
-            "lr": 2e-3,
-            "lr-decay-style": "cosine",
-            "lr-warmup-fraction": 0.05,
-            "adam-beta2": 0.95,
-            "save-interval": 50,
-            "seed": seed,
-            "rollout-seed": seed,
-        },
+    return imitation_of(
+        output,
+        model,
+        data.solutions,
+        seed=seed,
+        num_rollout=num_rollout,
+        flags={"rollout-batch-size": 64, "global-batch-size": 32, "lr": 2e-3, "save-interval": 50},
     )
 
 

@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from stage import CPU_TRAINER, Stage
+from stage import CPU_TRAINER, Stage, imitation_of
 
 import addition
 import tiny_lm
@@ -73,31 +73,18 @@ def tokenizer_texts(data: addition.Data) -> list[str]:
 
 def demonstrations_stage(output: Path, model: Path, data: addition.Data, seed: int, num_rollout: int) -> Stage:
     """Supervised fine-tuning from random weights: 10 optimizer steps of 64 demonstrations per rollout."""
-    return Stage(
-        output / "sft",
-        num_rollout,
-        CPU_TRAINER
-        | {
-            "hf-checkpoint": model,
-            "save-hf": output / "taught",
-            "loss-type": "sft_loss",
-            "rollout-function-path": "sft",
-            "debug-train-only": True,
-            "disable-compute-advantages-and-returns": True,
-            "calculate-per-token-loss": True,
-            "prompt-data": data.demonstrations,
-            "input-key": "messages",
-            "rollout-shuffle": True,
+    return imitation_of(
+        output,
+        model,
+        data.demonstrations,
+        seed=seed,
+        num_rollout=num_rollout,
+        flags={
             "rollout-batch-size": 640,
             "global-batch-size": 64,
             "lr": 4e-3,
-            "lr-decay-style": "cosine",
-            "lr-warmup-fraction": 0.05,
-            "adam-beta2": 0.95,
             "weight-decay": 0.01,
             "save-interval": 20,
-            "seed": seed,
-            "rollout-seed": seed,
         },
     )
 

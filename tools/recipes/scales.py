@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scales_tool import weight
-from stage import CPU_TRAINER, Stage, Value
+from stage import CPU_TRAINER, Stage, Value, imitation_of
 
 import tiny_lm
 from miles.core.report import evaluations
@@ -105,31 +105,18 @@ def call(box: int) -> str:
 
 def teaching_stage(output: Path, model: Path, data: Data, seed: int, num_rollout: int) -> Stage:
     """Supervised fine-tuning from random weights: 10 optimizer steps of 64 demonstrations per rollout."""
-    return Stage(
-        output / "sft",
-        num_rollout,
-        CPU_TRAINER
-        | {
-            "hf-checkpoint": model,
-            "save-hf": output / "taught",
-            "loss-type": "sft_loss",
-            "rollout-function-path": "sft",
-            "debug-train-only": True,
-            "disable-compute-advantages-and-returns": True,
-            "calculate-per-token-loss": True,
-            "prompt-data": data.demonstrations,
-            "input-key": "messages",
-            "rollout-shuffle": True,
+    return imitation_of(
+        output,
+        model,
+        data.demonstrations,
+        seed=seed,
+        num_rollout=num_rollout,
+        flags={
             "rollout-batch-size": 640,
             "global-batch-size": 64,
             "lr": 4e-3,
-            "lr-decay-style": "cosine",
-            "lr-warmup-fraction": 0.05,
-            "adam-beta2": 0.95,
             "weight-decay": 0.01,
             "save-interval": 20,
-            "seed": seed,
-            "rollout-seed": seed,
         },
     )
 

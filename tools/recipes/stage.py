@@ -65,6 +65,33 @@ class Stage:
             sys.exit(f"\n{self.directory}: the run ended with status {done.returncode}. The same command continues it.")
 
 
+def imitation_of(
+    output: Path, model: Path, rows: Path, *, seed: int, num_rollout: int, flags: Mapping[str, Value]
+) -> Stage:
+    """Supervised fine-tuning of ``model`` on the conversations ``rows`` (column ``messages``), into ``output/taught``.
+
+    ``flags`` say sizes of batches and learning rate.
+    """
+    common: dict[str, Value] = {
+        "hf-checkpoint": model,
+        "save-hf": output / "taught",
+        "loss-type": "sft_loss",
+        "rollout-function-path": "sft",
+        "debug-train-only": True,
+        "disable-compute-advantages-and-returns": True,
+        "calculate-per-token-loss": True,
+        "prompt-data": rows,
+        "input-key": "messages",
+        "rollout-shuffle": True,
+        "lr-decay-style": "cosine",
+        "lr-warmup-fraction": 0.05,
+        "adam-beta2": 0.95,
+        "seed": seed,
+        "rollout-seed": seed,
+    }
+    return Stage(output / "sft", num_rollout, CPU_TRAINER | common | dict(flags))
+
+
 def miles_command() -> Path:
     """The ``miles`` command of this environment."""
     path = Path(sys.executable).with_name("miles")
