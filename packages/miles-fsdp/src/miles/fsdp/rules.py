@@ -102,10 +102,20 @@ def check_memory(config: Config) -> Iterator[str]:
         yield "--fsdp-cpu-offload exchanges tensors in host memory, which needs --fsdp-cpu-backend gloo"
 
 
+def check_routing(config: Config) -> Iterator[str]:
+    """Models of transformers choose their experts themselves."""
+    if config[Training].train_backend != "fsdp":
+        return
+    algorithm = config[Algorithm]
+    if algorithm.use_routing_replay or algorithm.use_rollout_routing_replay:
+        yield "--use-routing-replay: the fsdp backend replays no recorded routing. Use --train-backend megatron"
+
+
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_attention,
     check_replicas,
     check_context,
     check_lora,
     check_memory,
+    check_routing,
 )

@@ -32,6 +32,7 @@ from miles.megatron.conversion import WeightGatherer
 from miles.megatron.flags import Parallelism
 from miles.megatron.optimizer import Updater, with_gradients
 from miles.megatron.policy import MegatronPolicy, Passes, TaggedPolicy
+from miles.megatron.routing import EngineRouting, FirstPassRouting, Routing
 from miles.megatron.site import PipelineRanks, Site
 from miles.megatron.tagged_weights import TaggedWeights
 
@@ -57,14 +58,18 @@ class MegatronActor:
         optimizer, parallel = config[Optimizer], config[Parallelism]
         wrapped = with_gradients(self._chunks, self._blueprint.transformer, optimizer, parallel)
         self._updater = Updater(optimizer, parallel, wrapped, self._site.dtype)
-        passes = Passes(wrapped, self._blueprint.head(config), self._site.layout)
+        head, layout = self._blueprint.head(config), self._site.layout
+        self._routing = _routing(config, self._blueprint)
+        passes = Passes(wrapped, head, layout, self._routing)
         self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
         self._resumes_schedule = optimizer.use_checkpoint_lr_scheduler
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._trainer = RolloutTrainer(
             config,
             MegatronPolicy(passes, self._updater),
-            reference=TaggedPolicy(passes, self._tagged, _REFERENCE) if _REFERENCE in self._tagged else None,
+            reference=TaggedPolicy(Passes(wrapped, head, layout), self._tagged, _REFERENCE)
+            if _REFERENCE in self._tagged
+            else None,
             ranks=PipelineRanks(),
             device=self._site.device,
         )
@@ -79,6 +84,8 @@ class MegatronActor:
         return self._trainer.score(batch)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
+        if isinstance(self._routing, FirstPassRouting):
+            self._routing.forget()
         report = self._trainer.train(batch)
         interval = self._ref_update_interval
         if _REFERENCE in self._tagged and interval is not None and (batch.rollout_id + 1) % interval == 0:
@@ -156,3 +163,13 @@ class MegatronActor:
 def _made(directory: Path) -> Path:
     directory.mkdir(exist_ok=True)
     return directory
+
+
+def _routing(config: Config, blueprint: Blueprint) -> Routing | None:
+    """Whose experts routers follow; None: every pass chooses its own."""
+    algorithm, transformer = config[Algorithm], blueprint.transformer
+    if not algorithm.use_routing_replay or transformer.num_moe_experts is None:
+        return None
+    if algorithm.use_rollout_routing_replay:
+        return EngineRouting(transformer.moe_router_topk, transformer.sequence_parallel)
+    return FirstPassRouting()

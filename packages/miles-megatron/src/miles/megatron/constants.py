@@ -12,6 +12,7 @@ import torch
 
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from miles.core.errors import TrainingError
+from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.training import Training
 from miles.core.registry import Registry
 from miles.megatron.flags import Megatron, Parallelism, TransformerFlags
@@ -76,6 +77,7 @@ def transformer_config(config: Config, site: Site, architecture: Architecture) -
         "context_parallel_size": training.context_parallel_size,
         "expert_model_parallel_size": parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
+        "moe_enable_routing_replay": config[Algorithm].use_routing_replay,
         "deterministic_mode": training.deterministic_mode,
         "params_dtype": site.dtype,
         "pipeline_dtype": site.dtype if pipelined else None,

@@ -83,6 +83,7 @@ _DECIDED = {
     "calculate_per_token_loss",
     "variable_seq_lengths",
     "timers",
+    "moe_enable_routing_replay",
     "config_logger_dir",
 }
 _TAKEN = _DECIDED.union(*(group.model_fields for group in (*CORE_GROUPS, *_OWN)))

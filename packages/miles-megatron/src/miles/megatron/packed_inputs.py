@@ -79,6 +79,9 @@ class PackedInputs:
     """T."""
     tokens_N: torch.Tensor
     """Places in this rank's row of the samples' tokens without padding, end to end."""
+    experts_L: torch.Tensor | None
+    """[L, layers, experts per token] recorded experts, any where none are recorded; None: the rollout brings none."""
+    source: MicroBatch
 
     @classmethod
     def of(cls, micro_batch: MicroBatch, layout: Layout) -> PackedInputs:
@@ -114,7 +117,19 @@ class PackedInputs:
             slots_U=tensor(here),
             num_targets=len(predictors),
             tokens_N=tensor(local[place_of_token]),
+            experts_L=None
+            if micro_batch.experts_NLK is None
+            else tensor(_row(micro_batch.experts_NLK, place_of_token, len(row))[own]),
+            source=micro_batch,
         )
+
+
+def _row(experts: Ints, place_of_token: Ints, length: int) -> Ints:
+    """Recorded experts of a whole row.  Where nothing is recorded (padding, last tokens), nobody sees the output."""
+    row = np.broadcast_to(np.arange(experts.shape[2]), (length, *experts.shape[1:])).copy()
+    recorded = (experts >= 0).all(axis=(1, 2))
+    row[place_of_token[recorded]] = experts[recorded]
+    return row
 
 
 def _borders(padded: Ints, layout: Layout, device: torch.device) -> SegmentedSeqParams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from miles.core.training.model import Output, StepLoss
 from miles.megatron.language_model import Head, LanguageModel
 from miles.megatron.optimizer import Updater
 from miles.megatron.packed_inputs import Layout, PackedInputs
+from miles.megatron.routing import Routing, release
 from miles.megatron.tagged_weights import TaggedWeights
 
 Numbered = Iterator[tuple[int, PackedInputs]]
@@ -25,10 +27,13 @@ Step = Callable[[Numbered, LanguageModel], tuple[torch.Tensor, Callable[..., Any
 class Passes:
     """Runs micro-batches through the stages.  ``chunks`` may be wrapped for gradients."""
 
-    def __init__(self, chunks: Sequence[torch.nn.Module], head: Head, layout: Layout) -> None:
+    def __init__(
+        self, chunks: Sequence[torch.nn.Module], head: Head, layout: Layout, routing: Routing | None = None
+    ) -> None:
         self._chunks = list(chunks)
         self._head = head
         self._layout = layout
+        self._routing = routing
         self._schedule = get_forward_backward_func()
 
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
@@ -62,7 +67,8 @@ class Passes:
 
         def step(data: Numbered, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
             number, packed = next(data)
-            hidden = chunk(packed)
+            with nullcontext() if self._routing is None else self._routing.over(_bare(chunk), packed):
+                hidden = chunk(packed)
 
             def finish(hidden: torch.Tensor, **kwargs: Any) -> Any:
                 return use(number, _bare(chunk), hidden, packed, **kwargs)
@@ -79,6 +85,8 @@ class Passes:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        if self._routing is not None:
+            release(self._chunks)
         return results
 
 

@@ -63,6 +63,12 @@ def _pipeline_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
 
 
 def _unsupported(config: Config) -> Iterator[str]:
+    pipelined = config[Parallelism].pipeline_model_parallel_size > 1
+    if config[Algorithm].use_routing_replay and config.recompute_granularity is not None and pipelined:
+        yield (
+            "--use-routing-replay with --recompute-granularity and --pipeline-model-parallel-size: a stage computes "
+            "micro-batches again after it has seen others, whose routing it would replay. Leave one of them out"
+        )
     if config[Algorithm].advantage_estimator == "ppo":
         yield "--advantage-estimator ppo needs a critic, which the megatron backend does not train yet. Use fsdp"
     if config[Checkpoint].async_save:

@@ -9,7 +9,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from miles.core.config.group import DERIVED, Flag, Group
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_NO_ROUTING_REPLAY = "recorded expert routing is not replayed yet"
 
 
 class Algorithm(Group):
@@ -137,10 +136,10 @@ class Algorithm(Group):
     """Dotted path of a function that makes the reducer of the policy loss: ``(total_lengths, response_lengths,
     loss_masks, calculate_per_token_loss) -> reducer``."""
 
-    use_routing_replay: Annotated[bool, Flag(unsupported=_NO_ROUTING_REPLAY)] = False
-    """Replay the expert routing of the first forward pass in the later ones."""
+    use_routing_replay: bool = False
+    """Replay the expert routing of the first forward pass in the later ones (megatron backend)."""
 
-    use_rollout_routing_replay: Annotated[bool, Flag(unsupported=_NO_ROUTING_REPLAY)] = False
+    use_rollout_routing_replay: bool = False
     """Replay the engine's expert routing in training. Sets ``--use-routing-replay``."""
 
     use_opsm: bool = False

@@ -7,7 +7,7 @@ every sample (context parallelism), P and T are this rank's share.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ class MicroBatch:
     """The response tokens themselves."""
     columns_T: torch.Tensor
     """Place of each response token in the rollout's columns of A."""
+    experts_NLK: Ints | None = None
+    """Recorded experts of every token of the whole samples, end to end: [tokens, layers, experts per token].  The last
+    token of a sample has none, and -1 in their place."""
     context: ContextGroup | None = None
     """The ranks that hold the other parts of these samples; None: the samples are whole."""
 
@@ -59,14 +62,25 @@ def pack(
     context: ContextGroup | None = None,
 ) -> MicroBatch:
     """The micro-batch of ``samples``, in that order.  ``offsets`` are the rollout's ``response_offsets``."""
-    return _packed(batch, samples, [batch.response_lengths[i] for i in samples], offsets, device, context)
+    packed = _packed(batch, samples, [batch.response_lengths[i] for i in samples], offsets, device, context)
+    return _with_experts(packed, batch)
 
 
 def pack_filler(
     batch: RolloutBatch, sample: int, offsets: Ints, device: torch.device, context: ContextGroup | None = None
 ) -> MicroBatch:
     """A micro-batch that computes on ``sample`` and trains on nothing: it keeps a rank without samples in step."""
-    return _packed(batch, [sample], [0], offsets, device, context)
+    return _with_experts(_packed(batch, [sample], [0], offsets, device, context), batch)
+
+
+def _with_experts(packed: MicroBatch, batch: RolloutBatch) -> MicroBatch:
+    if batch.routed_experts is None:
+        return packed
+    parts = []
+    for sample in packed.samples:
+        recorded = batch.routed_experts[sample]
+        parts += [recorded, np.full((1, *recorded.shape[1:]), -1)]
+    return replace(packed, experts_NLK=np.concatenate(parts).astype(np.int64))
 
 
 def _packed(
