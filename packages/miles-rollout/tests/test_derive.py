@@ -2,6 +2,7 @@ import pytest
 
 from miles.core.config import Config
 from miles.rollout.derive import SFT_ROLLOUT
+from miles.rollout.engine_options import engine_options
 
 BATCH = ("--rollout-batch-size", "8")
 
@@ -75,3 +76,14 @@ def test_a_run_on_loaded_samples_needs_no_engines():
 def test_the_engine_is_named_when_it_is_left_open():
     assert resolve("--device", "cpu").rollout_engine == "embedded"
     assert resolve("--rollout-engine", "sglang").rollout_engine == "sglang"
+    assert resolve("--device", "cpu", "--sglang-python", "/its/python").rollout_engine == "sglang"
+
+
+def test_an_engine_is_told_what_was_given_and_nothing_else():
+    assert engine_options(resolve()) == {}
+    given = ("--sglang-python", "/its/python", "--sglang-mem-fraction-static", "0.9", "--sglang-max-running-requests", "7")
+    assert engine_options(resolve(*given)) == {
+        "python": "/its/python",
+        "mem_fraction_static": 0.9,
+        "max_running_requests": 7,
+    }
