@@ -18,6 +18,7 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).parent))  # for chat_templates and speaker
 
 from chat_templates import write_checkpoint
+from router_process import Process
 
 from miles.router.server import RouterServer
 from miles.router.settings import Settings
@@ -384,3 +385,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     """A checkpoint of a family, without weights."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return lambda family: write_checkpoint(folder / family, family)
+
+
+@pytest.fixture
+async def run():
+    started = []
+
+    async def start(*arguments: str, port: int = 0) -> Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "miles.router", "--port", str(port), *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        started.append(process)
+        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+        return Process(process, int(line.rsplit(":", 1)[1]))
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.terminate()
+            await asyncio.wait_for(process.wait(), 20)

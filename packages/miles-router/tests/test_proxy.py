@@ -235,7 +235,7 @@ async def test_pipelined_requests_are_answered_in_order(make_worker, make_router
     router.assert_settled()
 
 
-async def test_a_body_of_60_megabytes_passes_both_ways_in_bounded_memory(make_worker, make_router, path):
+async def test_a_body_of_60_megabytes_passes_both_ways(make_worker, make_router, path):
     size = 60 << 20
     worker = await make_worker()
     router = await make_router(worker, hot_path=path)

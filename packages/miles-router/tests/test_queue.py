@@ -6,8 +6,6 @@ import asyncio
 
 import pytest
 
-from miles.router.server import raise_file_limit
-
 
 class Gate:
     """A worker's behaviour that answers one request per permit."""
@@ -68,26 +66,6 @@ async def test_the_wait_is_bounded(make_worker, make_router):
     gate.open(1)
     assert (await first).status == 200
     router.assert_settled()
-
-
-@pytest.mark.slow
-async def test_thousands_of_requests_in_flight_are_all_answered(make_worker, make_router):
-    raise_file_limit()
-    release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(talk.request.body)
-
-    workers = [await make_worker(slow) for _ in range(2)]
-    router = await make_router(*workers, health_check_interval_s=60, connect_timeout_s=60)
-    waiting = [asyncio.create_task(router.post("/x", b"%d" % number)) for number in range(4000)]
-    await router.until(lambda: router.server.dispatcher.in_flight == 4000)
-    assert [len(worker.requests) for worker in workers] != [0, 4000]
-    release.set()
-    assert [response.body for response in await asyncio.gather(*waiting)] == [b"%d" % number for number in range(4000)]
-    router.assert_settled()
-    assert router.metrics.answered == 4000
 
 
 async def test_a_connection_stays_usable_after_a_refusal(make_worker, make_router):

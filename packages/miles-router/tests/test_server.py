@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 
 import pytest
@@ -19,54 +18,6 @@ from miles.core.errors import ConfigError, PluginError
 from miles.router import server as server_module
 from miles.router.server import RouterServer, fast_path_fits, listen, raise_file_limit
 from miles.router.settings import Settings
-
-
-class Process:
-    """``python -m miles.router`` with a free port."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self.process = process
-        self.port = port
-
-    async def get(self, target: str) -> tuple[int, bytes]:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-        answer = await reader.read()
-        writer.close()
-        if not answer:
-            raise ConnectionResetError
-        return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
-
-    async def answers(self, target: str, text: str) -> None:
-        """Return when ``text`` is in the answer to ``GET target``."""
-        async with asyncio.timeout(20):
-            while text.encode() not in (await self.get(target))[1]:  # noqa: ASYNC110  another process
-                await asyncio.sleep(0.02)
-
-    async def ready(self, workers: int) -> None:
-        await self.answers("/health", f'"ready_workers":{workers}')
-
-    async def ended(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 20)
-
-
-@pytest.fixture
-async def run():
-    started = []
-
-    async def start(*arguments: str, port: int = 0) -> Process:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "miles.router", "--port", str(port), *arguments, stdout=asyncio.subprocess.PIPE
-        )
-        started.append(process)
-        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
-        return Process(process, int(line.rsplit(":", 1)[1]))
-
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.terminate()
-            await asyncio.wait_for(process.wait(), 20)
 
 
 async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(make_worker, run, until):
