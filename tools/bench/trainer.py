@@ -1,9 +1,10 @@
-"""The trainer against a plain padded PyTorch loop: same model, same samples, same optimizer.
+"""The trainer against plain PyTorch loops, one padded and one over the trainer's own packed micro-batches: same model,
+same samples, same optimizer.
 
     python tools/bench/trainer.py --lengths lognormal
 
-Each measurement runs in a process of its own; the two alternate, and medians are printed as one JSON line: tokens per
-CPU-second (prompt and response tokens, padding not counted) and peak memory of either.
+Each measurement runs in a process of its own; they alternate, and medians are printed as one JSON line: tokens per
+CPU-second (prompt and response tokens, padding not counted) and peak memory of each.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from miles.core.config import Config
 from miles.core.protocols.backend import Rank
+from miles.core.training.micro_batch import MicroBatch
+from miles.core.training.packing import Packing
+from miles.core.training.plan import plan_rollout
+from miles.core.training.ranks import SingleRank
 from miles.core.types.batch import RolloutBatch
+from miles.fsdp.attention import kernel_name
 from miles.fsdp.backend import FsdpBackend
+from miles.fsdp.loading import load_model
 
-CONTENDERS = ("miles", "padded")
+CONTENDERS = ("miles", "padded", "packed")
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 LR = 1e-4
 
@@ -83,6 +90,7 @@ def summary(flags: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) 
         **{key: value for key, value in vars(flags).items() if key not in ("only", "checkpoint")},
         **medians,
         "speedup": round(medians["miles"]["tokens_per_cpu_s"] / medians["padded"]["tokens_per_cpu_s"], 2),
+        "share_of_packed": round(medians["miles"]["tokens_per_cpu_s"] / medians["packed"]["tokens_per_cpu_s"], 3),
     }
 
 
@@ -127,7 +135,7 @@ def make_rollout(flags: argparse.Namespace, rollout_id: int) -> RolloutBatch:
 
 def measure(flags: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(flags.threads)
-    step = (miles_step if flags.only == "miles" else padded_step)(flags)
+    step = {"miles": miles_step, "padded": padded_step, "packed": packed_step}[flags.only](flags)
     rollouts = [make_rollout(flags, i) for i in range(flags.steps + 1)]
     step(rollouts[0])
     cpu, wall = time.process_time(), time.perf_counter()
@@ -173,6 +181,37 @@ def padded_step(flags: argparse.Namespace) -> Callable[[RolloutBatch], object]:
         optimizer.zero_grad()
 
     return step
+
+
+def packed_step(flags: argparse.Namespace) -> Callable[[RolloutBatch], object]:
+    """The bare work: forward, logits at response positions, loss, backward, step, on packs that are given to it."""
+    model = load_model(flags.checkpoint, kernel_name("sdpa"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    packing = Packing(max_tokens=flags.max_tokens)
+
+    def step(rollout: RolloutBatch) -> None:
+        (plan,) = plan_rollout(rollout, len(rollout), packing, SingleRank(), torch.device("cpu"))
+        for pack in plan.micro_batches:
+            packed_loss(model, rollout, pack).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def packed_loss(model: torch.nn.Module, rollout: RolloutBatch, pack: MicroBatch) -> torch.Tensor:
+    body = model.base_model(
+        input_ids=pack.tokens_P[None], position_ids=pack.positions_P[None], use_cache=False, segments=pack.segments
+    )
+    logits = model.lm_head(body.last_hidden_state[0][pack.rows_T])
+    logp = logits.log_softmax(-1).gather(1, pack.targets_T[:, None])[:, 0]
+    lengths = torch.tensor(pack.layout.lengths)
+    gain = torch.tensor([rollout.rewards[i] for i in pack.samples]).repeat_interleave(lengths)
+    weight = (1.0 / lengths / len(rollout)).repeat_interleave(lengths)
+    ratio = (logp - logp.detach()).exp()
+    surrogate = torch.min(ratio * gain, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * gain)
+    return -(surrogate * weight).sum()
 
 
 def padded_loss(model: torch.nn.Module, rollout: RolloutBatch, samples: range) -> torch.Tensor:
