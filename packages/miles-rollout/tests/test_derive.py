@@ -81,8 +81,12 @@ def test_the_engine_is_named_when_it_is_left_open():
 
 def test_an_engine_is_told_what_was_given_and_nothing_else():
     assert engine_options(resolve()) == {}
-    given = ("--sglang-python", "/its/python", "--sglang-mem-fraction-static", "0.9", "--sglang-max-running-requests", "7")
-    assert engine_options(resolve(*given)) == {
+    given = {
+        "--sglang-python": "/its/python",
+        "--sglang-mem-fraction-static": "0.9",
+        "--sglang-max-running-requests": "7",
+    }
+    assert engine_options(resolve(*(word for pair in given.items() for word in pair))) == {
         "python": "/its/python",
         "mem_fraction_static": 0.9,
         "max_running_requests": 7,
