@@ -410,6 +410,34 @@ async def test_the_version_alone_can_change(client, served):
     assert (await client.get("/model_info"))[1]["weight_version"] == "5"
 
 
+async def test_changes_of_another_version_are_refused(client, tmp_path):
+    update = bucket(tmp_path / "bucket", {"model.norm.weight": torch.zeros(48)})
+    await client.ok("/begin_weight_update")
+    status, answer = await client.post(
+        "/update_weights_from_tensor", {**update, "delta": {"base_version": "6", "tensors": {}}}
+    )
+    assert (status, answer["message"]) == (400, "these are changes of version 6; default is held")
+    status, answer = await client.post("/update_weights_from_tensor", {**update, "delta": {"base": 1}})
+    assert status == 400
+    await client.ok("/end_weight_update")
+
+
+async def test_a_group_that_does_not_exist_is_named(client):
+    await client.ok("/begin_weight_update")
+    tensor = {"names": ["model.norm.weight"], "dtypes": ["float32"], "shapes": [[48]], "group_name": "g"}
+    status, answer = await client.post("/update_weights_from_distributed", tensor)
+    assert (status, answer["success"]) == (400, False)
+    assert "there is no group 'g'" in answer["message"]
+    status, answer = await client.post("/update_weights_from_distributed", {**tensor, "names": ["nobody"]})
+    assert "this model has no nobody" in answer["message"]
+    await client.ok("/end_weight_update")
+    assert (await client.post("/destroy_weights_update_group", {"group_name": "g"}))[0] == 400
+    group = {"master_address": "127.0.0.1", "master_port": 9, "rank_offset": 1, "world_size": 2, "group_name": "g"}
+    status, answer = await client.post("/init_weights_update_group", {**group, "backend": "nccl"})
+    assert "takes 'gloo'" in answer["error"]["message"]
+    assert (await client.post("/init_weights_update_group", {"world_size": 2}))[0] == 400
+
+
 async def test_weights_by_name(client, served):
     held = served.engine.model.weights.read("model.norm.weight")
     assert (
