@@ -123,6 +123,12 @@ def test_an_exported_critic_is_loaded_by_transformers_and_by_the_next_run(critic
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_run_that_may_be_resumed_later_starts_its_critic_from_the_model(critic, rollout, tmp_path):
+    fresh, named = critic(), critic(load=str(tmp_path / "not yet"))
+    for found, expected in zip(named.score(rollout())["values"], fresh.score(rollout())["values"], strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_bfloat16_ranks_value_in_fp32(critic, rollout):
     trained = critic(train_dtype="bf16")
     values = trained.score(rollout())["values"]

@@ -17,6 +17,13 @@ def test_plan_names_place_model_batch_equation_and_length(tmp_path):
     assert "60 rollouts, evaluated every 10, saved every 20" in text
 
 
+def test_plan_counts_the_ranks_of_a_critic(tmp_path):
+    config = Config.of(
+        advantage_estimator="ppo", num_rollout=1, actor_num_gpus_per_node=1, critic_num_gpus_per_node=2, device="cpu"
+    )
+    assert "1 rank and a critic of 2 ranks under Ray" in announce.plan(config, RunDirectory(tmp_path), None)
+
+
 def test_plan_says_where_a_run_is_continued(tmp_path):
     resumed = Checkpoint(tmp_path / "iter_0000007", DriverState(7, 0))
     assert "continued after rollout 7" in announce.plan(Config.of(num_rollout=9), RunDirectory(tmp_path), resumed)

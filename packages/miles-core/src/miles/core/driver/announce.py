@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from miles.core.driver import checkpoint
 from miles.core.driver.executor import choose, num_ranks
+from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
@@ -49,8 +50,14 @@ def _trainer(config: Config) -> str:
     cluster, training = config[Cluster], config[Training]
     ranks = num_ranks(cluster)
     where = "in this process" if choose(cluster) == "local" else "under Ray"
-    count = f"{ranks} ranks" if ranks > 1 else "1 rank"
+    count = _counted(ranks)
+    if config[Algorithm].uses_critic:
+        count += f" and a critic of {_counted(num_ranks(cluster, 'critic'))}"
     return f"trained by {training.train_backend} on {training.device}, {count} {where}"
+
+
+def _counted(ranks: int) -> str:
+    return f"{ranks} ranks" if ranks > 1 else "1 rank"
 
 
 def _batch_equation(config: Config) -> str:
