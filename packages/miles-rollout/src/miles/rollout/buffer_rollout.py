@@ -16,6 +16,7 @@ response), ``response_length``, and where known ``loss_mask`` and ``rollout_log_
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,14 @@ from miles.rollout.sglang_rollout import finish_groups
 if TYPE_CHECKING:
     from miles.rollout.runtime import Runtime
 
+logger = logging.getLogger(__name__)
+
 Record = dict[str, Any]
 
 FETCH_INTERVAL_S = 0.5
 REQUEST_DEADLINE_S = 120.0
+ATTEMPTS = 5
+"""Of one request, over a few seconds: a service may be starting."""
 _TRAINED = "instance_ids"
 """Entry of the data source's metadata: prompts that were trained on."""
 
@@ -75,7 +80,7 @@ class Feed:
 
     def __init__(self, args: Any, masks: LossMasks) -> None:
         self._args, self._masks = args, masks
-        self._client = JsonClient(args.rollout_buffer_url, deadline_s=REQUEST_DEADLINE_S)
+        self._client = JsonClient(args.rollout_buffer_url, deadline_s=REQUEST_DEADLINE_S, attempts=ATTEMPTS)
         self._partial: dict[str, list[Record]] = defaultdict(list)
         """Records of prompts that do not have all of theirs yet."""
 
@@ -157,6 +162,7 @@ class Feed:
 
     def _give_up_after(self, failures: int, error: EngineError) -> None:
         most = self._args.fetch_trajectory_retry_times
+        logger.warning("the rollout buffer service gives no trajectories: %s", error)
         if most != -1 and failures > most:
             raise RolloutError(
                 f"--rollout-buffer-url {self._args.rollout_buffer_url}: no trajectories after {failures} attempts in a "
