@@ -37,8 +37,9 @@ class RoleWorker:
         self._rank = Rank()
         self._deadline_s = 60.0 * config[Cluster].distributed_timeout_minutes
         self._sender: WeightSender | None = None
-        # Engines score prompts at temperature 1, and the trainer at that of sampling.
-        self._probe_interval = self._training.update_weight_probe_interval if config.rollout_temperature == 1 else 0
+        # Engines score prompts at temperature 1, and the trainer at that of sampling; recorded routing is of rollouts.
+        comparable = config.rollout_temperature == 1 and not config.use_rollout_routing_replay
+        self._probe_interval = self._training.update_weight_probe_interval if comparable else 0
         self._check_equal = config[Debug].check_weight_update_equal
         self._num_updates = 0
         self._watchdog = self._watchdog_of(Rank())
