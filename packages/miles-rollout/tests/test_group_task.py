@@ -136,6 +136,10 @@ async def test_a_complete_sample_is_taken_as_it_is() -> None:
 
 
 async def test_a_continued_sample_can_be_masked_where_the_old_policy_wrote() -> None:
+    finished = make_group(1, size=1)
+    finish(finished[0])
+    await worker(mask_offpolicy=True).run(finished, PARAMS)
+    assert finished[0].loss_mask == [0, 0], "all of it is the old policy's"
     group = make_group(0)
     group[0].tokens, group[0].response_length, group[0].status = [1, 2, 3], 2, Status.ABORTED
     masks: list[Any] = []

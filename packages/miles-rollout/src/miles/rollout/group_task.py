@@ -58,6 +58,8 @@ class GroupWorker:
         """
         # Complete samples were given back by an earlier rollout, or come from a checkpoint, scored or not.
         complete = [sample for sample in group if sample.status in _FINISHED]
+        for sample in group if self.mask_offpolicy else ():
+            sample.loss_mask = [0] * sample.response_length if sample.response_length else sample.loss_mask
         missing = [self._input(sample, params, stream) for sample in group if sample.status not in _FINISHED]
         self.progress.begun += len(missing)
         together = self.generators.together(group) if self.whole_groups and len(missing) > 1 else None
@@ -72,8 +74,6 @@ class GroupWorker:
         return finished
 
     def _input(self, sample: Sample, params: dict[str, Any], stream: Stream) -> GenerateFnInput:
-        if self.mask_offpolicy and sample.response_length:
-            sample.loss_mask = [0] * sample.response_length
         seed = sampling_seed(self.state.args.rollout_seed, sample.index or 0, stream)
         return GenerateFnInput(self.state, sample, {**params, "sampling_seed": seed}, evaluation=stream == "eval")
 

@@ -156,7 +156,7 @@ class RolloutManager:
         self._weight_version = version
         self._servers.wake()
         self._servers.admit(version, urls)
-        if self._runtime is not None and urls:
+        if self._runtime is not None and set(urls) >= set(self._servers.engine_urls):
             self._runtime.weight_version = version
 
     def replace_engine(self, url: str, reason: str) -> None:

@@ -32,6 +32,8 @@ class MultiTurn:
     the last calls are not executed, since nobody would read the answers.  One that was aborted is continued.
     """
 
+    resumes = True
+
     def __init__(self, args: Any) -> None:
         self._max_turns: int = args.generate_max_turns
         self._sample_per_turn: bool = args.generate_multi_samples
