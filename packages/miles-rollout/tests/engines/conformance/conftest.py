@@ -87,7 +87,7 @@ def sglang_python() -> str:
 
 
 @pytest.fixture(
-    scope="module", params=["embedded", pytest.param("sglang", marks=[pytest.mark.e2e, pytest.mark.timeout(900)])]
+    scope="session", params=["embedded", pytest.param("sglang", marks=[pytest.mark.e2e, pytest.mark.timeout(900)])]
 )
 def served(request: pytest.FixtureRequest, conforming_model: Path) -> Iterator[Served]:
     if request.param == "embedded":

@@ -18,6 +18,15 @@ from miles.core.weights.transport import create_transport
 SAMPLED = {"max_new_tokens": 20, "sampling_seed": 3, "ignore_eos": True}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _as_they_were(served):
+    """The engine serves other tests as well."""
+    yield
+    fleet = EngineFleet([served.url], deadline_s=60)
+    fleet.post("/update_weights_from_disk", {"model_path": str(served.path), "weight_version": "default"})
+    fleet.close()
+
+
 @pytest.fixture
 def fleet(served):
     fleet = EngineFleet([served.url], deadline_s=60)

@@ -11,7 +11,6 @@ import pytest
 from engine_models import save_model
 from sglang_environment import python_with_sglang
 
-from miles.core.errors import EngineError
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.sglang.launcher import SGLangEngine, server_options
 from miles.rollout.servers import free_ports
@@ -87,20 +86,5 @@ def test_a_server_starts_and_dies_whole(tmp_path):
         assert not [child for child in children if Path(f"/proc/{child}").exists()]
         assert not engine.alive()
         assert "engine 3" in engine.describe_end()
-    finally:
-        engine.stop()
-
-
-@pytest.mark.e2e
-@pytest.mark.timeout(900)
-def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path):
-    (port,) = free_ports(1)
-    nothing = spec(
-        tmp_path / "nothing", port=port, options={"python": python_with_sglang()}, log_path=tmp_path / "engine.log"
-    )
-    engine = SGLangEngine().launch(nothing)
-    try:
-        with pytest.raises(EngineError, match=r"engine 0 has ended with status [\s\S]*nothing"):
-            engine.wait_ready(240)
     finally:
         engine.stop()
