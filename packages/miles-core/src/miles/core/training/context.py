@@ -22,6 +22,9 @@ from miles.core.training.segments import SHORT, Cells, Runs, Segments, runs_of
 from miles.core.training.zigzag import ZigZag
 from miles.core.types.batch import Ints
 
+# Their names since torch 2.13, and before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 # Rows share a call of the attention kernel until the padded area of its scores exceeds theirs by this share.
 _MAX_PADDING = 0.25
 
@@ -65,13 +68,13 @@ class _Gather(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, x_W: torch.Tensor, group: dist.ProcessGroup, count: int) -> torch.Tensor:
         ctx.group, ctx.count = group, count
         gathered = x_W.new_empty((count * len(x_W), *x_W.shape[1:]))
-        dist.all_gather_into_tensor(gathered, x_W.contiguous(), group=group)
+        _all_gather(gathered, x_W.contiguous(), group=group)
         return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         own = grad.new_empty((len(grad) // ctx.count, *grad.shape[1:]))
-        dist.reduce_scatter_tensor(own, grad.contiguous(), group=ctx.group)
+        _reduce_scatter(own, grad.contiguous(), group=ctx.group)
         return own, None, None
 
 
