@@ -94,29 +94,12 @@ async def test_tokens_log_probs_and_facts(client):
     assert isinstance(answer["text"], str)
 
 
-async def test_log_probs_only_when_wanted(client):
-    assert "output_token_logprobs" not in (await client.generate())["meta_info"]
-
-
-async def test_text_in_is_tokens_in(client):
-    by_text = await client.ok("/generate", {"text": "12+7=", "sampling_params": GREEDY})
-    ids = [ord(char) - ord("!") for char in "12+7="]  # the first printable byte is token 0
-    by_ids = await client.generate(input_ids=ids)
-    assert by_text["meta_info"]["prompt_tokens"] == 5
-    assert by_text["output_ids"] == by_ids["output_ids"]
-
-
 async def test_a_sampling_seed_decides(client):
     params = {"max_new_tokens": 20, "sampling_seed": 7}
     first, second = [await client.generate(sampling_params=params, return_logprob=True) for _ in range(2)]
     other = await client.generate(sampling_params={**params, "sampling_seed": 8})
     assert first["meta_info"]["output_token_logprobs"] == second["meta_info"]["output_token_logprobs"]
     assert other["output_ids"] != first["output_ids"]
-
-
-async def test_without_a_seed_every_request_differs(client):
-    answers = [await client.generate(sampling_params={"max_new_tokens": 20}) for _ in range(3)]
-    assert len({tuple(answer["output_ids"]) for answer in answers}) == 3
 
 
 async def test_several_choices_share_the_prompt(client):
@@ -129,29 +112,11 @@ async def test_several_choices_share_the_prompt(client):
     assert alone["output_ids"] == answers[0]["output_ids"]
 
 
-async def test_a_batch_answers_in_order(client):
-    answers = await client.generate(input_ids=[[5, 6, 7, 8], [9, 10]])
-    assert [answer["meta_info"]["prompt_tokens"] for answer in answers] == [4, 2]
-    assert answers[1]["output_ids"] == (await client.generate(input_ids=[9, 10]))["output_ids"]
-
-
 async def test_stop_token_ids_hold_with_ignore_eos(client):
     tokens = (await client.generate())["output_ids"]
     answer = await client.generate(sampling_params={**GREEDY, "stop_token_ids": [tokens[3]]})
     assert answer["output_ids"] == tokens[: tokens.index(tokens[3]) + 1]
     assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": tokens[3]}
-
-
-async def test_stop_strings_are_cut_from_the_text_and_kept_in_the_tokens(client):
-    params = {**GREEDY, "max_new_tokens": 40}
-    whole = await client.generate(sampling_params=params)
-    stop = whole["text"][9:11]
-    cut = await client.generate(sampling_params={**params, "stop": [stop, "never there"]})
-    kept = await client.generate(sampling_params={**params, "stop": stop, "no_stop_trim": True})
-    assert cut["meta_info"]["finish_reason"] == {"type": "stop", "matched": stop}
-    assert cut["text"] == whole["text"][: whole["text"].index(stop)]
-    assert kept["text"].endswith(stop)
-    assert cut["output_ids"] == kept["output_ids"] == whole["output_ids"][: len(cut["output_ids"])]
 
 
 async def test_scoring_a_prompt(client):
