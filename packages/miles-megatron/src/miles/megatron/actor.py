@@ -30,6 +30,7 @@ from miles.megatron.building import Blueprint
 from miles.megatron.constants import write_hf_config
 from miles.megatron.conversion import WeightGatherer
 from miles.megatron.flags import Parallelism
+from miles.megatron.hooks import log_prob_hook, run_init_hook, train_step_hook
 from miles.megatron.optimizer import Updater, with_gradients
 from miles.megatron.policy import MegatronPolicy, Passes, TaggedPolicy
 from miles.megatron.routing import EngineRouting, FirstPassRouting, Routing
@@ -49,6 +50,7 @@ class MegatronActor:
         self._checkpoint = config[Checkpoint]
         torch.use_deterministic_algorithms(config[Training].deterministic_mode)
         self._site = Site.join(config, rank)
+        run_init_hook(config)
         self._source = Path(self._checkpoint.hf_checkpoint or "")
         self._blueprint = Blueprint.of(config, self._site, self._source)
         self._chunks = self._blueprint.build()
@@ -60,16 +62,16 @@ class MegatronActor:
         self._updater = Updater(optimizer, parallel, wrapped, self._site.dtype)
         head, layout = self._blueprint.head(config), self._site.layout
         self._routing = _routing(config, self._blueprint)
-        passes = Passes(wrapped, head, layout, self._routing)
+        passes = Passes(wrapped, head, layout, routing=self._routing, before_scoring=log_prob_hook(config, ""))
+        scoring = Passes(wrapped, head, layout, before_scoring=log_prob_hook(config, "ref_"))
+        self._step_hook = train_step_hook(config)
         self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
         self._resumes_schedule = optimizer.use_checkpoint_lr_scheduler
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._trainer = RolloutTrainer(
             config,
-            MegatronPolicy(passes, self._updater),
-            reference=TaggedPolicy(Passes(wrapped, head, layout), self._tagged, _REFERENCE)
-            if _REFERENCE in self._tagged
-            else None,
+            MegatronPolicy(passes, self._updater, self._before_step if self._step_hook is not None else None),
+            reference=TaggedPolicy(scoring, self._tagged, _REFERENCE) if _REFERENCE in self._tagged else None,
             ranks=PipelineRanks(),
             device=self._site.device,
         )
@@ -86,11 +88,17 @@ class MegatronActor:
     def train(self, batch: RolloutBatch) -> TrainReport:
         if isinstance(self._routing, FirstPassRouting):
             self._routing.forget()
+        if self._step_hook is not None:
+            self._step_hook.begin(batch.rollout_id)
         report = self._trainer.train(batch)
         interval = self._ref_update_interval
         if _REFERENCE in self._tagged and interval is not None and (batch.rollout_id + 1) % interval == 0:
             self._tagged.keep(_REFERENCE)
         return report
+
+    def _before_step(self) -> None:
+        assert self._step_hook is not None
+        self._step_hook(self._chunks, self._updater.optimizer, self._trainer.schedule)
 
     def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
         return self._trainer.log_probs(batch)

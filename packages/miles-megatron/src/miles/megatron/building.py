@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.training import Training
 from miles.megatron import checkpoint, local_modules
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
@@ -36,7 +37,7 @@ class Blueprint:
     def of(cls, config: Config, site: Site, directory: Path) -> Blueprint:
         """From the ``config.json`` of ``directory`` and the flags."""
         hf = read_hf_config(directory)
-        family = model_map(hf)
+        family = model_map(hf, config[Checkpoint].model_name)
         architecture = family.architecture(hf)
         padded = padded_rows(config, architecture)
         return cls(architecture, transformer_config(config, site, architecture), family.weights(hf, padded), padded)

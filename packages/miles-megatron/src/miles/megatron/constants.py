@@ -13,6 +13,7 @@ import torch
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.system import System
 from miles.core.flags.training import Training
 from miles.core.registry import Registry
 from miles.megatron.flags import Megatron, Parallelism, TransformerFlags
@@ -44,16 +45,17 @@ def write_hf_config(source: Path, directory: Path, dtype: torch.dtype) -> None:
         shutil.copyfile(generation, directory / generation.name)
 
 
-def model_map(hf: HfConfig) -> ModelMap:
-    """The family of a checkpoint.  Raises TrainingError for one that no map knows."""
+def model_map(hf: HfConfig, name: str | None = None) -> ModelMap:
+    """The family of a checkpoint, or the map called ``name``.  Raises TrainingError for one that no map knows."""
     registry = Registry("miles.model_maps")
-    if registry.find(hf["model_type"]) is None:
+    name = name or hf["model_type"]
+    if "." not in name and name not in registry:
         raise TrainingError(
-            f"the megatron backend knows no model of model_type {hf['model_type']!r} "
+            f"the megatron backend knows no model of model_type {name!r} "
             f"(it knows {', '.join(registry.names())}); use --train-backend fsdp, or install a package with a "
             "miles.model_maps entry point"
         )
-    family: ModelMap = registry.get(hf["model_type"])
+    family: ModelMap = registry.get(name)
     return family
 
 
@@ -99,15 +101,60 @@ def transformer_config(config: Config, site: Site, architecture: Architecture) -
         decided |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     kind = MLATransformerConfig if architecture.latent_attention else TransformerConfig
     known = {field.name for field in fields(kind)}
-    given = {name: value for name, value in config[TransformerFlags].model_dump().items() if value is not None}
+    given: dict[str, Any] = {
+        name: value for name, value in config[TransformerFlags].model_dump().items() if value is not None
+    }
+    if not training.allow_model_args_mismatch:
+        _check_shape(architecture, given)
     values = decided | architecture.transformer | given
     return kind(**{name: value for name, value in values.items() if name in known})
 
 
+# What the weights of a checkpoint fix.
+_SHAPE = (
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "ffn_hidden_size",
+    "layernorm_epsilon",
+    "normalization",
+    "gated_linear_unit",
+    "add_bias_linear",
+    "add_qkv_bias",
+    "qk_layernorm",
+    "num_moe_experts",
+    "moe_router_topk",
+    "moe_ffn_hidden_size",
+    "moe_layer_freq",
+)
+
+
+def _check_shape(architecture: Architecture, given: dict[str, Any]) -> None:
+    """Flags that describe the model agree with its checkpoint."""
+    known = architecture.transformer
+    wrong = [name for name in _SHAPE if name in given and name in known and given[name] != known[name]]
+    if wrong:
+        text = ", ".join(f"--{name.replace('_', '-')} {given[name]} (config.json: {known[name]})" for name in wrong)
+        raise TrainingError(
+            f"the checkpoint has another architecture than the flags say: {text}. Leave the flags out, since "
+            "config.json says it all, or give --allow-model-args-mismatch"
+        )
+
+
 def padded_rows(config: Config, architecture: Architecture) -> int:
     """Rows of embedding and head over all ranks."""
+    given, ranks = config[System].padded_vocab_size, config[Parallelism].tensor_model_parallel_size
+    if given is not None:
+        if given % ranks or given // ranks * (ranks - 1) >= architecture.vocab_size or given < architecture.vocab_size:
+            raise TrainingError(
+                f"--padded-vocab-size {given} must hold the {architecture.vocab_size} tokens of the checkpoint and "
+                f"divide among {ranks} tensor-parallel ranks, so that each has some"
+            )
+        return given
     return padded_vocabulary(
         architecture.vocab_size,
         config[Megatron].make_vocab_size_divisible_by,
-        config[Parallelism].tensor_model_parallel_size,
+        ranks,
     )

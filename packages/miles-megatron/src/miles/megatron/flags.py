@@ -52,7 +52,9 @@ class Parallelism(Group):
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass goes on."""
 
-    overlap_param_gather: bool = False
+    overlap_param_gather: Annotated[
+        bool, Flag(unsupported="weights must be whole when engines and references take them after a step")
+    ] = False
     """Gather updated weights while the forward pass goes on."""
 
 

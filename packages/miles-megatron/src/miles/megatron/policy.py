@@ -28,17 +28,26 @@ class Passes:
     """Runs micro-batches through the stages.  ``chunks`` may be wrapped for gradients."""
 
     def __init__(
-        self, chunks: Sequence[torch.nn.Module], head: Head, layout: Layout, routing: Routing | None = None
+        self,
+        chunks: Sequence[torch.nn.Module],
+        head: Head,
+        layout: Layout,
+        *,
+        routing: Routing | None = None,
+        before_scoring: Callable[[Sequence[torch.nn.Module]], None] | None = None,
     ) -> None:
         self._chunks = list(chunks)
         self._head = head
         self._layout = layout
         self._routing = routing
+        self._before_scoring = before_scoring
         self._schedule = get_forward_backward_func()
 
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
         """Log-probabilities of each micro-batch, on every stage.  No graph."""
         output: Output = "entropy" if with_entropy else "logprobs"
+        if self._before_scoring is not None:
+            self._before_scoring(self._chunks)
 
         def collect(
             number: int, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs, **kwargs: Any
@@ -116,14 +125,17 @@ def _on_all_stages(
 class MegatronPolicy:
     """The model being trained."""
 
-    def __init__(self, passes: Passes, updater: Updater) -> None:
+    def __init__(self, passes: Passes, updater: Updater, before_step: Callable[[], None] | None) -> None:
         self._passes = passes
         self._updater = updater
+        self._before_step = before_step
 
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
         return self._passes.score(micro_batches, with_entropy=with_entropy)
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
+        if self._before_step is not None:
+            self._before_step()
         self._passes.accumulate(micro_batches, output, loss)
 
     def step(self, learning_rate: float) -> float:

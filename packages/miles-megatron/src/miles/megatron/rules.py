@@ -10,7 +10,7 @@ from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
-from miles.megatron.flags import Parallelism
+from miles.megatron.flags import Parallelism, TransformerFlags
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -64,12 +64,20 @@ def _pipeline_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
 
 def _unsupported(config: Config) -> Iterator[str]:
     pipelined = config[Parallelism].pipeline_model_parallel_size > 1
-    if config[Algorithm].use_routing_replay and config.recompute_granularity is not None and pipelined:
+    if config[Algorithm].use_routing_replay and _given(config, "recompute_granularity") and pipelined:
         yield (
             "--use-routing-replay with --recompute-granularity and --pipeline-model-parallel-size: a stage computes "
             "micro-batches again after it has seen others, whose routing it would replay. Leave one of them out"
         )
+    for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
+        if _given(config, name):
+            yield f"--{name.replace('_', '-')}: losses that balance experts are not trained; leave the flag out"
     if config[Algorithm].advantage_estimator == "ppo":
         yield "--advantage-estimator ppo needs a critic, which the megatron backend does not train yet. Use fsdp"
     if config[Checkpoint].async_save:
         yield "--async-save: the megatron backend writes checkpoints before it goes on. Leave the flag out, or use fsdp"
+
+
+def _given(config: Config, name: str) -> object:
+    """The flag of a field of Megatron-Core's; None where it was not given, or no Megatron-Core is installed."""
+    return getattr(config[TransformerFlags], name, None)

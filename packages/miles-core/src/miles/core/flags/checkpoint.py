@@ -16,10 +16,8 @@ class Checkpoint(Group):
     """Hugging Face checkpoint directory of the model: weights to start from, config and tokenizer, for trainer and
     engines."""
 
-    model_name: Annotated[
-        str | None, Flag(unsupported="it selects the weight names of the megatron backend, which does not exist yet")
-    ] = None
-    """Name under which the model's weight conversion is registered. Defaults to the architecture in ``config.json``."""
+    model_name: str | None = None
+    """Model map of the megatron backend (``miles.model_maps``). Defaults to ``model_type`` in ``config.json``."""
 
     load: str | None = None
     """Run directory to resume from. Left out, a run resumes what is in ``--save``, or starts from

@@ -6,19 +6,17 @@ from typing import Annotated
 
 from miles.core.config.group import Flag, Group
 
-_NO_MEGATRON = "it belongs to the megatron backend, which does not exist yet"
-
 
 class Hooks(Group):
     title = "Advanced Developer Hooks and CI"
 
-    custom_megatron_init_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MEGATRON)] = None
+    custom_megatron_init_path: Annotated[str | None, Flag(path=True)] = None
     """Dotted path of a function ``(args)`` called when a Megatron rank is initialized."""
 
-    custom_megatron_before_log_prob_hook_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MEGATRON)] = None
+    custom_megatron_before_log_prob_hook_path: Annotated[str | None, Flag(path=True)] = None
     """Dotted path of a function ``(args, model, store_prefix)`` called before log-probabilities are computed."""
 
-    custom_megatron_before_train_step_hook_path: Annotated[str | None, Flag(path=True, unsupported=_NO_MEGATRON)] = None
+    custom_megatron_before_train_step_hook_path: Annotated[str | None, Flag(path=True)] = None
     """Dotted path of a function ``(args, rollout_id, step_id, model, optimizer, opt_param_scheduler)`` called before
     every optimizer step."""
 

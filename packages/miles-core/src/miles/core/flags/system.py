@@ -25,7 +25,5 @@ class System(Group):
     """Send requests to the reward service (--rm-type remote_rm) from --rm-num-workers processes of their own (2 unless
     given), so that many large responses do not keep the rollout's event loop busy."""
 
-    padded_vocab_size: Annotated[
-        PositiveInt | None, Flag(unsupported="it belongs to the megatron backend, which does not exist yet")
-    ] = None
-    """Size the vocabulary is padded to."""
+    padded_vocab_size: PositiveInt | None = None
+    """Size the vocabulary is padded to (megatron backend). Left out, ``--make-vocab-size-divisible-by`` sets it."""

@@ -52,7 +52,11 @@ class Training(Group):
     """Do without the copy of the weights in host memory."""
 
     custom_model_provider_path: Annotated[
-        str | None, Flag(path=True, unsupported="it belongs to the megatron backend, which does not exist yet")
+        str | None,
+        Flag(
+            path=True,
+            unsupported="the maps of families build models; add one (miles.model_maps)",
+        ),
     ] = None
     """Dotted path of a function that builds the model: ``(pre_process, post_process[, vp_stage])``."""
 
@@ -112,7 +116,5 @@ class Training(Group):
     deterministic_mode: bool = False
     """Refuse operations whose result may differ from run to run."""
 
-    allow_model_args_mismatch: Annotated[
-        bool, Flag(unsupported="architecture flags belong to the megatron backend, which does not exist yet")
-    ] = False
+    allow_model_args_mismatch: bool = False
     """Accept architecture flags that contradict the checkpoint's ``config.json``."""
