@@ -11,7 +11,7 @@ from python_sandbox import SPECS, Limits, execute, run
 pytestmark = pytest.mark.skipif(
     "user namespaces" in asyncio.run(run("pass")), reason="this system gives no user namespaces"
 )
-QUICK = Limits(seconds=4.0, cpu_seconds=1)
+QUICK = Limits(seconds=30.0, cpu_seconds=1)
 
 
 def processes():

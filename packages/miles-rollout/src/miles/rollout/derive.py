@@ -21,7 +21,10 @@ FULLY_ASYNC_ROLLOUTS = (
 )
 """The rollout function that generates all the time: its dotted path, and its names."""
 BUFFER_ROLLOUT = "miles.rollout.buffer_rollout.generate_rollout"
-OWN_ROLLOUTS = ("miles.rollout.sglang_rollout.generate_rollout", "sglang", BUFFER_ROLLOUT, "buffer_service", *SFT_ROLLOUTS)
+OWN_ROLLOUTS = (
+    *("miles.rollout.sglang_rollout.generate_rollout", "sglang", BUFFER_ROLLOUT, "buffer_service"),
+    *SFT_ROLLOUTS,
+)
 """The other rollout functions of this package."""
 
 
