@@ -10,10 +10,8 @@ import torch
 from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
-from miles.core.flags.debug import Debug
 from miles.core.flags.hooks import Hooks
 from miles.core.flags.optimizer import Optimizer
-from miles.core.flags.training import Training
 from miles.core.protocols.backend import Scores, TrainReport
 from miles.core.training.ci import GradNorms
 from miles.core.training.clock import PhaseClock
@@ -21,62 +19,35 @@ from miles.core.training.columns import Columns
 from miles.core.training.model import ValueModel
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import ObjectiveSpec
-from miles.core.training.plan import StepPlan, plan_rollout
+from miles.core.training.procedure import Procedure
 from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
-from miles.core.training.schedule import LearningRate
-from miles.core.training.settings import critic_learning_rate, packing
-from miles.core.training.steps import OptimizerSteps
+from miles.core.training.settings import critic_learning_rate
 from miles.core.types.batch import RolloutBatch
 
 if TYPE_CHECKING:
     from miles.core.config import Config
 
 
-class CriticTrainer:
+class CriticTrainer(Procedure):
     """Values and optimizer steps of the critic, rollout after rollout."""
 
     def __init__(self, config: Config, model: ValueModel, *, ranks: Ranks, device: torch.device) -> None:
         algorithm, data = config[Algorithm], config[Data]
         spec = ObjectiveSpec.from_flags(config)
-        self._model = model
-        self._ranks = ranks
-        self._device = device
-        self._packing = packing(data)
-        self._samples_per_step = None if config.use_dynamic_global_batch_size else data.global_batch_size
-        # Distillation changes the actor's advantages alone, not what the critic predicts.
-        self._advantages = build_advantages(replace(spec, use_opd=False))
-        self._fresh_optimizer = algorithm.reset_optimizer_states
-        self._grad_norms = GradNorms(config[Hooks], "critic")
-        self._steps = OptimizerSteps(
+        super().__init__(
+            config,
             model,
             build_objective(spec, config, role="critic"),
             critic_learning_rate(algorithm, config[Optimizer], data),
-            ranks,
-            device,
+            ranks=ranks,
+            device=device,
             prefix="train/critic-",
-            nonfinite=config[Debug].nonfinite_step,
-            overflow="skip" if config[Training].train_dtype == "fp16" else None,
-            recomputes=config[Training].recompute_loss_function,
         )
-
-    @property
-    def steps_done(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self._steps.done
-
-    @steps_done.setter
-    def steps_done(self, count: int) -> None:
-        self._steps.done = count
-
-    @property
-    def schedule(self) -> LearningRate:
-        """The learning rate as a function of ``steps_done``."""
-        return self._steps.schedule
-
-    @schedule.setter
-    def schedule(self, schedule: LearningRate) -> None:
-        self._steps.schedule = schedule
+        self._model = model
+        # Distillation changes the actor's advantages alone, not what the critic predicts.
+        self._advantages = build_advantages(replace(spec, use_opd=False))
+        self._grad_norms = GradNorms(config[Hooks], "critic")
 
     def score(self, batch: RolloutBatch) -> Scores:
         """``values`` of every response token.  Collective."""
@@ -107,10 +78,6 @@ class CriticTrainer:
         if process_rank() == 0:
             self._grad_norms.take(batch.rollout_id, [step.get("train/critic-grad_norm", 0.0) for step in metrics])
         return TrainReport(metrics=columns.means() | _quality(columns), steps=metrics, timings=clock.seconds)
-
-    def _plan(self, batch: RolloutBatch) -> tuple[StepPlan, ...]:
-        samples_per_step = self._samples_per_step or len(batch)
-        return plan_rollout(batch, samples_per_step, self._packing, self._ranks, self._device)
 
 
 def _quality(columns: Columns) -> dict[str, float]:

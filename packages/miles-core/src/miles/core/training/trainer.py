@@ -15,9 +15,7 @@ import torch
 from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
-from miles.core.flags.debug import Debug
 from miles.core.flags.optimizer import Optimizer
-from miles.core.flags.training import Training
 from miles.core.protocols.backend import Scores, TrainReport
 from miles.core.registry import load_object
 from miles.core.training.clock import PhaseClock
@@ -27,18 +25,17 @@ from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
 from miles.core.training.plan import StepPlan, plan_rollout
+from miles.core.training.procedure import Procedure
 from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
-from miles.core.training.schedule import LearningRate
-from miles.core.training.settings import cap_warning, learning_rate, packing
-from miles.core.training.steps import OptimizerSteps
+from miles.core.training.settings import cap_warning, learning_rate
 from miles.core.types.batch import Floats, RolloutBatch
 
 if TYPE_CHECKING:
     from miles.core.config import Config
 
 
-class RolloutTrainer:
+class RolloutTrainer(Procedure):
     """Scores, advantages and optimizer steps of the actor, rollout after rollout."""
 
     def __init__(
@@ -46,11 +43,10 @@ class RolloutTrainer:
     ) -> None:
         algorithm, data = config[Algorithm], config[Data]
         spec = ObjectiveSpec.from_flags(config)
+        objective = build_objective(spec, config)
+        super().__init__(config, model, objective, learning_rate(config[Optimizer], data), ranks=ranks, device=device)
         self._model = model
         self._reference = reference
-        self._ranks = ranks
-        self._device = device
-        self._packing = packing(data)
         if ranks.index == 0 and (
             warning := cap_warning(
                 data,
@@ -60,44 +56,13 @@ class RolloutTrainer:
             )
         ):
             logging.getLogger(__name__).warning(warning)
-        self._samples_per_step = None if config.use_dynamic_global_batch_size else data.global_batch_size
-        objective = build_objective(spec, config)
         self._on_logits = objective.consumes == "logits"
         self._advantages = build_advantages(spec) if algorithm.compute_advantages_and_returns else None
         self._needs = {one: required_inputs(spec, one_step=one) for one in (True, False)}
         self._critic_needs = required_inputs(spec, role="critic")
         self._log_entropy = algorithm.use_rollout_entropy
-        self._fresh_optimizer = algorithm.reset_optimizer_states
         self._debugging = Debugging(config, "actor", process_rank())
         self._postprocess = _postprocess(config)
-        self._steps = OptimizerSteps(
-            model,
-            objective,
-            learning_rate(config[Optimizer], data),
-            ranks,
-            device,
-            nonfinite=config[Debug].nonfinite_step,
-            overflow="skip" if config[Training].train_dtype == "fp16" else None,
-            recomputes=config[Training].recompute_loss_function,
-        )
-
-    @property
-    def steps_done(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self._steps.done
-
-    @steps_done.setter
-    def steps_done(self, count: int) -> None:
-        self._steps.done = count
-
-    @property
-    def schedule(self) -> LearningRate:
-        """The learning rate as a function of ``steps_done``."""
-        return self._steps.schedule
-
-    @schedule.setter
-    def schedule(self, schedule: LearningRate) -> None:
-        self._steps.schedule = schedule
 
     def score(self, batch: RolloutBatch) -> Scores:
         """The log-probabilities that the critic's returns depend on, by their columns' names.  Collective."""
@@ -141,10 +106,6 @@ class RolloutTrainer:
         report = TrainReport(metrics=means, steps=tuple(metrics), timings=clock.seconds)
         self._debugging.trained(batch, columns, steps, report)
         return report
-
-    def _plan(self, batch: RolloutBatch) -> tuple[StepPlan, ...]:
-        samples_per_step = self._samples_per_step or len(batch)
-        return plan_rollout(batch, samples_per_step, self._packing, self._ranks, self._device)
 
     def _add_scores(
         self, batch: RolloutBatch, steps: Sequence[StepPlan], columns: Columns, clock: PhaseClock, needs: Needs
