@@ -58,6 +58,7 @@ FAMILIES = {
     "qwen3": ("Qwen3", {"head_dim": 8, "num_hidden_layers": 4}),
     "qwen3 tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
     "qwen3 moe": ("Qwen3Moe", EXPERTS | {"head_dim": 8, "num_hidden_layers": 4}),
+    "qwen3 moe mixed": ("Qwen3Moe", EXPERTS | {"head_dim": 8, "norm_topk_prob": False, "mlp_only_layers": [0]}),
 }
 # Forked children cannot use the parent's thread pool.
 torch.set_num_threads(1)

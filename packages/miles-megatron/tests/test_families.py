@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from miles.core.training.micro_batch import pack, response_offsets
 from miles.megatron.packed_inputs import PackedInputs
 
-FAMILIES = ["llama", "llama 3", "mistral", "qwen2", "qwen3", "qwen3 tied", "qwen3 moe"]
+FAMILIES = ["llama", "llama 3", "mistral", "qwen2", "qwen3", "qwen3 tied", "qwen3 moe", "qwen3 moe mixed"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
