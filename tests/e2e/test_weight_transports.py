@@ -27,7 +27,7 @@ def samples(run: Path) -> list[tuple]:
 def plain(toy, miles, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("plain") / "run"
     metrics = train(toy, miles, run, "--check-weight-update-equal", "--update-weight-probe-interval", "1")
-    assert all(one["rollout/weight_probe_abs_diff"] < 1e-5 for one in metrics)
+    assert all(one["perf/weight_probe_abs_diff"] < 1e-5 for one in metrics)
     assert all(one["perf/update_weights_density"] == 1 for one in metrics)
     assert metrics[0].keys() >= {f"perf/update_weights_{phase}_time" for phase in ("pause", "send", "check", "probe")}
     return run

@@ -40,7 +40,7 @@ class SyncReport:
         density = self.bytes / self.whole_bytes if self.whole_bytes else 0.0
         found = {"perf/update_weights_wire_bytes": float(self.bytes), "perf/update_weights_density": density}
         if self.probe_difference is not None:
-            found["rollout/weight_probe_abs_diff"] = self.probe_difference
+            found["perf/weight_probe_abs_diff"] = self.probe_difference
         return found
 
     def count(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
