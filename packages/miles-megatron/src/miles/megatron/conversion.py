@@ -92,12 +92,12 @@ def _gathered(parameter: LocalParameter, place: Place) -> torch.Tensor:
 
 
 def _moved(full: torch.Tensor | None, holding: _Holding, place: Place) -> torch.Tensor | None:
-    """From the rank that holds it to rank 0."""
+    """From the rank that holds it to rank 0, through host memory."""
     rank = dist.get_rank()
     if rank == holding.rank:
         assert full is not None
         dist.send(torch.tensor(full.shape, dtype=torch.int64), 0)
-        dist.send(full.contiguous(), 0)
+        dist.send(full.cpu().contiguous(), 0)
     if rank != 0:
         return None
     shape = torch.zeros(len(holding.shape), dtype=torch.int64)
