@@ -112,6 +112,25 @@ def _wait(pid: int, seconds: float) -> int | None:
     return None
 
 
+def _latest(run: Path) -> str:
+    """What the run names as its newest checkpoint."""
+    tracker = run / "latest_checkpointed_iteration.txt"
+    return tracker.read_text() if tracker.exists() else ""
+
+
+def undisturbed(job: Job, run: Path, export: str) -> tuple[float, float]:
+    """Seconds until the first checkpoint, and until the end."""
+    log, begun = run.with_suffix(".log"), time.monotonic()
+    pid = _life(job.flags(run, "--save-hf", export), log)
+    status, first = _wait(pid, 0.002), 0.0
+    while status is None and not _latest(run):
+        status, first = _wait(pid, 0.002), time.monotonic() - begun
+    status = _wait(pid, DEADLINE_S) if status is None else status
+    if status != 0:
+        raise SystemExit(log.read_text()[-4000:])
+    return first, time.monotonic() - begun
+
+
 def _kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -149,16 +168,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def disturbed(job: Job, run: Path, export: str, kills: int, longest_s: float, dice: random.Random) -> dict[str, object]:
     """Start and kill until there were enough kills, then let the run end."""
     torn: Counter[str] = Counter()
-    done = killed = ended_early = 0
+    done = killed = ended_early = advanced = 0
     log = run.with_suffix(".log")
     start = time.monotonic()
     while killed < kills:
         extra = ("--async-save",) if dice.random() < 0.5 else ()
+        before = _latest(run)
         pid = _life(job.flags(run, "--save-hf", export, *extra), log)
         status = _wait(pid, dice.uniform(0.05, longest_s))
         if status is None:
             _kill(pid)
             killed += 1
+            advanced += _latest(run) != before
         elif status == 0:
             ended_early += 1
             break
@@ -170,6 +191,7 @@ def disturbed(job: Job, run: Path, export: str, kills: int, longest_s: float, di
         done = _wait(_life(job.flags(run, "--save-hf", export), log), DEADLINE_S) or 0
     return {
         "kills": killed,
+        "lives_that_advanced": advanced,
         "torn_files": dict(sorted(torn.items())),
         "named": log.read_text(errors="replace").count("is unusable") + log.read_text().count("expected the number"),
         "last_status": done,
@@ -190,11 +212,9 @@ def main() -> None:
         job.record()
         exports = [str(Path(folder) / f"{name}-hf") for name in ("quiet", "chaos")]
         quiet, chaos = (Path(folder) / name for name in ("quiet", "chaos"))
-        begun = time.monotonic()
-        if _wait(_life(job.flags(quiet, "--save-hf", exports[0]), Path(folder) / "quiet.log"), DEADLINE_S) != 0:
-            raise SystemExit((Path(folder) / "quiet.log").read_text()[-4000:])
-        whole_s = time.monotonic() - begun
-        report = disturbed(job, chaos, exports[1], options.kills, 2.5 * whole_s / options.rollouts + 1.0, dice)
+        first_s, whole_s = undisturbed(job, quiet, exports[0])
+        longest_s = 2.0 * first_s + 2.0 * (whole_s - first_s) / options.rollouts
+        report = disturbed(job, chaos, exports[1], options.kills, longest_s, dice)
         expected, found = events(quiet), events(chaos)
         steps = Counter(event["step"] for event in found if event["kind"] == "train")
         ours, theirs = weights(Path(exports[1])), weights(Path(exports[0]))
