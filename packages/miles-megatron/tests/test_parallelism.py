@@ -58,11 +58,21 @@ def assert_equal(result, expected):
         torch.testing.assert_close(tensor, expected[2][name], atol=2e-6, rtol=1e-4)
 
 
+_ALONE = {}
+
+
 @pytest.fixture
 def alone(config, rollout, on_ranks):
-    return lambda family, **flags: on_ranks(
-        1, lambda make: trained(make, config(family, **flags), [rollout(0), rollout(1)])
-    )[0]
+    """``alone(family, flag=value, ...)``: what one process comes to; computed once."""
+
+    def run(family, **flags):
+        key = (family, *sorted(flags.items()))
+        if key not in _ALONE:
+            rollouts = [rollout(0), rollout(1)]
+            (_ALONE[key],) = on_ranks(1, lambda make: trained(make, config(family, **flags), rollouts))
+        return _ALONE[key]
+
+    return run
 
 
 CASES = [*(("qwen3", name) for name in DENSE), *(("qwen3 moe", name) for name in MIXTURE)]
