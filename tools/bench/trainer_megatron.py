@@ -57,7 +57,11 @@ def main() -> None:
     shown = {key: value for key, value in vars(flags).items() if key not in ("only", "checkpoint")}
     share = round(medians["miles"] / medians["bare"], 3)
     machine = platform.processor() or platform.machine()
-    print(json.dumps({"bench": "trainer_megatron", "machine": machine, **shown, "tokens_per_cpu_s": medians, "share": share}))
+    print(
+        json.dumps(
+            {"bench": "trainer_megatron", "machine": machine, **shown, "tokens_per_cpu_s": medians, "share": share}
+        )
+    )
 
 
 def parse_flags() -> argparse.Namespace:

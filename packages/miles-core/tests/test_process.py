@@ -57,7 +57,8 @@ def test_a_child_that_dies_is_reported_with_the_end_of_its_own_log(tmp_path):
     child = ChildProcess(
         [sys.executable, "-c", "print('no such model'); raise SystemExit(3)"], log_path=log, name="engine 0"
     )
-    with pytest.raises(EngineError, match=r"engine 0 has ended with status 3 while starting\.[\s\S]*no such model") as caught:
+    words = r"engine 0 has ended with status 3 while starting\.[\s\S]*no such model"
+    with pytest.raises(EngineError, match=words) as caught:
         child.wait_ready("http://127.0.0.1:9/health", 10)
     assert "earlier run" not in str(caught.value)
     child.stop()

@@ -22,7 +22,10 @@ from miles.core.errors import DataError  # noqa: E402
 from miles.core.run_directory import RunDirectory  # noqa: E402
 
 WORDS = [f"w{number}" for number in range(120)]
-TEMPLATE = "{% for m in messages %}<user> {{ m.content }} <end> {% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<user> {{ m.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 MESSAGES = [{"role": "user", "content": "w1 w2 w3 w4"}]
 TEMPERATURE = 0.8
 

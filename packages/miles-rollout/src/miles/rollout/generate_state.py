@@ -68,8 +68,7 @@ class GenerateState:
         return self.text.hf
 
     def prompt_ids(self, sample: Sample, tools: Sequence[ToolSpec] | None = None) -> list[int]:
-        """Token ids of the sample's prompt; the chat template is applied to messages, with ``tools`` or the sample's.
-        """
+        """Token ids of the sample's prompt; the chat template is applied to messages with ``tools`` or its own."""
         if isinstance(sample.prompt, str):
             return self.text.encode(sample.prompt)
         known = list(tools or sample.metadata.get("tools") or ()) or None
