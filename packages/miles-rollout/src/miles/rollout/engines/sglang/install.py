@@ -21,7 +21,6 @@ from pathlib import Path
 from miles.core.errors import MilesError
 
 TORCH = "torch==2.13.0"
-TORCH_FOR_CPUS = "https://download.pytorch.org/whl/cpu"
 WITHOUT_DEPENDENCIES = ("sglang==0.5.23", "xgrammar==0.2.7", "torchvision==0.28.0", "compressed-tensors==0.18.0")
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 _DEADLINE_S = 1800.0
@@ -42,7 +41,8 @@ def install(directory: Path, say: Callable[[str], None]) -> Path:
         say(f"making an environment for SGLang in {directory}: 2.7 GB, some minutes")
         mark.unlink(missing_ok=True)
         venv.create(directory, with_pip=True, clear=True)
-        _pip(python, TORCH, *_torch_index(python))
+        _check_torch(python)
+        _pip(python, TORCH)
         _pip(python, "--no-deps", *WITHOUT_DEPENDENCIES)
         _pip(python, TORCH, "--requirement", str(REQUIREMENTS))
         mark.write_text(fingerprint(), encoding="utf-8")
@@ -63,13 +63,17 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
 
 
-def _torch_index(python: Path) -> list[str]:
-    """PyPI's torch for Linux on x86 is built for CUDA; unless pip is set up for another one, take PyTorch's own."""
+def _check_torch(python: Path) -> None:
+    """InstallError where pip would take a torch that is built for CUDA, gigabytes that a CPU cannot use."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return []
+        return
     report = json.loads(_pip(python, TORCH, "--no-deps", "--dry-run", "--report", "-"))
     chosen = report["install"][0]["metadata"]["version"]
-    return [] if chosen.endswith("+cpu") else ["--index-url", TORCH_FOR_CPUS]
+    if not chosen.endswith("+cpu"):
+        raise InstallError(
+            f"pip would install torch {chosen}, which is built for CUDA and brings gigabytes of libraries. Set "
+            "PIP_INDEX_URL or PIP_EXTRA_INDEX_URL to an index that has PyTorch's builds for CPUs, and try again"
+        )
 
 
 def _pip(python: Path, *arguments: str) -> str:
