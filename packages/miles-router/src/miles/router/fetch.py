@@ -24,6 +24,26 @@ class FetchedResponse:
     body: bytes
 
 
+class Assembly:
+    """An answer that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self.head: ResponseHead | None = None
+        self._pieces: list[bytes] = []
+
+    def add(self, data: bytes, complete: bool) -> FetchedResponse | None:
+        """The whole answer, when ``data`` is its last piece; chunked bodies are unwrapped."""
+        self._pieces.append(data)
+        if not complete or self.head is None:
+            return None
+        body = b"".join(self._pieces)
+        if self.head.chunked:
+            payload: list[bytes] = []
+            ChunkScanner().feed(body, payload)
+            body = b"".join(payload)
+        return FetchedResponse(self.head.status, self.head.headers(), body)
+
+
 class _Collector:
     """Puts one answer together."""
 
@@ -32,24 +52,16 @@ class _Collector:
 
     def __init__(self) -> None:
         self.response: asyncio.Future[FetchedResponse] = asyncio.get_running_loop().create_future()
-        self._head: ResponseHead | None = None
-        self._pieces: list[bytes] = []
+        self._assembly = Assembly()
 
     def on_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
-        self._head = head
+        self._assembly.head = head
         self.on_data(data[body_at:], complete)
 
     def on_data(self, data: bytes, complete: bool) -> None:
-        self._pieces.append(data)
-        head = self._head
-        if not complete or head is None or self.response.done():
-            return
-        body = b"".join(self._pieces)
-        if head.chunked:
-            payload: list[bytes] = []
-            ChunkScanner().feed(body, payload)
-            body = b"".join(payload)
-        self.response.set_result(FetchedResponse(head.status, head.headers(), body))
+        whole = self._assembly.add(data, complete)
+        if whole is not None and not self.response.done():
+            self.response.set_result(whole)
 
     def on_lost(self, kind: str, reason: str) -> None:
         if not self.response.done():

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from miles.router.dispatcher import Dispatcher
 from miles.router.exchange import Exchange, Refusal
-from miles.router.fetch import FetchedResponse
-from miles.router.framing import ChunkScanner, Header, ResponseHead
+from miles.router.fetch import Assembly, FetchedResponse
+from miles.router.framing import Header, ResponseHead
 
 
 class RefusedError(Exception):
@@ -35,31 +35,23 @@ async def ask(
 class InnerExchange(Exchange):
     """A request whose client is the router itself; the answer is put together in memory."""
 
-    __slots__ = ("_head", "_pieces", "response")
+    __slots__ = ("_assembly", "response")
 
     def __init__(
         self, dispatcher: Dispatcher, method: bytes, target: bytes, headers: list[Header], declared_length: int
     ) -> None:
         super().__init__(dispatcher, method, target, headers, declared_length)
         self.response: asyncio.Future[FetchedResponse] = dispatcher.loop.create_future()
-        self._head: ResponseHead | None = None
-        self._pieces: list[bytes] = []
+        self._assembly = Assembly()
 
     def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
-        self._head = head
+        self._assembly.head = head
         self.deliver(data[body_at:], complete)
 
     def deliver(self, data: bytes, complete: bool) -> None:
-        self._pieces.append(data)
-        head = self._head
-        if not complete or head is None or self.response.done():
-            return
-        body = b"".join(self._pieces)
-        if head.chunked:
-            payload: list[bytes] = []
-            ChunkScanner().feed(body, payload)
-            body = b"".join(payload)
-        self.response.set_result(FetchedResponse(head.status, head.headers(), body))
+        whole = self._assembly.add(data, complete)
+        if whole is not None and not self.response.done():
+            self.response.set_result(whole)
 
     def deliver_refusal(self, refusal: Refusal) -> None:
         if not self.response.done():
