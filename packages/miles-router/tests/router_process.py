@@ -15,13 +15,16 @@ class Process:
         self.port = port
 
     async def get(self, target: str) -> tuple[int, bytes]:
+        """Status and body; ConnectionResetError when the answer broke off, as any HTTP client has it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(f"GET {target} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
         answer = await reader.read()
         writer.close()
-        if not answer:
+        head, ends, body = answer.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: *(\d+)", head.lower())
+        if not ends or (length and len(body) < int(length[1])):
             raise ConnectionResetError
-        return int(answer.split(b" ", 2)[1]), answer.partition(b"\r\n\r\n")[2]
+        return int(head.split(b" ", 2)[1]), body
 
     async def answers(self, target: str, text: str) -> None:
         """Return when ``text`` is in the answer to ``GET target``."""
