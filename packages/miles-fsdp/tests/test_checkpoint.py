@@ -6,6 +6,8 @@ import torch
 from miles.core.errors import CheckpointError
 from miles.fsdp.backend import FsdpBackend
 
+pytestmark = pytest.mark.slow
+
 
 def weights_of(actor):
     return {name: tensor.clone() for name, tensor in actor.named_weights()}

@@ -8,6 +8,8 @@ from miles.core.protocols.backend import Rank
 from miles.fsdp.backend import FsdpBackend
 from miles.fsdp.scaling import LossScaler
 
+pytestmark = pytest.mark.slow
+
 PACKED = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 64}
 
 

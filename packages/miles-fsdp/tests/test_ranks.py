@@ -3,6 +3,8 @@ import torch
 
 from miles.fsdp.backend import FsdpBackend
 
+pytestmark = pytest.mark.slow
+
 PACKED = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 64}
 CASES = {
     "grpo": PACKED,

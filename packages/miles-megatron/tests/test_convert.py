@@ -4,6 +4,8 @@ from safetensors.torch import load_file
 
 from miles.megatron.convert import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["qwen3 moe", "qwen2"])
 def test_there_and_back_is_the_same_bit_for_bit(checkpoint, on_ranks, tmp_path, capfd, family):

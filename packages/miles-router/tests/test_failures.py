@@ -202,6 +202,7 @@ async def test_a_request_that_kills_workers_is_sent_a_bounded_number_of_times(ma
     assert sum(len(worker.requests) for worker in workers) == 3
 
 
+@pytest.mark.slow
 async def test_a_hanging_worker_is_left_within_its_threshold_and_comes_back(make_worker, make_router):
     async def hang(talk):
         if worker.hangs:

@@ -41,6 +41,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(
     assert await router.ended() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["auto", "off"])
 async def test_what_does_not_finish_in_time_is_answered_at_the_end(make_worker, run, until, path):
     async def hang(talk):

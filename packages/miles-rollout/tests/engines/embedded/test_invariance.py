@@ -9,6 +9,8 @@ from engine_models import CONTEXT, VOCABULARY, Ask, Driver, bits, generate, load
 
 from miles.rollout.engines.embedded.scheduler import Limits
 
+pytestmark = pytest.mark.slow
+
 MODELS = ["qwen3-tied", "qwen3-wide", "qwen3-moe", "qwen3-untied", "qwen2", "llama", "gpt-neox", "gemma2"]
 
 
