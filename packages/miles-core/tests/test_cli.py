@@ -187,3 +187,8 @@ def test_report_writes_the_page(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").is_file()
+
+
+def test_a_run_without_its_batch_sizes_is_refused_without_a_traceback(capsys):
+    assert main(["train", "--num-rollout", "2"]) == 2
+    assert "--rollout-batch-size is required" in capsys.readouterr().err

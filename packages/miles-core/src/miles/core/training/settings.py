@@ -94,7 +94,7 @@ def schedule_problems(optimizer: Optimizer, data: Data) -> list[str]:
 
 
 def _steps_of_run(data: Data) -> int | None:
-    return data.num_rollout * data.num_steps_per_rollout if data.num_rollout is not None else None
+    return None if data.num_rollout is None else data.num_rollout * (data.num_steps_per_rollout or 1)
 
 
 def _length_problems(schedule: LearningRate) -> list[str]:
