@@ -449,13 +449,53 @@ async def test_facts(client, served):
     assert f'sglang:generation_tokens_total{{model_name="{served.path}"}} 8' in metrics.splitlines()
 
 
-async def test_memory_is_given_back_when_nothing_runs(client, served):
-    await client.generate()
+async def test_memory_of_the_cache_is_given_back_and_nothing_is_generated_meanwhile(client, served):
+    before = (await client.generate())["output_ids"]
     assert served.engine.scheduler.kv.allocated_tokens > 0
-    assert "weights stay" in (await client.ok("/release_memory_occupation", {"tags": ["kv_cache"]}))["message"]
+    freed = (await client.ok("/release_memory_occupation", {"tags": ["kv_cache"]}))["released_bytes"]
+    assert freed > 0
     assert served.engine.scheduler.kv.allocated_tokens == 0
+    status, answer = await client.post("/generate", {"input_ids": [1], "sampling_params": GREEDY})
+    assert status == 503
+    assert "the memory of kv_cache is released" in answer["error"]["message"]
+    assert (await client.get("/health_generate"))[0] == 200
+    assert (await client.ok("/release_memory_occupation", {"tags": ["kv_cache"]}))["released_bytes"] == 0
     await client.ok("/resume_memory_occupation")
-    assert len((await client.generate())["output_ids"]) == 8
+    assert (await client.generate())["output_ids"] == before
+
+
+async def test_released_weights_have_to_be_sent_again(client, served):
+    before = await client.generate()
+    weights = served.engine.model.weights
+    storage = weights.read("model.norm.weight").untyped_storage()
+    freed = (await client.ok("/release_memory_occupation"))["released_bytes"]
+    assert freed >= weights.num_bytes
+    assert storage.nbytes() == 0
+    status, answer = await client.post("/update_weights_from_disk", {"model_path": str(served.path)})
+    assert status == 400
+    assert "weights is released" in answer["message"]
+    await client.ok("/resume_memory_occupation", {"tags": ["weights"]})
+    await client.ok("/resume_memory_occupation", {"tags": ["kv_cache", "cuda_graph"]})
+    status, answer = await client.post("/generate", {"input_ids": [1], "sampling_params": GREEDY})
+    assert status == 503
+    assert "tensors were not sent again" in answer["error"]["message"]
+    assert (await client.get("/health_generate"))[0] == 200
+    assert (await client.get("/model_info"))[1]["weight_version"] == "released"
+    await client.ok("/update_weights_from_disk", {"model_path": str(served.path), "weight_version": "default"})
+    assert (await client.generate())["output_ids"] == before["output_ids"]
+
+
+async def test_memory_is_not_released_under_requests(client, served):
+    task = asyncio.create_task(client.post("/generate", {"input_ids": [1], "sampling_params": LONG}))
+    await until(served.engine.scheduler.running)
+    status, answer = await client.post("/release_memory_occupation")
+    assert status == 400
+    assert "requests are running" in answer["message"]
+    await client.ok("/abort_request", {"abort_all": True})
+    await task
+    status, answer = await client.post("/release_memory_occupation", {"tags": ["disk"]})
+    assert status == 400
+    assert "cuda_graph, kv_cache, weights" in answer["error"]["message"]
 
 
 async def test_endpoints_that_are_not_offered_say_what_to_use(client):

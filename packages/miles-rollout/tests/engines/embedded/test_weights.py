@@ -219,3 +219,21 @@ def test_a_change_beyond_the_tensor_is_refused(small):
     change, count = encode(torch.zeros(10_000), torch.zeros(10_000).index_fill_(0, torch.tensor([9_999]), 1.0))
     with pytest.raises(WeightError, match=r"norm\.weight: a change at element 9999 of 48"):
         small.weights.take([("model.norm.weight", change)], Change("1", {"model.norm.weight": ("float32", count)}))
+
+
+@pytest.mark.parametrize("name", ["qwen3-tied", "gpt2"])
+def test_released_memory_is_really_gone_and_comes_back(model_path, name):
+    model = load(model_path(name))
+    before = {tensor: model.weights.read(tensor).clone() for tensor in model.weights.names()}
+    assert model.weights.release() >= model.weights.num_bytes
+    with pytest.raises(WeightError, match="released"):
+        model.weights.read(next(iter(before)))
+    with pytest.raises(WeightError, match="released"):
+        model.weights.write(next(iter(before)), next(iter(before.values())))
+    model.weights.restore()
+    assert model.weights.unsent == set(before)
+    for tensor, value in before.items():
+        model.weights.write(tensor, value)
+    assert not model.weights.unsent
+    for tensor, value in before.items():
+        assert torch.equal(model.weights.read(tensor), value)

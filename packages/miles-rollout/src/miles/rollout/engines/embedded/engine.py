@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from miles.rollout.engines.embedded.memory import available_memory
 from miles.rollout.engines.embedded.model import Checkpoint, load_model
-from miles.rollout.engines.embedded.protocol import BadRequest, GenerateItem
+from miles.rollout.engines.embedded.occupation import MemoryOccupation
+from miles.rollout.engines.embedded.protocol import BadRequest, GenerateItem, Unavailable
 from miles.rollout.engines.embedded.runner import Runner
 from miles.rollout.engines.embedded.scheduler import Limits, PauseMode, Scheduler
 from miles.rollout.engines.embedded.sequence import Progress, Sequence
@@ -63,6 +64,7 @@ class Engine:
         self.scheduler = Scheduler(self.model, limits, options.weight_version)
         self.runner = Runner(self.scheduler, on_failure)
         self.updates = WeightUpdates(self.runner, self.model.weights, options.model_path)
+        self.memory = MemoryOccupation(self.runner, self.model)
         self._eos = {*self.checkpoint.eos_token_ids, *([self.text.eos_token_id] if self.text.eos_token_id else [])}
         self._numbers = itertools.count()
 
@@ -78,6 +80,8 @@ class Engine:
     ) -> list[Sequence]:
         """The sequences of one prompt, ready for ``submit``; raise BadRequest when it cannot be served."""
         prompt = item.input_ids if item.input_ids is not None else self.text.encode(item.text or "")
+        if problem := self.memory.problem(self.scheduler):
+            raise Unavailable(problem)
         self._check_length(prompt, item)
         self._check_experts(item)
         params = item.params
@@ -205,6 +209,7 @@ class Engine:
             "num_running": len(scheduler.running()),
             "num_waiting": len(scheduler.waiting),
             "paused": scheduler.paused,
+            "released": sorted(scheduler.released),
             "weight_version": scheduler.version,
             "weight_delta": True,
             **asdict(scheduler.counters),

@@ -27,6 +27,9 @@ class Model(Protocol):
     vocab_size: int
     weights: WeightStore
 
+    def free_copies(self) -> int:
+        """Free what is made of the weights again when it is needed; the bytes that it took."""
+
     def forward(self, plan: Plan) -> torch.Tensor:
         """Hidden states [M, hidden] after the last norm, valid until the next call; keys and values are stored."""
 

@@ -169,6 +169,12 @@ class FastModel:
                 _keep_experts(plan, number, layer.feed_forward.chosen)
         return F.rms_norm(hidden, (shape.hidden,), self._norm, shape.eps)
 
+    def free_copies(self) -> int:
+        """See Model.  Laid-out weights are made again before the first forward pass after a change."""
+        freed = sum(projection.forget_layout() for projection in self._projections)
+        self._buffers = _Buffers.allocate(0, self._shape, self.dtype)
+        return freed
+
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """See Model."""
         room = out if self.dtype is torch.float32 else out.to(self.dtype)

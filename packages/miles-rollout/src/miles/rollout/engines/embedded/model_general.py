@@ -37,7 +37,7 @@ class GeneralModel:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._attention = _SlotAttention()
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype).eval()
+        model = _owning_its_memory(AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype).eval())
         wanted = _own_log_probs(model)
         try:
             model.set_attn_implementation(self._attention.name)
@@ -66,6 +66,10 @@ class GeneralModel:
             output: BaseModelOutput = self._base(**rows, use_cache=False, return_dict=True)
         self._head.after(output)
         return output.last_hidden_state[0]
+
+    def free_copies(self) -> int:
+        """See Model.  transformers keeps none."""
+        return 0
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """See Model."""
@@ -160,6 +164,14 @@ class _HeadOnly:
         dummy = torch.zeros(1, hidden.shape[0], dtype=torch.int64)
         logits: torch.Tensor = self._model(input_ids=dummy, use_cache=False, return_dict=True).logits[0]
         return logits
+
+
+def _owning_its_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in memory that can be released, not in the mapped files of the checkpoint."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.untyped_storage().resizable():
+            tensor.data = tensor.data.clone()
+    return model
 
 
 class _States(nn.Module):  # type: ignore[misc]

@@ -37,6 +37,12 @@ class Projection:
         if self.weight.numel() >= _WORTH_LAYING_OUT and can_lay_out():
             self._blocks = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
+    def forget_layout(self) -> int:
+        """Free the copy; the bytes that it took."""
+        freed = 0 if self._blocks is None else int(self.weight.nbytes)
+        self._blocks = None
+        return freed
+
     def __call__(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """The product [M, N] for ``rows`` [M, K]; in ``out``, or in new memory."""
         return self._apply(rows, out, "none")

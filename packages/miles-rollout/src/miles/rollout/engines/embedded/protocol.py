@@ -87,6 +87,12 @@ class BadRequest(MilesError):
     status = 400
 
 
+class Unavailable(BadRequest):
+    """A request that this engine cannot serve now."""
+
+    status = 503
+
+
 class NotSupported(BadRequest):
     """An endpoint of the protocol that this engine does not offer."""
 

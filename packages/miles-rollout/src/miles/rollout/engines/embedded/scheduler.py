@@ -76,6 +76,8 @@ class Scheduler:
         self.paused = False
         self.updating = False
         """A weight update is under way: its half-written weights must not compute anything."""
+        self.released: frozenset[str] = frozenset()
+        """Kinds of memory that are given away for a while; nothing can be computed without them."""
         self.waiting: deque[Sequence] = deque()
         self.kv: KVCache[Sequence] = KVCache(model.kv_shape, limits.context_length, limits.kv_tokens)
         self.seats = Seats(limits.max_running)
@@ -108,7 +110,12 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing."""
-        return self.paused or self.updating or not (self.waiting or any(pool.owners for pool in self.kv.pools))
+        return (
+            self.paused
+            or self.updating
+            or bool(self.released)
+            or not (self.waiting or any(pool.owners for pool in self.kv.pools))
+        )
 
     # -- pausing and weights -------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from miles.rollout.engines.embedded.protocol import (
     render,
 )
 from miles.rollout.engines.embedded.sampling import SamplingParams
+from miles.rollout.engines.embedded.scheduler import Scheduler
 from miles.rollout.engines.embedded.sequence import Progress, Sequence
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -214,7 +215,7 @@ class Server:
         scheduler = self.engine.scheduler
         try:
             async with asyncio.timeout(_HEALTH_DEADLINE_S):
-                if await self._call(self.engine.runner.call(lambda s: not s.idle or s.paused or s.updating)):
+                if await self._call(self.engine.runner.call(_makes_no_token_now)):
                     return Answer(b"", content_type=_TEXT)
                 params = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
                 item = GenerateItem(rid=None, text=None, input_ids=[0], params=params)
@@ -315,13 +316,10 @@ class Server:
         )
 
     async def _release_memory(self, body: dict[str, Any]) -> Answer:
-        if not await self._call(self.engine.flush()):
-            raise BadRequest("requests are running; pause or abort them first")
-        message = "The memory of keys and values was given back. The weights stay: they are in main memory."
-        return Answer.json({"success": True, "message": message})
+        return await self._update(self.engine.memory.release(body), "released_bytes")
 
-    async def _resume_memory(self, _: dict[str, Any]) -> Answer:
-        return Answer.json({"success": True, "message": "Memory is taken again when it is needed."})
+    async def _resume_memory(self, body: dict[str, Any]) -> Answer:
+        return await self._update(self.engine.memory.resume(body))
 
     async def _update(self, future: Future[Result], key: str | None = None) -> Answer:
         """Answer in the form of the weight endpoints."""
@@ -334,6 +332,12 @@ class Server:
     @staticmethod
     async def _call(future: Future[Result]) -> Result:
         return await asyncio.wrap_future(future)
+
+
+def _makes_no_token_now(scheduler: Scheduler) -> bool:
+    """Whether a request of our own would wait for others, or for weights and memory."""
+    without_weights = scheduler.released or scheduler.model.weights.unsent
+    return not scheduler.idle or scheduler.paused or scheduler.updating or bool(without_weights)
 
 
 async def _unless_gone(wanted: asyncio.Future[Result], receive: Receive | None) -> Result:

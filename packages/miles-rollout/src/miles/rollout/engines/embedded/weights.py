@@ -82,11 +82,34 @@ class WeightStore:
         self._copies = dict(copies or {})
         self.num_writes = 0
         """Grows with every change."""
+        self.unsent: set[str] = set()
+        """Tensors whose memory was released and that have not been written since."""
+        self._released: list[tuple[torch.UntypedStorage, int]] = []
 
     @property
     def num_bytes(self) -> int:
         """Size of all tensors."""
         return sum(int(view.nbytes) for view in self._views.values())
+
+    def release(self) -> int:
+        """Free the memory of all tensors; the bytes that were freed.  Until ``restore`` nothing is read or written."""
+        storages = {view.untyped_storage().data_ptr(): view.untyped_storage() for view in self._places()}
+        self._released = [(storage, storage.nbytes()) for storage in storages.values()]
+        for storage, _ in self._released:
+            storage.resize_(0)
+        self.unsent = set(self._views)
+        return sum(num_bytes for _, num_bytes in self._released)
+
+    def restore(self) -> None:
+        """Take the memory again; what is in it has to be written."""
+        for storage, num_bytes in self._released:
+            storage.resize_(num_bytes)
+        self._released = []
+        self.num_writes += 1
+
+    def _places(self) -> Iterator[torch.Tensor]:
+        yield from self._views.values()
+        yield from self._copies.values()
 
     def names(self) -> list[str]:
         """Every tensor once, in the model's order."""
@@ -101,6 +124,8 @@ class WeightStore:
         self._check_shape(name, tensor.shape)
         self._view(name).copy_(tensor)
         self.num_writes += 1
+        if self.unsent:
+            self.unsent.difference_update(self._held_under(name))
         if name in self._copies:
             self._copies[name].copy_(tensor)
 
@@ -165,7 +190,7 @@ class WeightStore:
         missing = set(self._views)
         for name, handle in _tensors(files):  # everything is checked before anything is written
             self._check_shape(name, tuple(handle.get_slice(name).get_shape()))
-            missing.difference_update(self._fused[name][1] if name in self._fused else [self._aliases.get(name, name)])
+            missing.difference_update(self._held_under(name))
         if missing:
             raise WeightError(f"{directory} lacks {_some(sorted(missing))}")
         dtypes = {}
@@ -191,7 +216,13 @@ class WeightStore:
         if tuple(held) != tuple(shape):
             raise WeightError(f"{name}: the model holds {list(held)}, the update has {list(shape)}")
 
+    def _held_under(self, name: str) -> list[str]:
+        """The tensors that come under ``name``: one, or those that are fused."""
+        return self._fused[name][1] if name in self._fused else [self._aliases.get(name, name)]
+
     def _view(self, name: str) -> torch.Tensor:
+        if self._released:
+            raise WeightError("the memory of the weights is released; call /resume_memory_occupation first")
         view = self._find(name)
         if view is None:
             raise WeightError(f"this model has no tensor {name!r}")
