@@ -58,6 +58,21 @@ def test_the_schedule_can_come_from_the_checkpoint(actor, rollout, tmp_path):
     assert rates == [0.25, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [
+        ({}, False),
+        ({"lr": 0.25}, True),
+        ({"lr": 0.25, "override_lr_scheduler": True}, False),
+        ({"num_rollout": 9}, False),
+    ],
+)
+def test_another_schedule_than_the_checkpoints_is_told_unless_it_is_meant(actor, tmp_path, caplog, flags, warns):
+    state = saved(actor(lr=0.5), tmp_path / "state")
+    actor(**{"lr": 0.5} | flags).load(state)
+    assert ("no longer that of the checkpoint" in caplog.text) == warns
+
+
 def test_saving_does_not_change_what_follows(actor, rollout, tmp_path):
     quiet, saving = actor(), actor()
     for i in range(2):

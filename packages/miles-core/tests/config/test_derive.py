@@ -78,3 +78,13 @@ def test_dumped_details_include_what_was_trained_on(resolve):
     config = resolve("--dump-details", "d")
     assert config.save_debug_train_data == "d/train_data/{rollout_id}_{rank}.safetensors"
     assert resolve("--dump-details", "d", "--save-debug-train-data", "own").save_debug_train_data == "own"
+
+
+def test_the_warm_up_has_two_names(resolve, problems):
+    assert resolve().lr_warmup_fraction is None
+    assert resolve("--warmup-ratio", "0.03").lr_warmup_fraction == 0.03
+    assert problems("--warmup-ratio", "0.1", "--lr-warmup-fraction", "0.2", "--num-rollout", "9", about="two names")
+
+
+def test_a_resumed_schedule_comes_from_one_place(problems):
+    assert problems("--override-lr-scheduler", "--use-checkpoint-lr-scheduler", about="--override-lr-scheduler takes")

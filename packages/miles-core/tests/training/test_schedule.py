@@ -90,3 +90,14 @@ def test_rates_are_megatrons(style, anneal_style):
     )
     for n in range(25):
         assert schedule.at(n) == pytest.approx(megatrons(schedule, n)), n
+
+
+def test_schedules_agree_where_they_give_the_same_rates_from_now_on():
+    short, long = (LearningRate(peak=1.0, style="linear", decay_steps=steps) for steps in (4, 8))
+    assert not short.agrees(long, since=2)
+    assert short.agrees(long, since=8)
+    held = [LearningRate(peak=1.0, decay_steps=steps) for steps in (4, 8)]
+    assert held[0].agrees(held[1], since=0)
+    warm = LearningRate(peak=1.0, warmup_steps=3)
+    assert not warm.agrees(held[0], since=2)
+    assert warm.agrees(held[0], since=3)

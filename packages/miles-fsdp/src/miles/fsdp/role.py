@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +16,7 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
-from miles.core.training.state_files import (
-    Counters,
-    read_counters,
-    read_generators,
-    write_counters,
-    write_generators,
-)
+from miles.core.training.state_files import read_counters, read_generators, write_counters, write_generators
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp import checkpoint
@@ -63,10 +56,12 @@ class FsdpRole:
         return self._trainer.train(batch)
 
     def save(self, directory: Path) -> None:
-        self._writer.write(directory, self._tensors(with_optimizer=not self._checkpoint.no_save_optim))
-        write_generators(directory, self._site.rank.rank)
-        if self._site.rank.rank == 0:
-            write_counters(directory, self._counters())
+        rank, with_optimizer = self._site.rank, not self._checkpoint.no_save_optim
+        self._writer.write(directory, self._tensors(with_optimizer=with_optimizer))
+        write_generators(directory, rank.rank)
+        if rank.rank == 0:
+            counters = self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
+            write_counters(directory, counters)
 
     def finish_save(self) -> None:
         self._writer.finish()
@@ -76,10 +71,7 @@ class FsdpRole:
         checkpoint.read_tensors(directory, self._tensors(with_optimizer=counters.has_optimizer))
         if counters.world_size == self._site.rank.world_size:
             read_generators(directory, self._site.rank.rank)
-        self._trainer.steps_done = counters.steps_done
-        self._trainer.schedule = counters.resumed_schedule(
-            self._trainer.schedule, from_checkpoint=self._optimizer_flags.use_checkpoint_lr_scheduler
-        )
+        self._trainer.go_on_from(counters, self._optimizer_flags)
 
     def offload(self) -> None:
         self._move(torch.device("cpu"))
@@ -114,14 +106,6 @@ class FsdpRole:
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
         """What the state holds beside the model being trained."""
         return {}
-
-    def _counters(self) -> Counters:
-        return Counters(
-            steps_done=self._trainer.steps_done,
-            world_size=self._site.rank.world_size,
-            has_optimizer=not self._checkpoint.no_save_optim,
-            schedule=asdict(self._trainer.schedule),
-        )
 
     def _move(self, device: torch.device) -> None:
         if self._site.device.type == "cpu" or self._site.offloads:

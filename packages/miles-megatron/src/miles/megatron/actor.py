@@ -66,7 +66,7 @@ class MegatronActor:
         scoring = Passes(wrapped, head, layout, before_scoring=log_prob_hook(config, "ref_"))
         self._step_hook = train_step_hook(config)
         self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
-        self._resumes_schedule = optimizer.use_checkpoint_lr_scheduler
+        self._optimizer_flags = optimizer
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._trainer = RolloutTrainer(
             config,
@@ -129,9 +129,7 @@ class MegatronActor:
         if counters.world_size == self._site.rank.world_size:
             read_generators(directory, self._site.rank.rank)
         self._trainer.steps_done = counters.steps_done
-        self._trainer.schedule = counters.resumed_schedule(
-            self._trainer.schedule, from_checkpoint=self._resumes_schedule
-        )
+        self._trainer.schedule = counters.resumed_schedule(self._trainer.schedule, self._optimizer_flags)
 
     def save_hf(self, directory: Path) -> None:
         weights = self.named_weights()

@@ -174,8 +174,20 @@ def check_corrections(config: Config) -> Iterator[str]:
 
 
 def check_schedule(config: Config) -> Iterator[str]:
-    """The learning rate is known at every step."""
-    yield from schedule_problems(config[Optimizer], config[Data])
+    """The learning rate is known at every step, and set in one way."""
+    optimizer = config[Optimizer]
+    yield from schedule_problems(optimizer, config[Data])
+    fraction = optimizer.lr_warmup_fraction
+    if config.origin["warmup_ratio"] in ("flag", "file") and fraction != optimizer.warmup_ratio:
+        yield (
+            f"--warmup-ratio {optimizer.warmup_ratio} and --lr-warmup-fraction {fraction} are two names of one setting. "
+            "Give one of them"
+        )
+    if optimizer.override_lr_scheduler and optimizer.use_checkpoint_lr_scheduler:
+        yield (
+            "--override-lr-scheduler takes the schedule from the command line, --use-checkpoint-lr-scheduler from the "
+            "checkpoint. Give one of them"
+        )
 
 
 def check_length_of_run(config: Config) -> Iterator[str]:

@@ -68,7 +68,9 @@ def derive_algorithm(draft: Draft) -> None:
 
 
 def derive_schedule(draft: Draft) -> None:
-    """The decay of a backend that states none."""
+    """The decay of a backend that states none, and the warm-up under its other name."""
+    if draft.typed("warmup_ratio"):
+        draft.derive("lr_warmup_fraction", draft["warmup_ratio"], f"--warmup-ratio {draft['warmup_ratio']}")
     if draft["lr_decay_style"] is None:
         style = "linear" if draft["train_backend"] == "megatron" else "constant"
         draft.derive(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from miles.core.config.group import DERIVED, Flag, Group
+from miles.core.config.group import DERIVED, Group
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -62,16 +62,15 @@ class Optimizer(Group):
     lr_wsd_decay_style: AnnealStyle | None = None
     """Shape of the annealing of a ``WSD`` schedule. Defaults to ``exponential``."""
 
-    warmup_ratio: Annotated[
-        Fraction, Flag(unsupported="no schedule reads it; --lr-warmup-fraction and --lr-warmup-iters set the warm-up")
-    ] = 0.03
-    """Accepted at its default for launch scripts that spell it out; it has no effect."""
+    warmup_ratio: Fraction = 0.03
+    """Another name of ``--lr-warmup-fraction``: warm-up as a share of the schedule. It has an effect when it is given,
+    be it at its default."""
 
     use_checkpoint_lr_scheduler: bool = False
     """When a run is resumed, take the settings of the learning-rate schedule from the checkpoint instead of the command
     line. The count of steps comes from the checkpoint in any case."""
 
-    override_lr_scheduler: Annotated[
-        bool, Flag(unsupported="that is so anyway, unless --use-checkpoint-lr-scheduler is given; leave it out")
-    ] = False
-    """Take the learning-rate schedule's settings from the command line, not from the checkpoint."""
+    override_lr_scheduler: bool = False
+    """When a run is resumed, take the settings of the learning-rate schedule from the command line, and say nothing
+    when they differ from those in the checkpoint. Without this flag and ``--use-checkpoint-lr-scheduler`` the command
+    line counts as well, with a warning that the schedule has changed."""

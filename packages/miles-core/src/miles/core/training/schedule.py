@@ -50,6 +50,11 @@ class LearningRate:
             return max(self.minimum, self.peak * min(shrink, 1.0))
         return self.minimum + (self.peak - self.minimum) * self._remaining(steps_done)
 
+    def agrees(self, other: LearningRate, *, since: int) -> bool:
+        """Whether both give the same rates from ``since`` steps on, as far as one of them changes."""
+        ends = [schedule.decay_steps or schedule.warmup_steps for schedule in (self, other)]
+        return all(self.at(step) == other.at(step) for step in range(since, max(since, *ends) + 1))
+
     def _remaining(self, steps_done: int) -> float:
         if self.decay_steps is None:
             raise ValueError(f"a {self.style} schedule needs the number of steps over which it decays")

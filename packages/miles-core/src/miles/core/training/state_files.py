@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from miles.core.errors import CheckpointError
+from miles.core.flags.optimizer import Optimizer
 from miles.core.training.schedule import LearningRate
 
 _FORMAT = 1
@@ -28,9 +30,22 @@ class Counters:
     schedule: dict[str, Any] | None = None
     """Fields of the ``LearningRate``; None in checkpoints that did not keep them."""
 
-    def resumed_schedule(self, current: LearningRate, *, from_checkpoint: bool) -> LearningRate:
-        """The schedule to go on with."""
-        return LearningRate(**self.schedule) if from_checkpoint and self.schedule is not None else current
+    def resumed_schedule(self, current: LearningRate, flags: Optimizer) -> LearningRate:
+        """The schedule to go on with: the command line's, ``current``, or the checkpoint's."""
+        if self.schedule is None:
+            return current
+        before = LearningRate(**self.schedule)
+        if flags.use_checkpoint_lr_scheduler:
+            return before
+        if not flags.override_lr_scheduler and not current.agrees(before, since=self.steps_done):
+            logging.getLogger(__name__).warning(
+                "the learning-rate schedule is no longer that of the checkpoint: %s, was %s. "
+                "--use-checkpoint-lr-scheduler goes on with the old one, --override-lr-scheduler says that the new one "
+                "is meant",
+                current,
+                before,
+            )
+        return current
 
 
 def write_counters(directory: Path, counters: Counters) -> None:
