@@ -180,8 +180,8 @@ def check_schedule(config: Config) -> Iterator[str]:
     fraction = optimizer.lr_warmup_fraction
     if config.origin["warmup_ratio"] in ("flag", "file") and fraction != optimizer.warmup_ratio:
         yield (
-            f"--warmup-ratio {optimizer.warmup_ratio} and --lr-warmup-fraction {fraction} are two names of one setting. "
-            "Give one of them"
+            f"--warmup-ratio {optimizer.warmup_ratio} and --lr-warmup-fraction {fraction} are two names of one "
+            "setting. Give one of them"
         )
     if optimizer.override_lr_scheduler and optimizer.use_checkpoint_lr_scheduler:
         yield (
