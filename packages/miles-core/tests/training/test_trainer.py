@@ -45,6 +45,19 @@ def test_the_reference_scores_once_per_micro_batch_and_is_reported():
     assert "ref_log_probs" in report.timings
 
 
+def test_log_probabilities_have_a_cap_of_their_own():
+    dynamic = {"use_dynamic_batch_size": True, "max_tokens_per_gpu": 20, "num_steps_per_rollout": 2}
+    found = []
+    for own in ({}, {"log_probs_max_tokens_per_gpu": 10_000}):
+        model, reference = TableModel(), TableModel(seed=1)
+        trainer = make_trainer(model, reference, use_kl_loss=True, kl_loss_coef=0.1, **dynamic, **own)
+        metrics = trainer.train(make_batch()).metrics
+        found.append((model.scorings, reference.scorings, model.forwards, metrics["rollout/log_probs"]))
+    (scorings, _, forwards, logp), own = found
+    assert scorings == forwards > 1
+    assert own == (1, 1, forwards, pytest.approx(logp))
+
+
 def test_entropy_is_reported_when_asked_for():
     assert "rollout/entropy" not in make_trainer().train(make_batch()).metrics
     for flags in ({}, {"num_steps_per_rollout": 2}):

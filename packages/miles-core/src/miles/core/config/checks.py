@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from miles.core import hardware
 from miles.core.config.discover import flag_table
 from miles.core.config.needs import check_needs
+from miles.core.config.offloading import check_offloading
 from miles.core.errors import PluginError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
@@ -213,6 +214,13 @@ def check_micro_batches(config: Config) -> Iterator[str]:
     data = config[Data]
     if data.use_dynamic_batch_size and data.max_tokens_per_gpu is None:
         yield "--use-dynamic-batch-size needs --max-tokens-per-gpu: the most tokens of one micro-batch"
+    algorithm = config[Algorithm]
+    if data.log_probs_max_tokens_per_gpu is not None and algorithm.use_routing_replay:
+        if not algorithm.use_rollout_routing_replay:
+            yield (
+                f"--log-probs-max-tokens-per-gpu {data.log_probs_max_tokens_per_gpu}: --use-routing-replay records the "
+                "routing of the log-probability pass for the same micro-batches in training. Leave one of them out"
+            )
 
 
 def check_halves(config: Config) -> Iterator[str]:
@@ -363,6 +371,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_rollout_role,
     check_cluster,
     check_async,
+    check_offloading,
     check_device,
     check_loss,
     check_corrections,

@@ -17,6 +17,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "no_save_optim": ("save",),
     "critic_save": ("save",),
     "max_tokens_per_gpu": ("use_dynamic_batch_size",),
+    "log_probs_max_tokens_per_gpu": ("use_dynamic_batch_size",),
     "kl_loss_coef": ("use_kl_loss",),
     "use_unbiased_kl": ("use_kl_loss",),
     "tis_clip": ("use_tis", "get_mismatch_metrics"),

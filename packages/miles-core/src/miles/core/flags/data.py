@@ -68,11 +68,10 @@ class Data(Group):
     max_tokens_per_gpu: PositiveInt | None = None
     """Most tokens of one micro-batch on one rank; only a single longer sample may exceed it."""
 
-    log_probs_max_tokens_per_gpu: Annotated[
-        PositiveInt | None,
-        Flag(unsupported="old log-probabilities use the micro-batches of training, so that both round alike"),
-    ] = None
-    """Most tokens of one micro-batch when only log-probabilities are computed."""
+    log_probs_max_tokens_per_gpu: PositiveInt | None = None
+    """Most tokens of one micro-batch when only log-probabilities are computed (old policy, reference, teacher), which
+    takes less memory than training. Left out, these passes use the very micro-batches of training, so that both round
+    alike and the first optimizer step of a rollout sees ratios of exactly 1; given, to rounding only."""
 
     balance_data: bool = False
     """Give every data-parallel rank about as many tokens as the others."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug, ProfileTarget
 from miles.core.flags.hooks import Hooks
 from miles.core.protocols.backend import Role, TrainReport
@@ -16,6 +17,7 @@ from miles.core.training.columns import Columns
 from miles.core.training.memory import memory_recorder
 from miles.core.training.plan import StepPlan
 from miles.core.training.profiling import Profiler
+from miles.core.training.settings import scoring_packing
 from miles.core.training.train_data import write_train_data
 from miles.core.types.batch import RolloutBatch
 
@@ -34,8 +36,10 @@ class Debugging:
         self._train_data = debug.save_debug_train_data
         self._grad_norms = ci.GradNorms(hooks, role)
         self._checks = hooks.ci_test
-        # Importance ratios to the engine's policy, or to an older one, are not 1 at the first step.
-        on_policy = not config[Algorithm].use_rollout_logprobs
+        # Importance ratios to the engine's policy, or to an older one, are not 1 at the first step; nor, to the last
+        # bit, are those between passes over other micro-batches.
+        self._same_bits = scoring_packing(config[Data]) is None
+        on_policy = self._same_bits and not config[Algorithm].use_rollout_logprobs
         self._checks_first_steps = hooks.ci_test and hooks.ci_kl_checker and on_policy
 
     @contextmanager
@@ -58,7 +62,7 @@ class Debugging:
             self._grad_norms.take(batch.rollout_id, [step.get("train/grad_norm", 0.0) for step in report.steps])
         first_of_run = batch.rollout_id == 0
         if self._checks:
-            ci.check_rollout(batch.rollout_id, first_of_run, report.metrics)
+            ci.check_rollout(batch.rollout_id, first_of_run and self._same_bits, report.metrics)
         if self._checks_first_steps:
             ci.check_first_step(batch.rollout_id, first_of_run, report.steps[0])
 

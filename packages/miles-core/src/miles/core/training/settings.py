@@ -20,6 +20,12 @@ def packing(data: Data) -> Packing:
     )
 
 
+def scoring_packing(data: Data) -> Packing | None:
+    """The same where only log-probabilities are computed; None: in the micro-batches of training."""
+    cap = data.log_probs_max_tokens_per_gpu if data.use_dynamic_batch_size else None
+    return None if cap in (None, data.max_tokens_per_gpu) else replace(packing(data), max_tokens=cap)
+
+
 def learning_rate(optimizer: Optimizer, data: Data) -> LearningRate:
     """The actor's schedule.  Its decay ends with the run unless ``--lr-decay-iters`` says otherwise."""
     decay_steps = optimizer.lr_decay_iters or _steps_of_run(data)

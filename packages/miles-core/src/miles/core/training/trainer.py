@@ -21,14 +21,16 @@ from miles.core.registry import load_object
 from miles.core.training.clock import PhaseClock
 from miles.core.training.columns import Columns, batch_means
 from miles.core.training.debugging import Debugging
+from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
+from miles.core.training.packing import Packing
 from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.procedure import Procedure
 from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
-from miles.core.training.settings import cap_warning, learning_rate
+from miles.core.training.settings import cap_warning, learning_rate, scoring_packing
 from miles.core.types.batch import Floats, RolloutBatch
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class RolloutTrainer(Procedure):
             )
         ):
             logging.getLogger(__name__).warning(warning)
+        self._scoring_packing = scoring_packing(data)
         self._on_logits = objective.consumes == "logits"
         self._advantages = build_advantages(spec) if algorithm.compute_advantages_and_returns else None
         self._needs = {one: required_inputs(spec, one_step=one) for one in (True, False)}
@@ -74,8 +77,7 @@ class RolloutTrainer(Procedure):
     def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
         """[R] of every sample, under the policy as it is now.  Collective."""
         columns = Columns.of(batch, self._device)
-        steps = plan_rollout(batch, len(batch), self._packing, self._ranks, self._device)
-        logp_A, _ = self._scores(batch, steps, columns, self._model)
+        logp_A, _ = self._scores(batch, self._in_one_go(batch, self._packing), columns, self._model)
         return columns.per_sample(logp_A)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
@@ -111,28 +113,43 @@ class RolloutTrainer(Procedure):
         self, batch: RolloutBatch, steps: Sequence[StepPlan], columns: Columns, clock: PhaseClock, needs: Needs
     ) -> None:
         """Log-probabilities that must be known before the first step, and are not yet."""
-        if needs.ref_logp and columns.ref_logp_A is None:
+        wants_reference = needs.ref_logp and columns.ref_logp_A is None
+        wants_old = needs.old_logp and columns.old_logp_A is None
+        if not (wants_reference or wants_old):
+            return
+        micro_batches = self._scoring_micro_batches(batch, steps)
+        if wants_reference:
             assert self._reference is not None
             with clock.phase("ref_log_probs"):
-                columns.ref_logp_A, _ = self._scores(batch, steps, columns, self._reference)
-        if needs.old_logp and columns.old_logp_A is None:
+                columns.ref_logp_A, _ = self._scores(batch, micro_batches, columns, self._reference)
+        if wants_old:
             with clock.phase("log_probs"):
                 columns.old_logp_A, columns.entropy_A = self._scores(
-                    batch, steps, columns, self._model, with_entropy=self._log_entropy
+                    batch, micro_batches, columns, self._model, with_entropy=self._log_entropy
                 )
+
+    def _scoring_micro_batches(self, batch: RolloutBatch, steps: Sequence[StepPlan]) -> list[MicroBatch]:
+        """Those of training, unless log-probabilities have a cap of their own."""
+        if self._scoring_packing is not None:
+            return self._in_one_go(batch, self._scoring_packing)
+        return [micro_batch for step in steps for micro_batch in step.micro_batches]
+
+    def _in_one_go(self, batch: RolloutBatch, packing: Packing) -> list[MicroBatch]:
+        """Micro-batches of the whole rollout, whatever its steps."""
+        (step,) = plan_rollout(batch, len(batch), packing, self._ranks, self._device)
+        return list(step.micro_batches)
 
     def _scores(
         self,
         batch: RolloutBatch,
-        steps: Sequence[StepPlan],
+        micro_batches: Sequence[MicroBatch],
         columns: Columns,
         model: Scorer,
         *,
         with_entropy: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores of the whole rollout, in the very micro-batches of training."""
+        """Scores of the whole rollout."""
         recorder = Recorder(columns, self._ranks, "entropy" if with_entropy else "logprobs")
-        micro_batches = [micro_batch for step in steps for micro_batch in step.micro_batches]
         for micro_batch, scores in zip(
             micro_batches, model.score(micro_batches, with_entropy=with_entropy), strict=True
         ):
