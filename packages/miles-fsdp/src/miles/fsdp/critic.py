@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from miles.core.driver.checkpoint import TRACKER_FILE
-from miles.core.flags.checkpoint import Checkpoint
 from miles.core.protocols.backend import Rank
 from miles.core.training.critic import CriticTrainer
+from miles.core.training.value_head import critic_source
 from miles.core.types.batch import Floats, RolloutBatch
 from miles.fsdp import export
 from miles.fsdp.role import FsdpRole
@@ -26,7 +25,7 @@ class FsdpCritic(FsdpRole):
 
     def __init__(self, config: Config, rank: Rank) -> None:
         super().__init__(config, rank)
-        self._source = _source(self._checkpoint) or self._source
+        self._source = critic_source(self._checkpoint) or self._source
         module = self._builder.build_critic(str(self._source), seed=config.seed)
         self._model: Critic = Critic(module, self._optimizer(module), self._gradients)
         self._trainer = CriticTrainer(config, self._model, ranks=self._ranks(), device=self._site.device)
@@ -41,11 +40,3 @@ class FsdpCritic(FsdpRole):
         """The body as transformers loads it, and the value head beside it."""
         export.save_model(self._model.whole_lm(), self._site, self._source, directory)
         save_value_head(self._model.module, directory, writes=self._site.rank.rank == 0)
-
-
-def _source(flags: Checkpoint) -> Path | None:
-    """``--critic-load`` where it is a model's directory; states of other runs, or of ``--load``, are loaded later."""
-    load = flags.critic_load
-    if load is None or load == flags.load or (Path(load) / TRACKER_FILE).is_file():
-        return None
-    return Path(load)

@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output
+from miles.core.training.value_head import read_value_head, write_value_head
 from miles.fsdp.policy import RankModule, Trained, whole
-
-VALUE_HEAD_FILE = "value_head.safetensors"
-_INITIAL_STD = 0.02
 
 
 class ValueModule(RankModule):
@@ -45,13 +42,7 @@ class ValueModule(RankModule):
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def read_value_head(self, path: str, seed: int) -> None:
         """Take the head that lies beside the model at ``path``, or start a new one, which ``seed`` determines."""
-        file = Path(path) / VALUE_HEAD_FILE
-        if file.is_file():
-            self.value_head.load_state_dict(load_file(file))
-            return
-        generator = torch.Generator().manual_seed(seed)
-        self.value_head.weight.normal_(0.0, _INITIAL_STD, generator=generator)
-        self.value_head.bias.zero_()
+        self.value_head.load_state_dict(read_value_head(Path(path), self.value_head.in_features, seed))
 
 
 class Critic(Trained):
@@ -66,8 +57,6 @@ class Critic(Trained):
 
 def save_value_head(module: ValueModule, directory: Path, *, writes: bool) -> None:
     """Write the head into ``directory`` on the rank that ``writes``.  Collective."""
-    tensors = {
-        name: whole(parameter.detach()).cpu().contiguous() for name, parameter in module.value_head.named_parameters()
-    }
+    tensors = {name: whole(parameter.detach()) for name, parameter in module.value_head.named_parameters()}
     if writes:
-        save_file(tensors, directory / VALUE_HEAD_FILE, metadata={"format": "pt"})
+        write_value_head(tensors, directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
+from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.training import Training
 from miles.core.training.model import Trainable
 from miles.core.training.objective import Objective
@@ -16,6 +18,7 @@ from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.ranks import Ranks
 from miles.core.training.schedule import LearningRate
 from miles.core.training.settings import packing
+from miles.core.training.state_files import Counters
 from miles.core.training.steps import OptimizerSteps
 from miles.core.types.batch import RolloutBatch
 
@@ -72,6 +75,20 @@ class Procedure:
     @schedule.setter
     def schedule(self, schedule: LearningRate) -> None:
         self._steps.schedule = schedule
+
+    def counters(self, *, world_size: int, has_optimizer: bool) -> Counters:
+        """Where training stands, for a state that ``world_size`` ranks save."""
+        return Counters(
+            steps_done=self.steps_done,
+            world_size=world_size,
+            has_optimizer=has_optimizer,
+            schedule=asdict(self.schedule),
+        )
+
+    def go_on_from(self, counters: Counters, flags: Optimizer) -> None:
+        """Stand where ``counters`` say."""
+        self.steps_done = counters.steps_done
+        self.schedule = counters.resumed_schedule(self.schedule, flags)
 
     def _plan(self, batch: RolloutBatch) -> tuple[StepPlan, ...]:
         samples_per_step = self._samples_per_step or len(batch)
