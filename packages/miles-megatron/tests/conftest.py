@@ -18,6 +18,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 import miles.megatron.actor  # noqa: E402, F401
+import miles.megatron.critic  # noqa: E402, F401
 from miles.core.config import Config  # noqa: E402
 from miles.core.protocols.backend import Rank  # noqa: E402
 from miles.core.types.batch import RolloutBatch  # noqa: E402
@@ -143,7 +144,7 @@ def rollout():
 def on_ranks(tmp_path):
     """``on_ranks(count, function)``: ``function(actor's maker)`` in ``count`` processes; their results in rank order.
 
-    The maker takes a configuration and returns an actor, which is closed at the end.
+    The maker takes a configuration (and a role) and returns an actor, which is closed at the end.
     """
 
     def run(count, function, deadline_s=120.0):
@@ -167,8 +168,8 @@ def _child(function, rank, result):
     try:
         actors = []
 
-        def make(config):
-            actors.append(MegatronBackend().create(config, rank))
+        def make(config, role="actor"):
+            actors.append(MegatronBackend().create(config, rank, role))
             return actors[-1]
 
         result.write_bytes(pickle.dumps(function(make)))

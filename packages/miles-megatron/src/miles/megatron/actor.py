@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from miles.core.flags.algorithm import Algorithm
-from miles.core.flags.checkpoint import Checkpoint
-from miles.core.flags.optimizer import Optimizer
-from miles.core.flags.training import Training
-from miles.core.protocols.backend import Rank, Scores, TrainReport
+from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
-from miles.core.training.state_files import (
-    Counters,
-    read_counters,
-    read_generators,
-    write_counters,
-    write_generators,
-)
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
-from miles.core.weights.hf_directory import copy_companions, save_weights
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
-from miles.megatron.constants import write_hf_config
-from miles.megatron.conversion import WeightGatherer
-from miles.megatron.flags import Parallelism
-from miles.megatron.hooks import log_prob_hook, run_init_hook, train_step_hook
-from miles.megatron.optimizer import Updater, with_gradients
+from miles.megatron.hooks import log_prob_hook, train_step_hook
 from miles.megatron.policy import MegatronPolicy, Passes, TaggedPolicy
+from miles.megatron.role import MegatronRole
 from miles.megatron.routing import EngineRouting, FirstPassRouting, Routing
-from miles.megatron.site import PipelineRanks, Site
+from miles.megatron.site import PipelineRanks
 from miles.megatron.tagged_weights import TaggedWeights
 
 if TYPE_CHECKING:
@@ -43,30 +28,24 @@ if TYPE_CHECKING:
 _REFERENCE = "ref"
 
 
-class MegatronActor:
+class MegatronActor(MegatronRole):
     """Holds the model, its gradients and optimizer, the tagged weights and the training procedure."""
 
+    _trainer: RolloutTrainer
+
     def __init__(self, config: Config, rank: Rank) -> None:
-        self._checkpoint = config[Checkpoint]
-        torch.use_deterministic_algorithms(config[Training].deterministic_mode)
-        self._site = Site.join(config, rank)
-        run_init_hook(config)
-        self._source = Path(self._checkpoint.hf_checkpoint or "")
+        super().__init__(config, rank)
         self._blueprint = Blueprint.of(config, self._site, self._source)
         self._chunks = self._blueprint.build()
         self._tagged = TaggedWeights(self._chunks)
         self._keep_reference(config)
         self._blueprint.load(self._chunks, self._source)
-        optimizer, parallel = config[Optimizer], config[Parallelism]
-        wrapped = with_gradients(self._chunks, self._blueprint.transformer, optimizer, parallel)
-        self._updater = Updater(optimizer, parallel, wrapped, self._site.dtype)
+        wrapped = self._ready()
         head, layout = self._blueprint.head(config), self._site.layout
         self._routing = _routing(config, self._blueprint)
         passes = Passes(wrapped, head, layout, routing=self._routing, before_scoring=log_prob_hook(config, ""))
         scoring = Passes(wrapped, head, layout, before_scoring=log_prob_hook(config, "ref_"))
         self._step_hook = train_step_hook(config)
-        self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
-        self._optimizer_flags = optimizer
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._trainer = RolloutTrainer(
             config,
@@ -81,9 +60,6 @@ class MegatronActor:
         if required_inputs(ObjectiveSpec.from_flags(config)).ref_logp:
             self._blueprint.load(self._chunks, Path(self._checkpoint.ref_load or self._source))
             self._tagged.keep(_REFERENCE)
-
-    def score(self, batch: RolloutBatch) -> Scores:
-        return self._trainer.score(batch)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         if isinstance(self._routing, FirstPassRouting):
@@ -106,64 +82,20 @@ class MegatronActor:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._gatherer.named_weights(self._site.dtype)
 
-    def save(self, directory: Path) -> None:
-        checkpoint.write(directory, self._chunks, None if self._checkpoint.no_save_optim else self._updater)
-        if self._follows_policy:
-            with self._tagged.swapped_in(_REFERENCE):
-                checkpoint.write(_made(directory / _REFERENCE), self._chunks, None)
-        write_generators(directory, self._site.rank.rank)
-        if self._site.rank.rank == 0:
-            write_counters(directory, self._counters())
-
-    def finish_save(self) -> None:
-        """``save`` has written everything when it returns."""
-
-    def load(self, directory: Path) -> None:
-        counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
-        if self._follows_policy:
-            checkpoint.read(directory / _REFERENCE, self._chunks, None)
-            self._tagged.keep(_REFERENCE)
-        checkpoint.read(directory, self._chunks, self._updater if counters.has_optimizer else None)
-        if not counters.has_optimizer:
-            self._updater.reload_weights()
-        if counters.world_size == self._site.rank.world_size:
-            read_generators(directory, self._site.rank.rank)
-        self._trainer.steps_done = counters.steps_done
-        self._trainer.schedule = counters.resumed_schedule(self._trainer.schedule, self._optimizer_flags)
-
-    def save_hf(self, directory: Path) -> None:
-        weights = self.named_weights()
-        if self._site.rank.rank != 0:
-            for _ in weights:
-                pass
-            return
-        save_weights(weights, directory)
-        write_hf_config(self._source, directory, self._site.dtype)
-        copy_companions(self._source, directory)
-
-    def offload(self) -> None:
-        if self._site.device.type == "cuda":
-            self._updater.offload()
-
-    def onload(self) -> None:
-        if self._site.device.type == "cuda":
-            self._updater.onload()
-
     @property
     def _follows_policy(self) -> bool:
         """Whether the reference changes, so that it is part of the state."""
         return _REFERENCE in self._tagged and self._ref_update_interval is not None
 
-    def _counters(self) -> Counters:
-        return Counters(
-            steps_done=self._trainer.steps_done,
-            world_size=self._site.rank.world_size,
-            has_optimizer=not self._checkpoint.no_save_optim,
-            schedule=asdict(self._trainer.schedule),
-        )
+    def _save_tagged(self, directory: Path) -> None:
+        if self._follows_policy:
+            with self._tagged.swapped_in(_REFERENCE):
+                checkpoint.write(_made(directory / _REFERENCE), self._chunks, None)
 
-    def close(self) -> None:
-        self._site.leave()
+    def _load_tagged(self, directory: Path) -> None:
+        if self._follows_policy:
+            checkpoint.read(directory / _REFERENCE, self._chunks, None)
+            self._tagged.keep(_REFERENCE)
 
 
 def _made(directory: Path) -> Path:

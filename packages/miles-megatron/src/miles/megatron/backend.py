@@ -20,8 +20,9 @@ class MegatronBackend:
 
         cpu.install()
         from miles.megatron.actor import MegatronActor
+        from miles.megatron.critic import MegatronCritic
 
-        return MegatronActor(config, rank)
+        return MegatronCritic(config, rank) if role == "critic" else MegatronActor(config, rank)
 
     def check(self, config: Config) -> list[str]:
         return list(layout_problems(config))

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.training import Training
+from miles.core.protocols.backend import Role
 from miles.megatron import checkpoint, local_modules
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
 from miles.megatron.conversion import load_weights
@@ -18,6 +20,7 @@ from miles.megatron.hf_files import HfTensors
 from miles.megatron.language_model import Head, LanguageModel
 from miles.megatron.model_map import Architecture, WeightMap
 from miles.megatron.site import Site
+from miles.megatron.value import CriticTensors, ValueHead, critic_weights
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -32,15 +35,25 @@ class Blueprint:
     weights: WeightMap
     padded: int
     """Rows of embedding and head over all ranks."""
+    role: Role
+    seed: int
 
     @classmethod
-    def of(cls, config: Config, site: Site, directory: Path) -> Blueprint:
+    def of(cls, config: Config, site: Site, directory: Path, role: Role = "actor") -> Blueprint:
         """From the ``config.json`` of ``directory`` and the flags."""
         hf = read_hf_config(directory)
         family = model_map(hf, config[Checkpoint].model_name)
         architecture = family.architecture(hf)
         padded = padded_rows(config, architecture)
-        return cls(architecture, transformer_config(config, site, architecture), family.weights(hf, padded), padded)
+        weights = family.weights(hf, padded)
+        return cls(
+            architecture=architecture,
+            transformer=transformer_config(config, site, architecture),
+            weights=critic_weights(weights) if role == "critic" else weights,
+            padded=padded,
+            role=role,
+            seed=config[Algorithm].seed,
+        )
 
     def build(self) -> list[LanguageModel]:
         """This rank's chunks, one per virtual stage, without their weights."""
@@ -57,11 +70,13 @@ class Blueprint:
             max_sequence_length=self.architecture.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(**whole),
             post_process=parallel_state.is_pipeline_last_stage(**whole),
-            share_embeddings_and_output_weights=self.architecture.tied,
+            share_embeddings_and_output_weights=self.architecture.tied and self.role == "actor",
             position_embedding_type="rope",
             vp_stage=part,
             **self.architecture.rotary,
         )
+        if self.role == "critic" and chunk.post_process:
+            chunk.output_layer = ValueHead(self.transformer.hidden_size, chunk.output_layer.weight.device)
         chunk.train()
         return chunk
 
@@ -70,7 +85,12 @@ class Blueprint:
         if checkpoint.is_torch_dist(directory):
             checkpoint.read(checkpoint.resolve(directory), chunks, None)
         else:
-            load_weights(chunks, self.weights, HfTensors(directory))
+            load_weights(chunks, self.weights, self._tensors(directory))
+
+    def _tensors(self, directory: Path) -> HfTensors:
+        if self.role == "critic":
+            return CriticTensors(directory, self.transformer.hidden_size, self.seed)
+        return HfTensors(directory)
 
     def head(self, config: Config) -> Head:
         """What turns hidden states into log-probabilities."""

@@ -78,7 +78,7 @@ class Head:
             with_entropy=with_entropy,
             shard=self._shard,
         )
-        return LogProbs(*(None if part is None else _whole(part, inputs) for part in scores))
+        return LogProbs(*(None if part is None else whole_samples(part, inputs) for part in scores))
 
     def _logits(self, model: LanguageModel, hidden_LD: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:
         hidden_ND = hidden_LD.index_select(0, inputs.tokens_N)
@@ -87,8 +87,8 @@ class Head:
         return logits_NV[:, : self._vocab_size].float() / self._temperature
 
 
-def _whole(part_U: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:
-    """[T] from the parts of all context-parallel ranks.  A part's gradient is that of its own tokens."""
+def whole_samples(part_U: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:
+    """[T] from the parts [U] of all context-parallel ranks.  A part's gradient is that of its own tokens."""
     if inputs.borders.layout.context_size == 1:
         return part_U
     whole_T = part_U.new_zeros(inputs.num_targets).index_copy(0, inputs.slots_U, part_U)

@@ -14,7 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from miles.core.math.logprobs import LogProbs
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
-from miles.megatron.language_model import Head, LanguageModel
+from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 from miles.megatron.packed_inputs import Layout, PackedInputs
 from miles.megatron.routing import Routing, release
@@ -30,7 +30,7 @@ class Passes:
     def __init__(
         self,
         chunks: Sequence[torch.nn.Module],
-        head: Head,
+        head: Callable[[LanguageModel, torch.Tensor, PackedInputs, Output], Any],
         layout: Layout,
         *,
         routing: Routing | None = None,
@@ -45,19 +45,30 @@ class Passes:
 
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
         """Log-probabilities of each micro-batch, on every stage.  No graph."""
-        output: Output = "entropy" if with_entropy else "logprobs"
         if self._before_scoring is not None:
             self._before_scoring(self._chunks)
+        if with_entropy:
+            return [LogProbs(*rows) for rows in self._outputs(micro_batches, "entropy", 2)]
+        return [LogProbs(logp_T) for (logp_T,) in self._outputs(micro_batches, "logprobs", 1)]
+
+    def values(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        """Values of each micro-batch, on every stage.  No graph."""
+        return [value_T for (value_T,) in self._outputs(micro_batches, "values", 1)]
+
+    def _outputs(
+        self, micro_batches: Sequence[MicroBatch], output: Output, num_rows: int
+    ) -> list[tuple[torch.Tensor, ...]]:
+        """``num_rows`` rows [T] of each micro-batch's output, on every stage."""
 
         def collect(
             number: int, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs, **kwargs: Any
-        ) -> LogProbs:
-            scores: LogProbs = self._head(model, hidden, inputs, output)
-            return scores
+        ) -> tuple[torch.Tensor, ...]:
+            found = self._head(model, hidden, inputs, output)
+            return (found,) if isinstance(found, torch.Tensor) else tuple(found)[:num_rows]
 
         with torch.no_grad():
-            scores = self._run(micro_batches, collect, forward_only=True)
-        return _on_all_stages(scores, micro_batches, with_entropy=with_entropy)
+            rows = self._run(micro_batches, collect, forward_only=True)
+        return _on_all_stages(rows, micro_batches, num_rows)
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
         """Forward and backward passes; gradients are summed over all ranks at the end."""
@@ -105,33 +116,27 @@ def _bare(chunk: torch.nn.Module) -> LanguageModel:
 
 
 def _on_all_stages(
-    scores: Sequence[LogProbs], micro_batches: Sequence[MicroBatch], *, with_entropy: bool
-) -> list[LogProbs]:
+    rows: Sequence[tuple[torch.Tensor, ...]], micro_batches: Sequence[MicroBatch], num_rows: int
+) -> list[tuple[torch.Tensor, ...]]:
     """What the last stage has, on every stage.  Collective."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
-        return list(scores)
+        return list(rows)
     sizes = [len(micro_batch.targets_T) for micro_batch in micro_batches]
-    columns = 2 if with_entropy else 1
-    device = micro_batches[0].tokens_P.device
-    flat = torch.zeros(columns, sum(sizes), device=device)
-    if scores:
-        rows = list(zip(*scores, strict=True))[:columns]
-        flat.copy_(torch.stack([torch.cat(row) for row in rows]))
+    flat = torch.zeros(num_rows, sum(sizes), device=micro_batches[0].tokens_P.device)
+    if rows:
+        flat.copy_(torch.stack([torch.cat(row) for row in zip(*rows, strict=True)]))
     group = parallel_state.get_pipeline_model_parallel_group()
     dist.broadcast(flat, parallel_state.get_pipeline_model_parallel_last_rank(), group=group)
-    return [LogProbs(*part) for part in zip(*(row.split(sizes) for row in flat), strict=True)]
+    return list(zip(*(row.split(sizes) for row in flat), strict=True))
 
 
-class MegatronPolicy:
+class Trained:
     """The model being trained."""
 
-    def __init__(self, passes: Passes, updater: Updater, before_step: Callable[[], None] | None) -> None:
+    def __init__(self, passes: Passes, updater: Updater, before_step: Callable[[], None] | None = None) -> None:
         self._passes = passes
         self._updater = updater
         self._before_step = before_step
-
-    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
-        return self._passes.score(micro_batches, with_entropy=with_entropy)
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
         if self._before_step is not None:
@@ -146,6 +151,20 @@ class MegatronPolicy:
 
     def reset_optimizer(self) -> None:
         self._updater.reset()
+
+
+class MegatronPolicy(Trained):
+    """The actor's model."""
+
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        return self._passes.score(micro_batches, with_entropy=with_entropy)
+
+
+class MegatronValues(Trained):
+    """The critic's model."""
+
+    def values(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
+        return self._passes.values(micro_batches)
 
 
 class TaggedPolicy:

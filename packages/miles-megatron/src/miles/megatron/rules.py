@@ -72,8 +72,6 @@ def _unsupported(config: Config) -> Iterator[str]:
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
         if _given(config, name):
             yield f"--{name.replace('_', '-')}: losses that balance experts are not trained; leave the flag out"
-    if config[Algorithm].advantage_estimator == "ppo":
-        yield "--advantage-estimator ppo needs a critic, which the megatron backend does not train yet. Use fsdp"
     if config[Checkpoint].async_save:
         yield "--async-save: the megatron backend writes checkpoints before it goes on. Leave the flag out, or use fsdp"
 

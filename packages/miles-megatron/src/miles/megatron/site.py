@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -39,23 +40,12 @@ class Site:
     @classmethod
     def join(cls, config: Config, rank: Rank) -> Site:
         """Take the device and enter the process groups.  Collective."""
-        training, cluster, parallel = config[Training], config[Cluster], config[Parallelism]
+        training, parallel = config[Training], config[Parallelism]
         _silence()
         device = torch.device(training.device, rank.local_rank if training.device == "cuda" else None)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        timeout_s = 60.0 * cluster.distributed_timeout_minutes
-        if not dist.is_initialized():
-            _join_world(rank, device, cluster.distributed_backend, timeout_s)
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-            context_parallel_size=training.context_parallel_size,
-            expert_model_parallel_size=parallel.expert_model_parallel_size,
-            expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-            distributed_timeout_minutes=round(cluster.distributed_timeout_minutes),
-        )
+        _Groups.join(lambda: _join_groups(config, rank, device))
         model_parallel_cuda_manual_seed(config[Algorithm].seed)
         layout = Layout(
             context_size=training.context_parallel_size,
@@ -65,10 +55,45 @@ class Site:
         return cls(rank, device, _DTYPES[training.train_dtype], layout)
 
     def leave(self) -> None:
-        """Leave all process groups."""
-        parallel_state.destroy_model_parallel()
-        if dist.is_initialized():
+        """Leave all process groups, unless another role of this process is still in them."""
+        _Groups.leave()
+
+
+class _Groups:
+    """The process groups, of which a process has one set: an actor and a critic in one process share it."""
+
+    members = 0
+
+    @classmethod
+    def join(cls, create: Callable[[], None]) -> None:
+        """Be in them.  The first one creates them."""
+        if cls.members == 0:
+            create()
+        cls.members += 1
+
+    @classmethod
+    def leave(cls) -> None:
+        """Leave them.  The last one destroys them."""
+        cls.members -= 1
+        if cls.members == 0:
+            parallel_state.destroy_model_parallel()
             dist.destroy_process_group()
+
+
+def _join_groups(config: Config, rank: Rank, device: torch.device) -> None:
+    """Enter the world and the groups of every kind of parallelism.  Collective."""
+    training, cluster, parallel = config[Training], config[Cluster], config[Parallelism]
+    if not dist.is_initialized():
+        _join_world(rank, device, cluster.distributed_backend, 60.0 * cluster.distributed_timeout_minutes)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=training.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        distributed_timeout_minutes=round(cluster.distributed_timeout_minutes),
+    )
 
 
 def _silence() -> None:

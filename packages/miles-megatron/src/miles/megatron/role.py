@@ -1,0 +1,119 @@
+"""What actor and critic have in common on Megatron-Core: a model being trained, its place, and its state on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.optimizer import Optimizer
+from miles.core.flags.training import Training
+from miles.core.protocols.backend import Rank, Scores, TrainReport
+from miles.core.training.critic import CriticTrainer
+from miles.core.training.state_files import read_counters, read_generators, write_counters, write_generators
+from miles.core.training.trainer import RolloutTrainer
+from miles.core.types.batch import RolloutBatch
+from miles.core.weights.hf_directory import copy_companions, save_weights
+from miles.megatron import checkpoint
+from miles.megatron.building import Blueprint
+from miles.megatron.constants import write_hf_config
+from miles.megatron.conversion import WeightGatherer
+from miles.megatron.flags import Parallelism
+from miles.megatron.hooks import run_init_hook
+from miles.megatron.language_model import LanguageModel
+from miles.megatron.optimizer import Updater, with_gradients
+from miles.megatron.site import Site
+
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from miles.core.config import Config
+
+
+class MegatronRole:
+    """One rank of a role.  A subclass fills the model with weights, calls ``_ready`` and builds ``_trainer``."""
+
+    _trainer: RolloutTrainer | CriticTrainer
+    _blueprint: Blueprint
+    _chunks: list[LanguageModel]
+    _updater: Updater
+
+    def __init__(self, config: Config, rank: Rank) -> None:
+        self._config = config
+        self._checkpoint = config[Checkpoint]
+        self._optimizer_flags = config[Optimizer]
+        torch.use_deterministic_algorithms(config[Training].deterministic_mode)
+        self._site = Site.join(config, rank)
+        run_init_hook(config)
+        self._source = Path(self._checkpoint.hf_checkpoint or "")
+
+    def _ready(self) -> list[DistributedDataParallel]:
+        """The chunks with buffers for gradients and an optimizer of their own, which takes the weights they have."""
+        parallel = self._config[Parallelism]
+        wrapped = with_gradients(self._chunks, self._blueprint.transformer, self._optimizer_flags, parallel)
+        self._updater = Updater(self._optimizer_flags, parallel, wrapped, self._site.dtype)
+        self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
+        return wrapped
+
+    def score(self, batch: RolloutBatch) -> Scores:
+        return self._trainer.score(batch)
+
+    def train(self, batch: RolloutBatch) -> TrainReport:
+        return self._trainer.train(batch)
+
+    def save(self, directory: Path) -> None:
+        rank, with_optimizer = self._site.rank, not self._checkpoint.no_save_optim
+        checkpoint.write(directory, self._chunks, self._updater if with_optimizer else None)
+        self._save_tagged(directory)
+        write_generators(directory, rank.rank)
+        if rank.rank == 0:
+            counters = self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
+            write_counters(directory, counters)
+
+    def finish_save(self) -> None:
+        """``save`` has written everything when it returns."""
+
+    def load(self, directory: Path) -> None:
+        counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
+        self._load_tagged(directory)
+        checkpoint.read(directory, self._chunks, self._updater if counters.has_optimizer else None)
+        if not counters.has_optimizer:
+            self._updater.reload_weights()
+        if counters.world_size == self._site.rank.world_size:
+            read_generators(directory, self._site.rank.rank)
+        self._trainer.go_on_from(counters, self._optimizer_flags)
+
+    def save_hf(self, directory: Path) -> None:
+        weights = self._gatherer.named_weights(self._site.dtype)
+        if self._site.rank.rank != 0:
+            for _ in weights:
+                pass
+            return
+        save_weights(self._exported(weights, directory), directory)
+        write_hf_config(self._source, directory, self._site.dtype)
+        copy_companions(self._source, directory)
+
+    def offload(self) -> None:
+        if self._site.device.type == "cuda":
+            self._updater.offload()
+
+    def onload(self) -> None:
+        if self._site.device.type == "cuda":
+            self._updater.onload()
+
+    def close(self) -> None:
+        self._site.leave()
+
+    def _exported(
+        self, weights: Iterator[tuple[str, torch.Tensor]], directory: Path
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those of ``weights`` that belong to the model that transformers loads."""
+        return weights
+
+    def _save_tagged(self, directory: Path) -> None:
+        """Write the weights that are part of the state beside those being trained."""
+
+    def _load_tagged(self, directory: Path) -> None:
+        """Read what ``_save_tagged`` wrote.  The model's own weights are read afterwards."""
