@@ -7,9 +7,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from miles.core.errors import TrainingError
+from miles.core.training.micro_batch import pack, response_offsets
 from miles.core.training.segments import Segments
 from miles.fsdp.attention import EAGER, SDPA
 from miles.fsdp.export import named_weights
+from miles.fsdp.layout import Padded
 from miles.fsdp.loading import load_model
 from miles.fsdp.policy import PolicyModule
 from miles.fsdp.verification import verify_packing
@@ -36,7 +38,10 @@ TRAINED = {
     "Qwen3-MoE": transformers.Qwen3MoeConfig(**COMMON, **EXPERTS, head_dim=8),
 }
 REFUSED = {
-    "capped attention scores": (transformers.Gemma2Config(**COMMON, head_dim=8), "softcap"),
+    "capped attention scores": (
+        transformers.Gemma2Config(**COMMON, head_dim=8, final_logit_softcapping=None),
+        "softcap",
+    ),
     "recurrent state": (
         transformers.MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=8),
         "for packed samples",
@@ -84,6 +89,18 @@ def test_architectures_that_cannot_be_packed_are_refused_at_the_start(name, tmp_
     path = saved(config, tmp_path)
     with pytest.raises(TrainingError, match=reason):
         verify_packing(PolicyModule(load_model(path, SDPA), temperature=1.0, chunk_size=None), path)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_packed_has_rows_of_its_own(name, tmp_path, rollout):
+    config, _ = REFUSED[name]
+    path = saved(config, tmp_path)
+    module = PolicyModule(load_model(path, "eager"), temperature=1.0, chunk_size=None, layout=Padded(8))
+    verify_packing(module, path)
+    batch = rollout()
+    logps = module(pack(batch, range(8), response_offsets(batch), torch.device("cpu")), "logprobs").logp_T
+    (-logps.mean()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
 def test_a_checkpoint_with_missing_weights_is_refused(tmp_path):

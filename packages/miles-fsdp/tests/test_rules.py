@@ -88,3 +88,19 @@ def test_precision_and_offloading_fit_device_and_backend(flags, problem):
 
 def test_fp16_is_a_precision():
     assert Config.from_flags([*BATCH, "--device", "cpu", "--fp16"], check=False).train_dtype == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ((), None),
+        (("--attn-implementation", "flash_attention_2"), "does not pack them"),
+        (("--use-dynamic-batch-size", "--max-tokens-per-gpu", "64"), "--qkv-format bshd pads samples"),
+        (("--context-parallel-size", "2", "--actor-num-gpus-per-node", "2"), "--qkv-format bshd keeps samples whole"),
+        (("--train-backend", "megatron"), "the megatron backend packs samples"),
+    ],
+)
+def test_rows_of_single_samples_exclude_what_shares_rows(flags, problem):
+    _, problems = Config.examine([*BATCH, "--device", "cpu", "--qkv-format", "bshd", *flags])
+    found = [each for each in problems if "bshd" in each]
+    assert found == [] if problem is None else any(problem in each for each in found)

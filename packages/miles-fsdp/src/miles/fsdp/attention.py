@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
@@ -30,9 +31,9 @@ VARLEN = "miles_packed_varlen"
 _KERNELS = {"sdpa": SDPA, "eager": EAGER, "flash_attention_2": VARLEN}
 
 
-def kernel_name(attn_implementation: str) -> str:
-    """Name under which transformers finds the packed form of an ``--attn-implementation``."""
-    return _KERNELS[attn_implementation]
+def kernel_name(attn_implementation: str, *, packed: bool = True) -> str:
+    """Name under which transformers finds the packed form of an ``--attn-implementation``, or its own form."""
+    return _KERNELS[attn_implementation] if packed else attn_implementation
 
 
 def _eager_bucket(
@@ -96,12 +97,13 @@ def _interface(kernel: str) -> Callable[..., tuple[torch.Tensor, None]]:
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         segments = _checked(module, segments, kwargs)
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        q, k, v = (x[0].transpose(0, 1)[: segments.num_rows] for x in (query, key, value))
         if kernel == VARLEN:
             out = _by_varlen_kernel(q, k, v, segments, scaling, sliding_window)
         else:
             out = attend_by_buckets(_BUCKET_KERNELS[kernel], q, k, v, segments, scaling, sliding_window)
-        return out[None], None
+        filling = query.shape[2] - len(out)
+        return functional.pad(out, (0, 0, 0, 0, 0, filling))[None] if filling else out[None], None
 
     return attend
 

@@ -12,14 +12,16 @@ from transformers import PreTrainedModel
 
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
+from miles.core.flags.data import Data
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
 from miles.core.training.context import ContextGroup
 from miles.fsdp.attention import kernel_name
 from miles.fsdp.flags import Fsdp, Lora
+from miles.fsdp.layout import Layout, Packed, Padded
 from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
 from miles.fsdp.lora import LoraSpec, add_adapters
-from miles.fsdp.policy import PolicyModule, RankModule
+from miles.fsdp.policy import PACKED, PolicyModule, RankModule
 from miles.fsdp.sharding import Backends, join_context, join_group, receive_weights, shard
 from miles.fsdp.value import ValueModule
 from miles.fsdp.verification import verify_packing
@@ -85,15 +87,18 @@ class ModuleBuilder:
     temperature: float
     chunk_size: int | None
     gradient_checkpointing: bool
+    layout: Layout = PACKED
     lora: LoraSpec | None = None
     """Adapters of the policies that are built; the critic has none."""
 
     @classmethod
     def of(cls, config: Config, site: Site) -> ModuleBuilder:
         training, fsdp = config[Training], config[Fsdp]
+        packed, multiple = training.qkv_format == "thd", config[Data].data_pad_size_multiplier
         return cls(
             site=site,
-            attention=kernel_name(fsdp.attn_implementation),
+            attention=kernel_name(fsdp.attn_implementation, packed=packed),
+            layout=Packed(multiple) if packed else Padded(multiple),
             temperature=config.rollout_temperature,
             chunk_size=training.log_probs_chunk_size if training.log_probs_chunk_size > 0 else None,
             gradient_checkpointing=fsdp.gradient_checkpointing,
@@ -108,7 +113,7 @@ class ModuleBuilder:
         """The body of that model under a value head: the one that lies beside it, or a new one.  Collective."""
         return self._placed(
             lambda: self._loaded_critic(path, seed),
-            lambda: ValueModule(self._recomputing(empty_model(path, self.attention))),
+            lambda: ValueModule(self._recomputing(empty_model(path, self.attention)), self.layout),
         )
 
     def _placed(self, loaded: Callable[[], M], empty: Callable[[], M]) -> M:
@@ -132,14 +137,16 @@ class ModuleBuilder:
     def _loaded_critic(self, path: str, seed: int) -> ValueModule:
         lm = load_model(path, self.attention, needs_head=False)
         verify_packing(replace(self, lora=None)._wrapped(lm), path)
-        module = ValueModule(lm)
+        module = ValueModule(lm, self.layout)
         module.read_value_head(path, seed)
         return module
 
     def _wrapped(self, lm: PreTrainedModel) -> PolicyModule:
         if self.lora is not None:
             add_adapters(lm, self.lora)
-        return PolicyModule(self._recomputing(lm), temperature=self.temperature, chunk_size=self.chunk_size)
+        return PolicyModule(
+            self._recomputing(lm), temperature=self.temperature, chunk_size=self.chunk_size, layout=self.layout
+        )
 
     def _recomputing(self, lm: PreTrainedModel) -> PreTrainedModel:
         if self.gradient_checkpointing:

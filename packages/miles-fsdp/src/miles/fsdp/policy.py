@@ -15,27 +15,24 @@ from transformers import PreTrainedModel
 from miles.core.math.logprobs import LogProbs, linear_logprobs
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
+from miles.fsdp.layout import Layout, Packed
 from miles.fsdp.lora import adapters_off, is_adapter
 from miles.fsdp.scaling import LossScaler
+
+PACKED = Packed()
 
 
 class RankModule(nn.Module):  # type: ignore[misc]
     """A language model around packed samples.  A subclass says what is computed from its last hidden states."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: PreTrainedModel, layout: Layout = PACKED) -> None:
         super().__init__()
         self.lm = lm
+        self.layout = layout
 
     def hidden(self, batch: MicroBatch) -> torch.Tensor:
         """[P, D] last hidden states of the pack."""
-        body = self.lm.base_model(
-            input_ids=batch.tokens_P[None],
-            position_ids=batch.positions_P[None],
-            use_cache=False,
-            segments=batch.segments,
-        )
-        hidden_PD: torch.Tensor = body.last_hidden_state[0]
-        return hidden_PD
+        return self.layout.hidden(self.lm.base_model, batch)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """By the names of the language model: all, or those of its adapters."""
@@ -50,8 +47,10 @@ class PolicyModule(RankModule):
     The head's product is taken inside this module's forward, so that a sharded head is whole when it is used.
     """
 
-    def __init__(self, lm: PreTrainedModel, *, temperature: float, chunk_size: int | None) -> None:
-        super().__init__(lm)
+    def __init__(
+        self, lm: PreTrainedModel, *, temperature: float, chunk_size: int | None, layout: Layout = PACKED
+    ) -> None:
+        super().__init__(lm, layout)
         self.temperature = temperature
         self._chunk_size = chunk_size
         self._logit_scale = _logit_scale(lm)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def derive_attention(draft: Draft) -> None:
     """PyTorch's flash attention computes in half precision on an accelerator; SDPA runs everywhere."""
-    if draft["device"] == "cpu" or draft["train_dtype"] == "fp32":
+    if draft["qkv_format"] == "bshd":
+        draft.derive("attn_implementation", "sdpa", "--qkv-format bshd runs the model's own attention")
+    elif draft["device"] == "cpu" or draft["train_dtype"] == "fp32":
         draft.derive("attn_implementation", "sdpa", "flash attention needs an accelerator and bf16")
 
 
@@ -29,7 +31,12 @@ def check_attention(config: Config) -> Iterator[str]:
     training = config[Training]
     if training.train_backend != "fsdp" or config[Fsdp].attn_implementation != "flash_attention_2":
         return
-    if training.device == "cpu" or training.train_dtype == "fp32":
+    if training.qkv_format == "bshd":
+        yield (
+            "--attn-implementation flash_attention_2 takes packed samples, and --qkv-format bshd does not pack them. "
+            "Use sdpa or eager there"
+        )
+    elif training.device == "cpu" or training.train_dtype == "fp32":
         yield (
             "--attn-implementation flash_attention_2 computes in bf16 on an accelerator, but the trainer uses "
             f"--device {training.device} and --train-dtype {training.train_dtype}. Use sdpa or eager there"
@@ -76,6 +83,20 @@ def _functions_of_whole_samples(algorithm: Algorithm) -> dict[str, str]:
     return {flag: path for flag, path in paths.items() if path}
 
 
+def check_layout(config: Config) -> Iterator[str]:
+    """Rows of single samples have a backend that makes them, and ranks that hold them whole."""
+    training = config[Training]
+    if training.qkv_format == "thd":
+        return
+    if training.train_backend != "fsdp":
+        yield f"--qkv-format bshd: the {training.train_backend} backend packs samples. Use thd, or --train-backend fsdp"
+    elif training.context_parallel_size > 1:
+        yield (
+            f"--qkv-format bshd keeps samples whole, and --context-parallel-size {training.context_parallel_size} "
+            "gives every rank a part of each. Use thd there"
+        )
+
+
 def check_lora(config: Config) -> Iterator[str]:
     """Adapters have a rank, and a backend that trains them."""
     lora, backend = config[Lora], config[Training].train_backend
@@ -115,6 +136,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_attention,
     check_replicas,
     check_context,
+    check_layout,
     check_lora,
     check_memory,
     check_routing,

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output
 from miles.core.training.value_head import read_value_head, write_value_head
-from miles.fsdp.policy import RankModule, Trained, whole
+from miles.fsdp.layout import Layout
+from miles.fsdp.policy import PACKED, RankModule, Trained, whole
 
 
 class ValueModule(RankModule):
     """Values of the states before each response token.  Takes the place of ``lm``'s output head."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
-        super().__init__(lm)
+    def __init__(self, lm: PreTrainedModel, layout: Layout = PACKED) -> None:
+        super().__init__(lm, layout)
         head = lm.get_output_embeddings()
         lm.set_output_embeddings(nn.Identity())
         self.value_head = nn.Linear(head.weight.shape[1], 1, device=head.weight.device, dtype=torch.float32)

@@ -8,7 +8,6 @@ import torch
 from miles.core.errors import TrainingError
 from miles.core.math.logprobs import token_logprobs
 from miles.core.training.micro_batch import pack, response_offsets
-from miles.core.training.segments import Segments
 from miles.core.types.batch import Ints, RolloutBatch
 from miles.fsdp.policy import PolicyModule
 
@@ -39,7 +38,7 @@ def verify_packing(module: PolicyModule, path: str) -> None:
 def _alone(module: PolicyModule, tokens: Ints, response: int) -> torch.Tensor:
     """Log-probabilities of one sample's response from all its logits."""
     ids = torch.from_numpy(tokens)
-    logits = module.lm(input_ids=ids[None], use_cache=False, segments=Segments([len(ids)], ids.device)).logits[0]
+    logits = module.layout.logits(module.lm, ids)
     start = len(ids) - response
     return token_logprobs(logits[start - 1 : -1], ids[start:], temperature=module.temperature).logp_T
 

@@ -214,13 +214,18 @@ def check_micro_batches(config: Config) -> Iterator[str]:
     data = config[Data]
     if data.use_dynamic_batch_size and data.max_tokens_per_gpu is None:
         yield "--use-dynamic-batch-size needs --max-tokens-per-gpu: the most tokens of one micro-batch"
+    if data.use_dynamic_batch_size and config[Training].qkv_format == "bshd":
+        yield (
+            "--use-dynamic-batch-size counts tokens, and --qkv-format bshd pads samples to the longest one. Use "
+            "--micro-batch-size with it"
+        )
     algorithm = config[Algorithm]
-    if data.log_probs_max_tokens_per_gpu is not None and algorithm.use_routing_replay:
-        if not algorithm.use_rollout_routing_replay:
-            yield (
-                f"--log-probs-max-tokens-per-gpu {data.log_probs_max_tokens_per_gpu}: --use-routing-replay records the "
-                "routing of the log-probability pass for the same micro-batches in training. Leave one of them out"
-            )
+    records = algorithm.use_routing_replay and not algorithm.use_rollout_routing_replay
+    if data.log_probs_max_tokens_per_gpu is not None and records:
+        yield (
+            f"--log-probs-max-tokens-per-gpu {data.log_probs_max_tokens_per_gpu}: --use-routing-replay records the "
+            "routing of the log-probability pass for the same micro-batches in training. Leave one of them out"
+        )
 
 
 def check_halves(config: Config) -> Iterator[str]:

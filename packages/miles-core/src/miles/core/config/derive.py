@@ -8,6 +8,7 @@ from pathlib import PurePath
 from miles.core import hardware
 from miles.core.config.batch import complete_batch
 from miles.core.config.draft import Draft, Origin
+from miles.core.config.offloading import derive_offloading
 from miles.core.errors import PluginError
 from miles.core.registry import Registry
 
@@ -36,6 +37,7 @@ def derive_device(draft: Draft) -> None:
         _replace(draft, "train_dtype", "fp32" if on_cpu else "bf16", f"--device {draft['device']}")
     if on_cpu:
         draft.derive("distributed_backend", "gloo", "--device cpu")
+        draft.derive("data_pad_size_multiplier", 1, "--device cpu: its kernels take any size")
         draft.derive("actor_num_gpus_per_node", 1, "--device cpu: one trainer process unless more are asked for")
 
 
@@ -89,6 +91,7 @@ DERIVATIONS: tuple[Callable[[Draft], None], ...] = (
     derive_data_dumps,
     complete_batch,
     derive_rollout_gpus,
+    derive_offloading,
     derive_algorithm,
     derive_schedule,
 )

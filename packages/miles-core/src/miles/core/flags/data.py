@@ -76,8 +76,9 @@ class Data(Group):
     balance_data: bool = False
     """Give every data-parallel rank about as many tokens as the others."""
 
-    data_pad_size_multiplier: Annotated[PositiveInt, Flag(unsupported="packed micro-batches are not padded")] = 128
-    """Pad the tokens of a micro-batch to a multiple of this."""
+    data_pad_size_multiplier: PositiveInt = 128
+    """Fill the tokens of a micro-batch up to a multiple of this, with tokens that nobody sees: matrix kernels like
+    round sizes. 1 on the CPU unless given."""
 
     micro_batch_size: PositiveInt = 1
     """Samples of one micro-batch. Not used with ``--use-dynamic-batch-size``."""

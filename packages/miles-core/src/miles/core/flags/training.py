@@ -27,10 +27,10 @@ class Training(Group):
     train_num_threads: NonNegativeInt = 0
     """CPU threads of one trainer process; 0: an equal share of the machine's cores."""
 
-    qkv_format: Annotated[
-        Literal["thd", "bshd"], Flag(unsupported="sequences are always packed without padding (thd)")
-    ] = "thd"
-    """Layout of attention inputs: ``thd`` packs sequences without padding, ``bshd`` pads them to one length."""
+    qkv_format: Literal["thd", "bshd"] = "thd"
+    """Layout of attention inputs: ``thd`` packs sequences without padding, ``bshd`` gives each a row of its own, padded
+    to the longest of its micro-batch. ``bshd`` is for architectures that cannot be packed (recurrent state, capped
+    attention scores): slower, with ``--micro-batch-size`` only, on the fsdp backend."""
 
     true_on_policy_mode: Annotated[bool, Flag(unsupported="trainer and engine do not share their kernels yet")] = False
     """Make the trainer's log-probabilities equal the engine's bit for bit, with the same kernels on both sides."""

@@ -135,6 +135,10 @@ class ContextSegments(Segments):
         self._zigzag = ZigZag({start: length for start, length in self._spans if length}.items(), group.count)
         self._own = self._zigzag.tokens(group.index)
 
+    @property
+    def num_rows(self) -> int:
+        return self._zigzag.width
+
     @cached_property
     def held(self) -> Ints:
         """[W] token of the pack at each place of this rank.  A rank with less than W repeats the pack's first."""

@@ -150,6 +150,19 @@ class Segments:
         self._num_tokens = int(self._token_of_position.max()) + 1
 
     @property
+    def num_rows(self) -> int:
+        """Tokens that this rank computes."""
+        return self._num_tokens
+
+    def rows(self, width: int) -> Cells:
+        """[samples, width] cells: a row for every sample, with padding at its end."""
+        columns, lengths = np.arange(width), np.asarray(self.lengths)[:, None]
+        places = np.cumsum(self.lengths)[:, None] - lengths + columns
+        padding = columns >= lengths
+        token_of_cell = np.where(padding, -1, self._token_of_position[np.where(padding, 0, places)])
+        return Cells(token_of_cell.ravel(), self._num_tokens, self._device)
+
+    @property
     def offsets(self) -> torch.Tensor:
         """[samples + 1] int32: where each sample begins in the ``end_to_end`` layout (``cu_seqlens``)."""
         return self.query_runs.offsets
