@@ -78,7 +78,8 @@ def test_optimizer_steps_go_on_as_they_were_counted(tmp_path):
 def test_missing_debug_samples_are_found_before_anything_starts(tmp_path):
     pattern = str(tmp_path / "{rollout_id}.jsonl")
     (tmp_path / "3.jsonl").touch()
-    Start(first_rollout=3).check_debug_data(pattern)
-    Start().check_debug_data(None)
+    Start(first_rollout=3).check_debug_data(pattern, 9)
+    Start(first_rollout=4).check_debug_data(pattern, 4)
+    Start().check_debug_data(None, 9)
     with pytest.raises(ConfigError, match=r"there is no .*0\.jsonl"):
-        Start().check_debug_data(pattern)
+        Start().check_debug_data(pattern, 9)

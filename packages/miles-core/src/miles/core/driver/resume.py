@@ -27,9 +27,12 @@ class Start:
             return found.state.train_steps
         return self.first_rollout * per_rollout
 
-    def check_debug_data(self, pattern: str | None) -> None:
-        """ConfigError when the samples of the first rollout (``--load-debug-rollout-data``) are not there."""
-        if pattern is None:
+    def check_debug_data(self, pattern: str | None, num_rollout: int | None) -> None:
+        """ConfigError when the samples of the first rollout (``--load-debug-rollout-data``) are not there.
+
+        A run that has done all its ``num_rollout`` needs none.
+        """
+        if pattern is None or self.first_rollout == num_rollout:
             return
         path = Path(pattern.format(rollout_id=self.first_rollout))
         if not path.is_file():

@@ -36,7 +36,7 @@ def train(config: Config) -> RunDirectory:
 def _run(config: Config, run_dir: RunDirectory) -> None:
     start = resume.find(config[Checkpoint], run_dir.path)
     start.check_length(config[Data].num_rollout)
-    start.check_debug_data(config[Debug].load_debug_rollout_data)
+    start.check_debug_data(config[Debug].load_debug_rollout_data, config[Data].num_rollout)
     _say(announce.plan(config, run_dir, start.checkpoint))
     for warning in off_policy.warnings(config):
         _say(f"warning: {warning}")
