@@ -75,6 +75,8 @@ class RoleWorker:
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         """Push the weights to the engines at ``urls``; only rank 0 sends, the others take part in the gathering."""
         report = self._push(urls, version)
+        if self._training.keep_old_actor:
+            self.actor.keep_weights(version)
         if self._num_updates == 0 and self._check_equal:
             with report.phase("check"):
                 if self._sender is not None:

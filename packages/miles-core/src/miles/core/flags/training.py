@@ -68,11 +68,9 @@ class Training(Group):
     """Tokens per chunk when log-probabilities are computed, which bounds the memory of logits. ``-1``: chosen by the
     backend."""
 
-    keep_old_actor: Annotated[
-        bool,
-        Flag(unsupported="no second actor is kept; --use-rollout-logprobs takes the generating policy's own answers"),
-    ] = False
-    """Keep the weights that generated the rollout, and compute the old log-probabilities with them."""
+    keep_old_actor: bool = False
+    """Keep copies, in host memory, of the weights that engines have and of those they had before, and compute the old
+    log-probabilities of each token with the weights that made it. For asynchronous training and partial rollouts."""
 
     update_weight_buffer_size: PositiveInt = 512 * 1024**2
     """Bytes of weights sent to the engines at a time."""
