@@ -81,6 +81,7 @@ class FakeServer:
         self.healthy = True
         self.version: str | None = None
         self.in_flight = self.most_in_flight = 0
+        self.memory: list[tuple[str, tuple[str, ...]]] = []
         self._aborted = asyncio.Event()
         self._loop = LoopThread("fake-server")
         self.port = 0
@@ -107,11 +108,22 @@ class FakeServer:
         app.router.add_get("/health_generate", self._health)
         app.router.add_get("/model_info", self._model_info)
         app.router.add_post("/remove_worker", self._ok)
+        app.router.add_post("/flush_cache", self._ok)
+        app.router.add_post("/release_memory_occupation", self._release)
+        app.router.add_post("/resume_memory_occupation", self._resume)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
         await site.start()
         self.port = self._runner.addresses[0][1]
+
+    async def _release(self, request: web.Request) -> web.Response:
+        self.memory.append(("release", tuple((await request.json())["tags"])))
+        return web.json_response({"success": True, "released_bytes": 11})
+
+    async def _resume(self, request: web.Request) -> web.Response:
+        self.memory.append(("resume", tuple((await request.json())["tags"])))
+        return web.json_response({"success": True})
 
     async def _generate(self, request: web.Request) -> web.Response:
         payload = await request.json()

@@ -189,3 +189,40 @@ def test_a_model_is_required(tmp_path: Path, server: FakeServer) -> None:
     servers = make(tmp_path, hf_checkpoint=None, sglang_router_ip="127.0.0.1", sglang_router_port=9)
     with pytest.raises(ConfigError, match="--hf-checkpoint is not set"):
         servers.launch()
+
+
+def test_engines_give_memory_up_and_a_lost_one_comes_back_when_the_others_have_theirs(
+    tmp_path: Path, server: FakeServer
+) -> None:
+    quick = {"use_fault_tolerance": True, "rollout_health_check_interval": 0.05}
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, **quick)
+    servers.launch()
+    servers.wait_ready()
+    (keeper,) = servers._keepers
+    try:
+        assert servers.release_memory(("kv_cache", "weights")) == 11
+        servers.resume_memory(("weights",))
+        assert server.memory == [("release", ("kv_cache", "weights")), ("resume", ("weights",))]
+        FakeLauncher.engines[0].dead = True
+        deadline = time.monotonic() + 10
+        while servers.engine_urls:
+            assert time.monotonic() < deadline
+        assert not keeper._thread.join(0.3)
+        assert len(FakeLauncher.engines) == 1
+        servers.resume_memory(("kv_cache",))
+        while not servers.waiting_urls:
+            assert time.monotonic() < deadline
+        assert len(server.memory) == 2, "the new engine has never given memory up"
+    finally:
+        servers.stop()
+
+
+def test_an_engine_that_does_not_give_memory_up_is_named(tmp_path: Path) -> None:
+    with FakeServer() as gone:
+        FakeLauncher.server = gone
+        servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=gone.port)
+        servers.launch()
+        url = gone.url
+    with pytest.raises(EngineError, match=rf"{url}/flush_cache gave no answer"):
+        servers.release_memory(("kv_cache",))
+    servers.stop()

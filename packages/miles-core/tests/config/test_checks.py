@@ -156,3 +156,10 @@ def test_asynchronous_training_needs_accelerators_for_both_and_old_log_probs_for
     assert not problems("--update-weights-interval", "2", "--async-training", about="--update-weights-interval")
     (problem,) = problems("--async-training", "--colocate", about="take turns")
     assert "--rollout-num-gpus" in problem
+
+
+def test_trainer_and_engines_take_turns_only_where_one_works_at_a_time(problems):
+    (problem,) = problems("--offload", "--async-training", about="--offload-train and --offload-rollout")
+    assert "runs both at once" in problem
+    assert problems("--offload-rollout", "--eval-async", about="--eval-async evaluates")
+    assert not problems("--offload", about="offload")

@@ -88,3 +88,20 @@ def test_the_warm_up_has_two_names(resolve, problems):
 
 def test_a_resumed_schedule_comes_from_one_place(problems):
     assert problems("--override-lr-scheduler", "--use-checkpoint-lr-scheduler", about="--override-lr-scheduler takes")
+
+
+@pytest.mark.parametrize(
+    ("flags", "train", "engines"),
+    [
+        ("", None, None),
+        ("--offload", True, True),
+        ("--offload --no-offload-train", False, True),
+        ("--colocate --device cuda", True, True),
+        ("--colocate --device cuda --no-offload-rollout", True, False),
+        ("--colocate --device cuda --debug-rollout-only", None, None),
+        ("--colocate --device cpu", None, None),
+    ],
+)
+def test_who_shares_accelerators_takes_turns(resolve, flags, train, engines):
+    config = resolve(*flags.split())
+    assert (config.offload_train, config.offload_rollout) == (train, engines)

@@ -26,6 +26,13 @@ class Role:
         report = TrainReport({f"rollout/{self.name}": 1.0}, ({f"train/{self.name}": 2.0},), {self.name: 3.0})
         return lambda: report
 
+    def offload(self):
+        self.log.append((self.name, "offload"))
+        return 3
+
+    def onload(self):
+        self.log.append((self.name, "onload"))
+
     def save(self, directory):
         (directory / "state").write_text(self.name)
 
@@ -119,3 +126,11 @@ def test_the_actor_is_closed_when_the_critic_fails_to():
     with pytest.raises(OSError, match="stuck"):
         pair.close()
     assert log == [("actor", "close")]
+
+
+def test_both_give_their_memory_up():
+    log = []
+    pair = make_pair(log)
+    assert pair.offload() == 6
+    pair.onload()
+    assert log == [("actor", "offload"), ("critic", "offload"), ("actor", "onload"), ("critic", "onload")]

@@ -34,6 +34,7 @@ class FakeRollout:
         self.generated: dict[int, int | None] = {}
         self.evaluated: dict[int, int | None] = {}
         self.stopped = False
+        self.memory: list[tuple[str, ...]] = []
         self.training = threading.Event()
         self.waits_for_training = False
         self._continuous, self._per_epoch = continuous, per_epoch
@@ -72,6 +73,13 @@ class FakeRollout:
 
     def weights_updating(self) -> None: ...
 
+    def release_memory(self, tags: Any) -> int:
+        self.memory.append(("released", *tags))
+        return 7
+
+    def resume_memory(self, tags: Any) -> None:
+        self.memory.append(("resumed", *tags))
+
     def weights_updated(self, version: int, *_: Any) -> None:
         self.version = version
 
@@ -99,7 +107,18 @@ class FakeActors:
         return TrainReport({}, tuple({"train/loss": float(index)} for index in range(self._steps)))
 
     def update_weights(self, *_: Any, **__: Any) -> SyncReport:
+        self._rollout.memory.append(("sent",))
         return SyncReport()
+
+    def probe_engines(self) -> float | None:
+        return None
+
+    def offload(self) -> int:
+        self._rollout.memory.append(("trainer sleeps",))
+        return 5
+
+    def onload(self) -> None:
+        self._rollout.memory.append(("trainer wakes",))
 
     def save(self, directory: Path) -> None: ...
 
@@ -261,3 +280,32 @@ def test_length_in_epochs_is_known_to_the_trainer_before_it_starts(run):
     actors = run(FakeRollout(per_epoch=2), num_rollout=None, num_epoch=2)
     assert [rollout_id for rollout_id, _ in actors.trained] == [0, 1, 2, 3]
     assert actors.config.num_rollout == 4
+
+
+ALL = ("kv_cache", "cuda_graph", "weights")
+
+
+def test_trainer_and_engines_take_turns_in_memory(run, tmp_path):
+    rollout = FakeRollout()
+    run(rollout, offload=True, num_rollout=1, save_interval=1)
+    turn_of_engines = [("resumed", "weights"), ("sent",), ("trainer sleeps",), ("resumed", "kv_cache", "cuda_graph")]
+    turn_of_trainer = [("released", *ALL), ("trainer wakes",)]
+    assert rollout.memory == [("released", *ALL), *turn_of_engines, *turn_of_trainer, *turn_of_engines]
+    (event,) = events(tmp_path, "rollout")
+    figures = {name: value for name, value in event["metrics"].items() if "_bytes" in name and "ed_" in name}
+    assert figures == {"perf/trainer_offloaded_bytes": 5, "perf/engines_released_bytes": 7}
+    timed = {"perf/sleep_time", "perf/wake_up_time", "perf/release_engines_time", "perf/resume_engines_time"}
+    assert timed <= event["metrics"].keys()
+
+
+def test_engines_keep_weights_that_are_changed_and_not_sent_whole(run):
+    rollout = FakeRollout()
+    run(rollout, offload_rollout=True, update_weight_delta=True, num_rollout=1)
+    tags = ("kv_cache", "cuda_graph")
+    assert rollout.memory == [("released", *tags), ("sent",), ("resumed", *tags)] * 2
+
+
+def test_the_trainer_alone_may_give_memory_up(run):
+    rollout = FakeRollout()
+    run(rollout, offload_train=True, num_rollout=1)
+    assert rollout.memory == [("sent",), ("trainer sleeps",), ("trainer wakes",), ("sent",), ("trainer sleeps",)]

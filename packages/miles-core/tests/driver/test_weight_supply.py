@@ -4,6 +4,7 @@ import time
 import pytest
 
 from miles.core.driver import weight_supply
+from miles.core.driver.turns import Offloading, Turns
 from miles.core.driver.weight_supply import WeightSupply
 from miles.core.errors import EngineError, WeightSyncError
 from miles.core.weights.sync import SyncReport
@@ -49,6 +50,9 @@ class FakeActors:
         self.pushes.append((urls, version))
         self.push(urls, version)
         return SyncReport(bytes=1)
+
+    def probe_engines(self):
+        return None
 
 
 @pytest.fixture(autouse=True)
@@ -154,3 +158,18 @@ def test_new_engines_wait_for_the_first_update():
     assert actors.pushes == []
     supply.stop()
     assert not any(thread.name == "weight-supply" for thread in threading.enumerate())
+
+
+def test_a_new_engine_gets_weights_of_a_trainer_that_sleeps():
+    rollout, log = FakeRollout(), []
+    actors = FakeActors(lambda urls, version: log.append("sent"))
+    actors.onload, actors.offload = lambda: log.append("wakes"), lambda: log.append("sleeps") or 0
+    supply = WeightSupply(rollout, actors, Turns(rollout, actors, Offloading(trainer=True)), replaces=True)
+    supply.start()
+    try:
+        supply.update(3)
+        rollout.waiting = ["c"]
+        wait_until(lambda: not rollout.waiting)
+        assert log == ["sent", "sleeps", "wakes", "sent", "sleeps"]
+    finally:
+        supply.stop()

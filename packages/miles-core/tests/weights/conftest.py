@@ -6,7 +6,6 @@ import base64
 import json
 import mmap
 import pickle
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 
 
@@ -61,7 +61,7 @@ class FakeEngine:
                 if spec["name"] in self.corrupts:
                     data[0] ^= 1
                 self.weights[spec["name"]] = torch.frombuffer(data, dtype=like.dtype).view(like.shape)
-                checksums[spec["name"]] = f"{zlib.crc32(data):08x}"
+                checksums[spec["name"]] = xxhash.xxh3_64_hexdigest(data)
         return checksums
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Sequence
 from urllib.parse import urlencode, urlsplit
 
 from miles.core.errors import EngineError
 
 DEADLINE_S = 10.0
+MEMORY_DEADLINE_S = 120.0
+"""Tens of gigabytes are given up or taken."""
 
 
 def register(router_url: str, engine_url: str) -> None:
@@ -30,6 +33,21 @@ def held_version(engine_url: str) -> str | None:
     return None if version is None else str(version)
 
 
+def release_memory(engine_url: str, tags: Sequence[str]) -> int:
+    """Have the engine give the memory of ``tags`` up; the bytes, 0 when it does not tell."""
+    _ask(engine_url, "POST", "/flush_cache", MEMORY_DEADLINE_S)
+    answer = _ask(engine_url, "POST", "/release_memory_occupation", MEMORY_DEADLINE_S, {"tags": list(tags)})
+    try:
+        return int(json.loads(answer)["released_bytes"])
+    except (ValueError, KeyError, TypeError):  # SGLang answers with nothing
+        return 0
+
+
+def resume_memory(engine_url: str, tags: Sequence[str]) -> None:
+    """Have the engine take the memory of ``tags`` again."""
+    _ask(engine_url, "POST", "/resume_memory_occupation", MEMORY_DEADLINE_S, {"tags": list(tags)})
+
+
 def heartbeat(engine_url: str, timeout_s: float) -> str | None:
     """What is wrong with the engine; None when ``/health_generate`` answers 200 in time."""
     try:
@@ -39,11 +57,14 @@ def heartbeat(engine_url: str, timeout_s: float) -> str | None:
     return None
 
 
-def _ask(url: str, method: str, path: str, timeout_s: float = DEADLINE_S) -> bytes:
+def _ask(url: str, method: str, path: str, timeout_s: float = DEADLINE_S, payload: object = None) -> bytes:
     """Body of the answer; EngineError on anything but 200."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=timeout_s)
     try:
-        connection.request(method, path)
+        if payload is None:
+            connection.request(method, path)
+        else:
+            connection.request(method, path, json.dumps(payload), {"Content-Type": "application/json"})
         response = connection.getresponse()
         body = response.read()
     except TimeoutError:

@@ -147,6 +147,7 @@ class EngineKeeper:
                 self._give_up(reason)
                 return False
             self._ending.wait(self._backoff_s())
+            self._wait_for_turn()
             problem = self._start_another()
             if problem is None:
                 self._complaint = None
@@ -155,6 +156,12 @@ class EngineKeeper:
                 return True
             reason = problem
         return False
+
+    def _wait_for_turn(self) -> None:
+        """While engines rest, the memory that a successor needs may be the trainer's."""
+        while self._resting:
+            if self._ending.wait(_POLL_S):
+                return
 
     def _start_another(self) -> str | None:
         """Start an engine and wait until it is ready; why it did not get there, or None."""

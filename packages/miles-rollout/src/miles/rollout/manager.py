@@ -159,6 +159,12 @@ class RolloutManager:
         if self._runtime is not None and set(urls) >= set(self._servers.engine_urls):
             self._runtime.weight_version = version
 
+    def release_memory(self, tags: Sequence[str]) -> int:
+        return self._servers.release_memory(tags)
+
+    def resume_memory(self, tags: Sequence[str]) -> None:
+        self._servers.resume_memory(tags)
+
     def replace_engine(self, url: str, reason: str) -> None:
         self._servers.replace(url, reason)
 

@@ -6,12 +6,12 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.core.flags.algorithm import Algorithm
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES = Registry("miles.engines")
 
+T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 ENGINE_DEADLINE_S = 1800.0
 """Large models load for a long time; a dead engine is noticed at once."""
@@ -62,6 +63,8 @@ class Servers:
         self._engines: list[EngineProcess] = []
         self._keepers: list[EngineKeeper] = []
         self._restarts_told = 0
+        self._released: dict[str, set[str]] = {}
+        """Kinds of memory that engines have given up, by their addresses."""
         self._router: ChildProcess | None = None
         self._router_address: Address | None = None
 
@@ -132,6 +135,37 @@ class Servers:
         """Undo one ``rest``."""
         for keeper in self._keepers:
             keeper.wake()
+
+    def release_memory(self, tags: Sequence[str]) -> int:
+        """See RolloutRole.  An engine that is lost is left to its keeper; its successor starts after the rest."""
+        self.rest()
+        urls = self.engine_urls
+        with ThreadPoolExecutor(max(1, len(urls))) as pool:
+            freed = list(pool.map(lambda url: self._if_alive(url, lambda: control.release_memory(url, tags)), urls))
+        self._released = {url: set(tags) for url, found in zip(urls, freed, strict=True) if found is not None}
+        return sum(found or 0 for found in freed)
+
+    def resume_memory(self, tags: Sequence[str]) -> None:
+        """See RolloutRole."""
+        urls = [url for url in self._released if url in self.engine_urls]
+        with ThreadPoolExecutor(max(1, len(urls))) as pool:
+            list(pool.map(lambda url: self._if_alive(url, lambda: control.resume_memory(url, tags)), urls))
+        for held in self._released.values():
+            held.difference_update(tags)
+        if not any(self._released.values()):
+            self._released = {}
+            self.wake()
+
+    def _if_alive(self, url: str, call: Callable[[], T]) -> T | None:
+        """The result of ``call``; None when the engine is lost and will be replaced."""
+        try:
+            return call()
+        except EngineError as error:
+            if not self._keepers:
+                self.check_alive()
+                raise
+            self.replace(url, str(error))
+            return None
 
     def admit(self, version: int, urls: Sequence[str]) -> None:
         """The engines at ``urls`` took weight version ``version``: check that, and let new ones serve.
@@ -272,6 +306,7 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         dtype=str(options.get("dtype", "auto")),
         context_length=rollout.rollout_max_context_len,
         log_path=logs.log_file(f"engine-{index}"),
+        releases_memory=bool(cluster.offload_rollout),
         options=options,
     )
 

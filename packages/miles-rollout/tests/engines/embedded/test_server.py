@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import aiohttp
 import pytest
 import torch
 import uvicorn
+import xxhash
 from engine_client import GREEDY, PROMPT, Client
 from engine_models import save_model
 from rollout_fakes import CHATML, save_tokenizer
@@ -302,7 +302,9 @@ async def test_new_weights_without_a_restart(client, served, tmp_path):
     assert (await client.ok("/begin_weight_update"))["success"]
     answer = await client.ok("/update_weights_from_tensor", {**update, "weight_version": "7", "flush_cache": False})
     assert answer["success"]
-    assert answer["checksums"] == {name: f"{zlib.crc32(tensor.numpy().tobytes()):08x}" for name, tensor in new.items()}
+    assert answer["checksums"] == {
+        name: xxhash.xxh3_64_hexdigest(tensor.numpy().tobytes()) for name, tensor in new.items()
+    }
     assert (await client.ok("/end_weight_update"))["success"]
     await client.ok("/continue_generation")
     after = await client.generate()

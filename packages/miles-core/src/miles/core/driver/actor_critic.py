@@ -62,6 +62,16 @@ class ActorCritic:
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         return self._actor.update_weights(urls, version)
 
+    def probe_engines(self) -> float | None:
+        return self._actor.probe_engines()
+
+    def offload(self) -> int:
+        return self._actor.offload() + self._critic.offload()
+
+    def onload(self) -> None:
+        self._actor.onload()
+        self._critic.onload()
+
     def save(self, directory: Path) -> None:
         """The actor into ``directory``, the critic beside it; and the critic's export."""
         self._actor.save(directory)

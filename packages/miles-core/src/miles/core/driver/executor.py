@@ -27,6 +27,18 @@ class ActorGroup(Protocol):
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         """Bring the engines to the actor's weights."""
 
+    def probe_engines(self) -> float | None:
+        """Ask the engines of the last update for a fixed prompt's log-probabilities, if that was due: the difference.
+
+        WeightSyncError when they are not what the trainer computes.
+        """
+
+    def offload(self) -> int:
+        """Move everything to host memory; the bytes of accelerators that this frees."""
+
+    def onload(self) -> None:
+        """Undo ``offload``."""
+
     def save(self, directory: Path) -> None: ...
 
     def finish_save(self) -> None:

@@ -20,6 +20,7 @@ from miles.core.driver.periodic import Schedule
 from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
 from miles.core.driver.saving import Saver
+from miles.core.driver.turns import Offloading, Turns
 from miles.core.driver.weight_supply import WeightSupply
 from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint
@@ -50,6 +51,7 @@ class Job:
         self._executor: Executor | None = None
         self._rollout: RolloutRole | None = None
         self._actors: ActorGroup | None = None
+        self._turns: Turns | None = None
         self._supply: WeightSupply | None = None
         flags = config[Checkpoint]
         self._saver = Saver(
@@ -159,7 +161,7 @@ class Job:
     def train(self, rollout: RolloutResult) -> TrainReport:
         """Train on them."""
         rollout_id = rollout.batch.rollout_id
-        with self._phase("train", f"training on rollout {rollout_id}"), self.supply.trainer(becomes=rollout_id + 1):
+        with self.supply.trainer(becomes=rollout_id + 1), self._phase("train", f"training on rollout {rollout_id}"):
             return self.actors.train(rollout.batch)
 
     def record(self, rollout_id: int, rollout: RolloutResult, report: TrainReport | None) -> None:
@@ -168,6 +170,8 @@ class Job:
         if report is not None:
             metrics |= report.metrics
             self._timings |= report.timings
+        if self._turns is not None:
+            metrics |= self._turns.metrics()
         metrics |= self._sync_metrics | self._end_iteration()
         self._sync_metrics = {}
         steps = report.steps if report is not None else ()
@@ -219,16 +223,21 @@ class Job:
             self.num_rollout = _num_rollout(config[Data], per_epoch)
             self._start_at.check_length(self.num_rollout)
             self._rollout.launch()
+            if config[Cluster].offload_rollout:
+                self._rollout.wait_ready()
             if not config[Debug].debug_rollout_only:
                 counted = config.with_value("num_rollout", self.num_rollout, "--num-epoch times rollouts per epoch")
                 self._actors = self._executor.actors(counted, run_dir)
+                self._turns = Turns(self._rollout, self._actors, Offloading.of(config), self._phase)
+                self._turns.for_building()
                 self._actors.start()
             if self._start_at.checkpoint is not None:
                 self._restore(self._start_at.checkpoint)
-            self._rollout.wait_ready()
+            if not config[Cluster].offload_rollout:
+                self._rollout.wait_ready()
             self._has_engines = bool(self._rollout.engine_urls())
             if self._actors is not None:
-                self._supply = _weight_supply(config, self._rollout, self._actors)
+                self._supply = _weight_supply(config, self._rollout, self._actors, self._turns)
                 self._supply.start()
         self._train_steps = self._start_at.train_steps(config[Data].num_steps_per_rollout or 1)
         self._generates_ahead = config[Training].async_training and not self._rollout.generates_continuously()
@@ -296,9 +305,9 @@ def _num_rollout(data: Data, per_epoch: int | None) -> int:
     return data.num_epoch * per_epoch
 
 
-def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup) -> WeightSupply:
+def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup, turns: Turns | None) -> WeightSupply:
     heartbeat_s = config.rollout_health_check_interval + config.rollout_health_check_timeout
-    return WeightSupply(rollout, actors, replaces=config.use_fault_tolerance, notice_s=heartbeat_s)
+    return WeightSupply(rollout, actors, turns, replaces=config.use_fault_tolerance, notice_s=heartbeat_s)
 
 
 def _schedule(config: Config, num_rollout: int, per_epoch: int | None) -> Schedule:

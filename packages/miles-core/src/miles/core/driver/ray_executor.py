@@ -134,6 +134,16 @@ class RayRanks:
         report: SyncReport = self._all("update_weights", urls, version)[0]
         return report
 
+    def probe_engines(self) -> float | None:
+        difference: float | None = self._all("probe_engines")[0]
+        return difference
+
+    def offload(self) -> int:
+        return sum(self._all("offload"))
+
+    def onload(self) -> None:
+        self._all("onload")
+
     def save(self, directory: Path) -> None:
         self._all("save", directory.absolute())
 
@@ -213,6 +223,13 @@ class RayRollout:
 
     def weights_updated(self, version: int, urls: Sequence[str]) -> None:
         self._call("weights_updated", version, list(urls))
+
+    def release_memory(self, tags: Sequence[str]) -> int:
+        freed: int = self._call("release_memory", list(tags))
+        return freed
+
+    def resume_memory(self, tags: Sequence[str]) -> None:
+        self._call("resume_memory", list(tags))
 
     def replace_engine(self, url: str, reason: str) -> None:
         self._call("replace_engine", url, reason)

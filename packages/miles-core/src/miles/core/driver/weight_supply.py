@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from miles.core.driver.executor import ActorGroup
+from miles.core.driver.turns import Turns
 from miles.core.errors import EngineError, MilesError
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.weights.sync import SyncReport
@@ -23,16 +24,23 @@ _END_DEADLINE_S = 10.0
 
 class WeightSupply:
     """Owned by the job.  ``replaces``: the rollout side replaces lost engines, and ``notice_s`` is how long it may take
-    to see that one hangs.
+    to see that one hangs.  ``turns`` says whose turn it is where trainer and engines share memory.
 
     New engines are served from a thread of its own, whenever the trainer is free: a rollout whose only engine is lost
     waits for that.
     """
 
     def __init__(
-        self, rollout: RolloutRole, actors: ActorGroup, *, replaces: bool = False, notice_s: float = 0.0
+        self,
+        rollout: RolloutRole,
+        actors: ActorGroup,
+        turns: Turns | None = None,
+        *,
+        replaces: bool = False,
+        notice_s: float = 0.0,
     ) -> None:
         self._rollout, self._actors = rollout, actors
+        self._turns = turns or Turns(rollout, actors)
         self._replaces = replaces
         self._notice_s = DEATH_NOTICE_S + (notice_s if replaces else 0.0)
         self._version: int | None = None
@@ -56,6 +64,7 @@ class WeightSupply:
     def trainer(self, *, becomes: int | None = None) -> Iterator[None]:
         """Have the trainer for the block.  ``becomes``: the version of its weights afterwards."""
         with self._busy:
+            self._turns.for_training()
             yield
             self._version = self._version if becomes is None else becomes
 
@@ -78,7 +87,11 @@ class WeightSupply:
         updated: Sequence[str] = ()
         self._rollout.weights_updating()
         try:
+            self._turns.for_sending()
             report = self._actors.update_weights(list(urls), version)
+            self._turns.for_generating()
+            with report.phase("probe"):
+                report.probe_difference = self._actors.probe_engines()
             updated = urls
         finally:
             self._rollout.weights_updated(version, updated)
@@ -107,6 +120,8 @@ class WeightSupply:
 
     def _serve_waiting(self) -> None:
         with self._busy:
+            if self._turns.engines_rest:  # the update that ends this reaches them too
+                return
             for url in self._rollout.engines_waiting() if self._version is not None else ():
                 assert self._version is not None
                 try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Actor, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
+from miles.core.training.memory import allocated_bytes
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights import probe
 from miles.core.weights.sender import WeightSender
@@ -41,6 +44,8 @@ class RoleWorker:
         comparable = config.rollout_temperature == 1 and not config.use_rollout_routing_replay
         self._probe_interval = self._training.update_weight_probe_interval if comparable else 0
         self._check_equal = config[Debug].check_weight_update_equal
+        self._probe: Callable[[], float] | None = None
+        """What is left to be asked of the engines after an update."""
         self._num_updates = 0
         self._watchdog = self._watchdog_of(Rank())
 
@@ -86,9 +91,27 @@ class RoleWorker:
                     self._sender.compare()
         if self._probe_interval and self._num_updates % self._probe_interval == 0:
             with report.phase("probe"):
-                self._probe(urls, report)
+                self._prepare_probe(urls, report)
         self._num_updates += 1
         return report
+
+    @watched
+    def probe_engines(self) -> float | None:
+        """What ``ActorGroup`` says; rank 0 asks."""
+        expected, self._probe = self._probe, None
+        return None if expected is None else expected()
+
+    @watched
+    def offload(self) -> int:
+        """Move this rank to host memory; the bytes of its accelerator that this frees."""
+        before = allocated_bytes()
+        self.actor.offload()
+        return before - allocated_bytes()
+
+    @watched
+    def onload(self) -> None:
+        """Undo ``offload``."""
+        self.actor.onload()
 
     def _push(self, urls: list[str], version: int) -> SyncReport:
         if self._rank.rank != 0:
@@ -99,12 +122,12 @@ class RoleWorker:
             self._sender = WeightSender(self._training, self._run_dir, deadline_s=self._deadline_s)
         return self._sender.send(self.actor.named_weights(), urls, version)
 
-    def _probe(self, urls: list[str], report: SyncReport) -> None:
-        """Compare the engines' log-probabilities of a fixed prompt with the trainer's."""
+    def _prepare_probe(self, urls: list[str], report: SyncReport) -> None:
+        """Compute the trainer's side; engines are asked when they can generate."""
         trained = self.actor.log_probs(probe.batch(self._rank.world_size))
         if self._rank.rank == 0:
             limit = probe.tolerance(report.dtype)
-            report.probe_difference = probe.check(urls, trained[0], report.names, limit=limit)
+            self._probe = partial(probe.check, urls, trained[0], report.names, limit=limit)
 
     @watched
     def save(self, directory: Path) -> None:

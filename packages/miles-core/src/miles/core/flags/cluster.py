@@ -8,8 +8,6 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from miles.core.config.group import DERIVED, Flag, Group
 
-_NO_OFFLOADING = "nothing is offloaded yet: trainer and engines keep their memory"
-
 
 class Cluster(Group):
     title = "Cluster and Resource Management"
@@ -47,16 +45,21 @@ class Cluster(Group):
     """Accelerators of one machine."""
 
     colocate: bool = False
-    """Train and generate on the same accelerators."""
+    """Train and generate on the same accelerators, by turns: see ``--offload-train`` and ``--offload-rollout``."""
 
-    offload: Annotated[bool, Flag(unsupported=_NO_OFFLOADING)] = False
+    offload: bool = False
     """Same as ``--offload-train`` and ``--offload-rollout``."""
 
-    offload_train: Annotated[bool | None, Flag(unsupported=_NO_OFFLOADING)] = None
-    """Move the actor to host memory while responses are generated."""
+    offload_train: bool | None = None
+    """Move actor and critic (weights, gradients, optimizer) to host memory while responses are generated. Given by
+    ``--colocate`` on accelerators; ``--no-offload-train`` takes that back. With ``--device cpu`` they are in host
+    memory anyway: nothing moves, and the phases are timed all the same."""
 
-    offload_rollout: Annotated[bool | None, Flag(unsupported=_NO_OFFLOADING)] = None
-    """Release the engines' memory while the actor trains."""
+    offload_rollout: bool | None = None
+    """Release the engines' memory while actor and critic train: keys and values, and the weights, which the next update
+    sends again (with ``--update-weight-delta`` engines keep them). Given by ``--colocate`` on accelerators;
+    ``--no-offload-rollout`` takes that back. The embedded engine really frees it; SGLang does on accelerators, and does
+    nothing on a CPU."""
 
     prefill_num_servers: Annotated[
         PositiveInt | None, Flag(unsupported="engines are not split into prefill and decode servers yet")

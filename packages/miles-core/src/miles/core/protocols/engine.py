@@ -25,6 +25,8 @@ class EngineSpec:
     max_running_requests: int | None = None
     context_length: int | None = None
     log_path: Path | None = None
+    releases_memory: bool = False
+    """It will be told to release its memory, and to take it again."""
     options: dict[str, Any] = field(default_factory=dict)
     """Values of the ``--sglang-*`` flags that were given, without the prefix."""
 

@@ -71,6 +71,15 @@ class RolloutRole(Protocol):
         They serve from now on.  WeightSyncError when one of them says that it holds something else.
         """
 
+    def release_memory(self, tags: Sequence[str]) -> int:
+        """Have every engine give the memory of ``tags`` up (``kv_cache``, ``weights``, ``cuda_graph``).
+
+        Nothing is being generated; until it is back, silence is no fault.  Returns the bytes, as far as engines tell.
+        """
+
+    def resume_memory(self, tags: Sequence[str]) -> None:
+        """Have the engines that gave it up take the memory of ``tags`` again."""
+
     def replace_engine(self, url: str, reason: str) -> None:
         """Called when an engine that waits does not take weights."""
 

@@ -68,6 +68,11 @@ class ProcessHistory:
             tracker.__exit__(None, None, None)
 
 
+def allocated_bytes() -> int:
+    """Of this process's accelerator; 0 where it uses none."""
+    return int(torch.cuda.memory_allocated()) if torch.cuda.is_initialized() else 0
+
+
 def memory_recorder(flags: Debug, rank: int) -> MemoryRecorder:
     """What ``--record-memory-history`` and ``--memory-recorder`` ask for."""
     if not flags.record_memory_history:

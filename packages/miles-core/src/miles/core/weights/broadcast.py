@@ -9,7 +9,6 @@ import itertools
 import os
 import socket
 import time
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from miles.core.errors import EngineError
 from miles.core.weights import group as groups
 from miles.core.weights.bucket import Bucket, compare
+from miles.core.weights.checksum import checksum
 from miles.core.weights.engine_client import Answer, EngineFleet
 
 DEADLINE_S = 300.0
@@ -196,8 +196,4 @@ def _own_address(urls: Sequence[str]) -> str:
 
 def _checksums(bucket: Bucket, tensors: Sequence[torch.Tensor]) -> dict[str, str]:
     named = zip(bucket.slots, tensors, strict=True)
-    return {
-        slot.name: bucket.whole_checksums.get(slot.name)
-        or f"{zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy()):08x}"
-        for slot, tensor in named
-    }
+    return {slot.name: bucket.whole_checksums.get(slot.name) or checksum(tensor) for slot, tensor in named}

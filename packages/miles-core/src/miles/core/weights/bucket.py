@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from miles.core.errors import WeightSyncError
+from miles.core.weights.checksum import checksum
 from miles.core.weights.delta import Change
 
 ALIGNMENT = 64
@@ -42,7 +42,7 @@ class Bucket:
     change: Change | None = None
     """Which of the tensors are changes, and of what."""
     whole_checksums: dict[str, str] = field(default_factory=dict)
-    """CRC-32 that a tensor has after its change."""
+    """What a tensor has after its change."""
 
     @property
     def named(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -66,13 +66,22 @@ class Bucket:
             view.copy_(tensor)
 
     def checksums(self, buffer: torch.Tensor) -> dict[str, str]:
-        """CRC-32 of each tensor as engines are to hold it, eight hex digits; ``buffer`` holds the whole tensors."""
-        data = memoryview(buffer.numpy())
+        """Of each tensor as engines are to hold it; ``buffer`` holds the whole tensors."""
         return {
             slot.name: self.whole_checksums.get(slot.name)
-            or f"{zlib.crc32(data[slot.offset : slot.offset + tensor.nbytes]):08x}"
+            or checksum(buffer[slot.offset : slot.offset + tensor.nbytes])
             for slot, tensor in zip(self.slots, self.tensors, strict=True)
         }
+
+    def pieces(self, num_bytes: int) -> Iterator[Bucket]:
+        """The same tensors at the same places, in buckets of about ``num_bytes``, or of one larger tensor."""
+        first, size = 0, 0
+        for index, tensor in enumerate(self.tensors):
+            size += tensor.nbytes
+            if size >= num_bytes or index == len(self.tensors) - 1:
+                part = slice(first, index + 1)
+                yield replace(self, slots=self.slots[part], tensors=self.tensors[part])
+                first, size = index + 1, 0
 
 
 def compare(url: str, sent: Mapping[str, str], held: Mapping[str, str]) -> None:

@@ -6,12 +6,13 @@ of 255 or more is written as so many 255s (each moves on by 255 elements without
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from miles.core.weights.checksum import checksum
 
 _LONG_GAP = 255
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -46,7 +47,7 @@ class ChangeTracker:
         """Of what is remembered; None: nothing, or something half sent."""
         self.entries: dict[str, tuple[str, int]] = {}
         self.checksums: dict[str, str] = {}
-        """CRC-32 of the whole new tensor, of every tensor that is sent as a change."""
+        """Of the whole new tensor, of every tensor that is sent as a change."""
         self._sent: dict[str, torch.Tensor] = {}
 
     def whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -69,7 +70,7 @@ class ChangeTracker:
                 yield name, new
             elif count:
                 self.entries[name] = (str(new.dtype).removeprefix("torch."), count)
-                self.checksums[name] = f"{zlib.crc32(_bits(new).numpy()):08x}"
+                self.checksums[name] = checksum(new)
                 yield name, change
             self._remember(name, new)
 
@@ -122,7 +123,3 @@ def decode(change: torch.Tensor, dtype: torch.dtype, count: int) -> tuple[torch.
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous()
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)

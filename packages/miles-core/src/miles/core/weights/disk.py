@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from miles.core.weights.bucket import Bucket, compare
+from miles.core.weights.checksum import checksum
 from miles.core.weights.delta import Change
 from miles.core.weights.engine_client import EngineFleet
 
@@ -34,7 +33,9 @@ class DiskTransport:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in bucket.named}
         save_file(tensors, directory / f"model-{self._files:05d}.safetensors")
         self._files += 1
-        self._checksums |= {name: bucket.whole_checksums.get(name) or _crc(tensor) for name, tensor in tensors.items()}
+        self._checksums |= {
+            name: bucket.whole_checksums.get(name) or checksum(tensor) for name, tensor in tensors.items()
+        }
         if bucket.change is not None:
             earlier = self._change.entries if self._change is not None else {}
             self._change = Change(bucket.change.base_version, earlier | bucket.change.entries)
@@ -60,7 +61,3 @@ class DiskTransport:
 
     def _directory(self, version: int) -> Path:
         return self._root / f"version_{version}"
-
-
-def _crc(tensor: torch.Tensor) -> str:
-    return f"{zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()):08x}"

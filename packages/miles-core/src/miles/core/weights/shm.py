@@ -1,6 +1,7 @@
 """Shared memory: one reused buffer that trainer and engines of this machine both map.
 
-A bucket is copied once by the trainer and once by each engine; nothing is serialized but the layout.
+A bucket is copied once by the trainer and once by each engine, piece by piece, so that engines copy one piece while the
+trainer copies the next.  Nothing is serialized but the layout.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import mmap
 import os
 import pickle
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from miles.core.weights.engine_client import Answer, EngineFleet
 
 SHARED_MEMORY = Path("/dev/shm")
 LOAD_FORMAT = "miles_shm"
+PIECE_BYTES = 16 << 20
+"""A request of a millisecond or two is little beside copying this much, and half of a small model's weights."""
 
 
 class SharedMemoryTransport:
@@ -40,11 +44,14 @@ class SharedMemoryTransport:
     def send(self, bucket: Bucket, fleet: EngineFleet, version: int) -> int:
         """Copy the bucket in, let every engine copy it out, compare checksums."""
         self._reserve(bucket.nbytes)
-        bucket.copy_into(self._buffer)
-        answers = fleet.post_each("/update_weights_from_tensor", [self._describe(bucket)] * len(fleet.urls))
-        expected = bucket.checksums(self._buffer)  # while the engines copy
-        for url, answer in zip(fleet.urls, answers, strict=True):
-            compare(url, expected, _held(answer.result()))
+        under_way: list[tuple[dict[str, str], list[Future[Answer]]]] = []
+        for piece in bucket.pieces(PIECE_BYTES):
+            piece.copy_into(self._buffer)
+            answers = fleet.post_each("/update_weights_from_tensor", [self._describe(piece)] * len(fleet.urls))
+            under_way.append((piece.checksums(self._buffer), answers))
+        for expected, answers in under_way:
+            for url, answer in zip(fleet.urls, answers, strict=True):
+                compare(url, expected, _held(answer.result()))
         return bucket.payload_bytes
 
     def _describe(self, bucket: Bucket) -> dict[str, Any]:

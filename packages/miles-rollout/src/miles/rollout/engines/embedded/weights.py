@@ -6,7 +6,6 @@ import json
 import math
 import mmap
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from miles.core.errors import EngineError
+from miles.core.weights.checksum import checksum
 from miles.core.weights.delta import Change, decode
 
 _DTYPES = {
@@ -130,10 +130,9 @@ class WeightStore:
             self._copies[name].copy_(tensor)
 
     def checksum(self, name: str, dtype: torch.dtype | None = None) -> str:
-        """crc32 of the bytes held, as ``dtype`` (default: as held); 8 hexadecimal digits."""
+        """Of the bytes held, as ``dtype`` (default: as held)."""
         held = self.read(name)
-        raw = held.to(dtype or held.dtype).contiguous().reshape(-1).view(torch.uint8)
-        return f"{zlib.crc32(raw.numpy()):08x}"
+        return checksum(held.to(dtype or held.dtype))
 
     def patch(self, name: str, index: torch.Tensor, values: torch.Tensor) -> None:
         """Set the elements at ``index`` [K], counted in the tensor as a checkpoint holds it, to ``values`` [K]."""

@@ -64,6 +64,7 @@ def server_options(spec: EngineSpec) -> dict[str, Any]:
         "max_running_requests": spec.max_running_requests or defaults.get("max_running_requests"),
         "base_gpu_id": spec.first_gpu if spec.num_gpus else None,
         "skip_server_warmup": True,
+        "enable_memory_saver": True if spec.releases_memory and spec.num_gpus else None,
     }
     user = {name: value for name, value in spec.options.items() if name not in ENVIRONMENT_OPTIONS}
     return {**defaults, **own, **user, "dtype": own["dtype"]}

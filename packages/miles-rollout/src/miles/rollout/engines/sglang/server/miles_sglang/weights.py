@@ -9,11 +9,11 @@ not take, or does not hold afterwards, is not confirmed.
 from __future__ import annotations
 
 import json
-import zlib
 from functools import wraps
 from typing import Any
 
 import torch
+import xxhash
 from sglang.srt.distributed.parallel_state import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from sglang.srt.managers.tp_worker import BaseTpWorker
 from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
@@ -57,7 +57,7 @@ def _or_from_bucket(update: Any) -> Any:
 
 
 def load_bucket(model: Any, bucket: dict[str, Any], device: str) -> dict[str, str]:
-    """Load the tensors; return CRC-32 of those that the model holds now, as eight hex digits."""
+    """Load the tensors; return XXH3-64 of those that the model holds now, as 16 hex digits."""
     shared = torch.from_file(bucket["path"], shared=False, size=bucket["nbytes"], dtype=torch.uint8)
     watch = CopyWatch(shared.to(device), bucket["tensors"])
     with torch.no_grad(), watch:
@@ -67,4 +67,6 @@ def load_bucket(model: Any, bucket: dict[str, Any], device: str) -> dict[str, st
         raise RuntimeError("the model kept a view of the shared memory instead of a copy")
     data = memoryview(shared.numpy())
     held = watch.held(whole=get_tensor_model_parallel_world_size() == 1)
-    return {name: f"{zlib.crc32(data[start:end]):08x}" for name, (start, end) in watch.spans.items() if name in held}
+    return {
+        name: xxhash.xxh3_64_hexdigest(data[start:end]) for name, (start, end) in watch.spans.items() if name in held
+    }
