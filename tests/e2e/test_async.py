@@ -120,3 +120,15 @@ def test_asynchronous_training_learns(toy, tmp_path, rollouts):
     )
     rewards = [event["rollout/raw_reward"] for event in rollout_events(run)]
     assert statistics.fmean(rewards[-5:]) > statistics.fmean(rewards[:5]) + 0.2
+
+
+@pytest.mark.parametrize("backend", ["fsdp", "megatron"])
+def test_old_log_probabilities_are_those_of_the_weights_that_generated(toy, miles, tmp_path, backend):
+    run = tmp_path / "run"
+    flags = ("--train-backend", backend, "--keep-old-actor", "--lr-decay-style", "constant", "--num-rollout", "3")
+    miles("train-async", *toy.flags(run, *flags))
+    steps = [line["metrics"] for line in map(json.loads, (run / "metrics.jsonl").open()) if line["kind"] == "train"]
+    assert len(steps) == 6
+    assert all(step["train/train_rollout_logprob_abs_diff"] < 1e-4 for step in steps)
+    # The third rollout was made by the weights before the second one trained them.
+    assert abs(steps[4]["train/ppo_kl"]) > 1e-5

@@ -31,7 +31,11 @@ def trained(critic, rollouts):
         scored = critic.score(batch)
         values.append(np.concatenate(scored["values"]))
         metrics += critic.train(batch.having(scored)).steps
-    return np.concatenate(values), metrics, {name: tensor.clone() for name, tensor in critic._gatherer.named_weights(torch.float32)}
+    return (
+        np.concatenate(values),
+        metrics,
+        {name: tensor.clone() for name, tensor in critic._gatherer.named_weights(torch.float32)},
+    )
 
 
 def assert_equal(found, expected):

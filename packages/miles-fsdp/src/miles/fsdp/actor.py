@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
+from miles.core.training.old_policies import OldPolicies
+from miles.core.training.state_files import Counters
+from miles.core.training.tagged_weights import TaggedWeights
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
 from miles.fsdp import export
@@ -34,8 +39,15 @@ class FsdpActor(FsdpRole):
         self._reference = self._build_reference(config)
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._gathers_on_host = config[Fsdp].fsdp_state_dict_cpu_offload
+        self._tagged = TaggedWeights(lambda: _local(self._model.named_parameters()))
+        self._old_policies = OldPolicies(self._tagged, self._model) if config[Training].keep_old_actor else None
         self._trainer = RolloutTrainer(
-            config, self._model, reference=self._reference, ranks=self._ranks(), device=self._site.device
+            config,
+            self._model,
+            reference=self._reference,
+            ranks=self._ranks(),
+            device=self._site.device,
+            old_policies=self._old_policies,
         )
 
     def _build_policy(self) -> Policy:
@@ -73,11 +85,48 @@ class FsdpActor(FsdpRole):
         if self._builder.lora is not None:
             export.save_adapters(lm, self._builder.lora, self._site, self._source, directory / "adapter")
 
+    def keep_weights(self, version: int) -> None:
+        assert self._old_policies is not None, "--keep-old-actor"
+        self._old_policies.keep(version)
+
+    def _expect(self, counters: Counters) -> None:
+        if self._old_policies is not None:
+            self._old_policies.expect(counters.kept_versions)
+
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for tag in () if self._old_policies is None else self._old_policies.tags:
+            copies = _sharded(self._tagged.of(tag), self._model.named_parameters())
+            tensors |= {f"{tag}.{name}": tensor for name, tensor in copies.items()}
         if not isinstance(self._reference, FrozenPolicy) or self._ref_update_interval is None:
-            return {}
-        return {f"reference.{name}": tensor for name, tensor in self._reference.named_parameters().items()}
+            return tensors
+        reference = self._reference.named_parameters()
+        return tensors | {f"reference.{name}": tensor for name, tensor in reference.items()}
 
     def _move_frozen(self, device: torch.device) -> None:
         if isinstance(self._reference, FrozenPolicy):
             self._reference.module.to(device)
+
+
+def _local(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of ``parameters`` is on this rank."""
+    detached = {name: parameter.detach() for name, parameter in parameters.items()}
+    return {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in detached.items()}
+
+
+def _sharded(copies: Mapping[str, torch.Tensor], parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``copies`` of this rank's parts as tensors divided like the ``parameters``."""
+    return {name: _like(copies[name], parameter) for name, parameter in parameters.items()}
+
+
+def _like(copy: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    if not isinstance(parameter, DTensor):
+        return copy
+    return DTensor.from_local(
+        copy,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

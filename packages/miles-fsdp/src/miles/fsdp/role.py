@@ -16,7 +16,13 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
-from miles.core.training.state_files import read_counters, read_generators, write_counters, write_generators
+from miles.core.training.state_files import (
+    Counters,
+    read_counters,
+    read_generators,
+    write_counters,
+    write_generators,
+)
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp import checkpoint
@@ -68,6 +74,7 @@ class FsdpRole:
 
     def load(self, directory: Path) -> None:
         counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
+        self._expect(counters)
         checkpoint.read_tensors(directory, self._tensors(with_optimizer=counters.has_optimizer))
         if counters.world_size == self._site.rank.world_size:
             read_generators(directory, self._site.rank.rank)
@@ -102,6 +109,9 @@ class FsdpRole:
         if self._gradients.scaler is not None:
             tensors |= {f"loss_scaler.{name}": tensor for name, tensor in self._gradients.scaler.state.items()}
         return tensors | self._frozen_tensors()
+
+    def _expect(self, counters: Counters) -> None:
+        """Have a place for everything that the state of ``counters`` holds."""
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
         """What the state holds beside the model being trained."""

@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 import torch
 
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
+from miles.core.training.old_policies import OldPolicies
+from miles.core.training.state_files import Counters
+from miles.core.training.tagged_weights import TaggedWeights
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
 from miles.megatron.hooks import log_prob_hook, train_step_hook
+from miles.megatron.parameters import local_parameters
 from miles.megatron.policy import MegatronPolicy, Passes, TaggedPolicy
 from miles.megatron.role import MegatronRole
 from miles.megatron.routing import EngineRouting, FirstPassRouting, Routing
 from miles.megatron.site import PipelineRanks
-from miles.megatron.tagged_weights import TaggedWeights
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -37,7 +41,7 @@ class MegatronActor(MegatronRole):
         super().__init__(config, rank)
         self._blueprint = Blueprint.of(config, self._site, self._source)
         self._chunks = self._blueprint.build()
-        self._tagged = TaggedWeights(self._chunks)
+        self._tagged = TaggedWeights(self._tensors)
         self._keep_reference(config)
         self._blueprint.load(self._chunks, self._source)
         wrapped = self._ready()
@@ -47,13 +51,19 @@ class MegatronActor(MegatronRole):
         scoring = Passes(wrapped, head, layout, before_scoring=log_prob_hook(config, "ref_"))
         self._step_hook = train_step_hook(config)
         self._ref_update_interval = config[Algorithm].ref_update_interval
+        policy = MegatronPolicy(passes, self._updater, self._before_step if self._step_hook is not None else None)
+        self._old_policies = OldPolicies(self._tagged, policy) if config[Training].keep_old_actor else None
         self._trainer = RolloutTrainer(
             config,
-            MegatronPolicy(passes, self._updater, self._before_step if self._step_hook is not None else None),
+            policy,
             reference=TaggedPolicy(scoring, self._tagged, _REFERENCE) if _REFERENCE in self._tagged else None,
             ranks=PipelineRanks(),
             device=self._site.device,
+            old_policies=self._old_policies,
         )
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {parameter.name: parameter.tensor for parameter in local_parameters(self._chunks)}
 
     def _keep_reference(self, config: Config) -> None:
         """Keep the reference's weights, if the objective needs them."""
@@ -82,20 +92,27 @@ class MegatronActor(MegatronRole):
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._gatherer.named_weights(self._site.dtype)
 
+    def keep_weights(self, version: int) -> None:
+        assert self._old_policies is not None, "--keep-old-actor"
+        self._old_policies.keep(version)
+
     @property
-    def _follows_policy(self) -> bool:
-        """Whether the reference changes, so that it is part of the state."""
-        return _REFERENCE in self._tagged and self._ref_update_interval is not None
+    def _tags_of_state(self) -> list[str]:
+        """The tagged weights that change while training, so that they are part of the state."""
+        reference = [_REFERENCE] if _REFERENCE in self._tagged and self._ref_update_interval is not None else []
+        return reference + ([] if self._old_policies is None else self._old_policies.tags)
 
     def _save_tagged(self, directory: Path) -> None:
-        if self._follows_policy:
-            with self._tagged.swapped_in(_REFERENCE):
-                checkpoint.write(_made(directory / _REFERENCE), self._chunks, None)
+        for tag in self._tags_of_state:
+            with self._tagged.swapped_in(tag):
+                checkpoint.write(_made(directory / tag), self._chunks, None)
 
-    def _load_tagged(self, directory: Path) -> None:
-        if self._follows_policy:
-            checkpoint.read(directory / _REFERENCE, self._chunks, None)
-            self._tagged.keep(_REFERENCE)
+    def _load_tagged(self, directory: Path, counters: Counters) -> None:
+        if self._old_policies is not None:
+            self._old_policies.expect(counters.kept_versions)
+        for tag in self._tags_of_state:
+            checkpoint.read(directory / tag, self._chunks, None)
+            self._tagged.keep(tag)
 
 
 def _made(directory: Path) -> Path:

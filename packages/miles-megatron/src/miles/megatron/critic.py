@@ -39,6 +39,9 @@ class MegatronCritic(MegatronRole):
     def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
         raise NotImplementedError("the critic gives values, no probabilities")
 
+    def keep_weights(self, version: int) -> None:
+        raise NotImplementedError("engines generate with the actor")
+
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         raise NotImplementedError("engines generate with the actor; the critic's weights stay here")
 

@@ -14,11 +14,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from miles.core.math.logprobs import LogProbs
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
+from miles.core.training.tagged_weights import TaggedWeights
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 from miles.megatron.packed_inputs import Layout, PackedInputs
 from miles.megatron.routing import Routing, release
-from miles.megatron.tagged_weights import TaggedWeights
 
 Numbered = Iterator[tuple[int, PackedInputs]]
 Step = Callable[[Numbered, LanguageModel], tuple[torch.Tensor, Callable[..., Any]]]

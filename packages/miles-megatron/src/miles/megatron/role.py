@@ -13,7 +13,13 @@ from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
-from miles.core.training.state_files import read_counters, read_generators, write_counters, write_generators
+from miles.core.training.state_files import (
+    Counters,
+    read_counters,
+    read_generators,
+    write_counters,
+    write_generators,
+)
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.hf_directory import copy_companions, save_weights
@@ -77,7 +83,7 @@ class MegatronRole:
 
     def load(self, directory: Path) -> None:
         counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
-        self._load_tagged(directory)
+        self._load_tagged(directory, counters)
         checkpoint.read(directory, self._chunks, self._updater if counters.has_optimizer else None)
         if not counters.has_optimizer:
             self._updater.reload_weights()
@@ -115,5 +121,5 @@ class MegatronRole:
     def _save_tagged(self, directory: Path) -> None:
         """Write the weights that are part of the state beside those being trained."""
 
-    def _load_tagged(self, directory: Path) -> None:
+    def _load_tagged(self, directory: Path, counters: Counters) -> None:
         """Read what ``_save_tagged`` wrote.  The model's own weights are read afterwards."""

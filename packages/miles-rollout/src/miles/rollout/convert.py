@@ -50,6 +50,7 @@ def to_batch(
         group_indices=tuple(_known(sample.group_index, "group_index", sample) for sample in samples),
         rollout_log_probs=_optional(samples, "rollout_log_probs", np.float32),
         teacher_log_probs=_optional(samples, "teacher_log_probs", np.float32),
+        weight_versions=_weight_versions(samples),
         routed_experts=_optional(samples, "rollout_routed_experts", np.int32),
         extra=_metadata_column(samples),
     )
@@ -92,6 +93,7 @@ def to_custom_batch(rollout_id: int, columns: Mapping[str, Sequence[Any]]) -> Ro
         group_indices=tuple(map(int, column("group_indices", lambda index: index))),
         rollout_log_probs=arrays("rollout_log_probs", np.float32),
         teacher_log_probs=arrays("teacher_log_probs", np.float32),
+        weight_versions=arrays("weight_versions", np.int64),
         routed_experts=arrays("rollout_routed_experts", np.int32),
         extra={name: tuple(values) for name, values in columns.items() if name not in _KNOWN_COLUMNS},
     )
@@ -109,6 +111,7 @@ _KNOWN_COLUMNS = frozenset(
         "group_indices",
         "rollout_log_probs",
         "teacher_log_probs",
+        "weight_versions",
         "rollout_routed_experts",
     }
 )
@@ -141,6 +144,13 @@ def _optional(samples: Sequence[Sample], name: str, dtype: Any) -> tuple[Any, ..
             "function must set it for all samples or for none"
         )
     return _arrays(values, dtype)
+
+
+def _weight_versions(samples: Sequence[Sample]) -> tuple[Any, ...] | None:
+    """The weights that made each token, where all engines count their versions."""
+    versions = [sample.token_weight_versions if sample.response_length else [] for sample in samples]
+    known = [made for made in versions if made is not None]
+    return _arrays(known, np.int64) if len(known) == len(samples) else None
 
 
 def _metadata_column(samples: Sequence[Sample]) -> dict[str, tuple[Any, ...]]:

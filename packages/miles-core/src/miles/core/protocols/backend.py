@@ -64,6 +64,10 @@ class Actor(Protocol):
         Rank 0 gets the tensors; other ranks take part in the gathering and may get placeholders.
         """
 
+    def keep_weights(self, version: int) -> None:
+        """Remember the weights as they are, which engines get as ``version`` now, for the old log-probabilities of what
+        they generate.  Of the actor, with ``--keep-old-actor`` only."""
+
     def save(self, directory: Path) -> None:
         """Write everything that training needs to go on bit for bit into the existing, empty ``directory``."""
 

@@ -83,7 +83,12 @@ class Procedure:
             world_size=world_size,
             has_optimizer=has_optimizer,
             schedule=asdict(self.schedule),
+            kept_versions=self._kept_versions(),
         )
+
+    def _kept_versions(self) -> tuple[int, ...]:
+        """Older weights that are part of the state."""
+        return ()
 
     def go_on_from(self, counters: Counters, flags: Optimizer) -> None:
         """Stand where ``counters`` say."""

@@ -29,6 +29,8 @@ class Counters:
     has_optimizer: bool
     schedule: dict[str, Any] | None = None
     """Fields of the ``LearningRate``; None in checkpoints that did not keep them."""
+    kept_versions: tuple[int, ...] = ()
+    """Older weights that are part of the state, by their versions (``--keep-old-actor``)."""
 
     def resumed_schedule(self, current: LearningRate, flags: Optimizer) -> LearningRate:
         """The schedule to go on with: the command line's, ``current``, or the checkpoint's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
+from miles.core.training.old_policies import OldPolicies
 from miles.core.training.packing import Packing
 from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.procedure import Procedure
@@ -41,7 +43,14 @@ class RolloutTrainer(Procedure):
     """Scores, advantages and optimizer steps of the actor, rollout after rollout."""
 
     def __init__(
-        self, config: Config, model: Model, *, reference: Scorer | None, ranks: Ranks, device: torch.device
+        self,
+        config: Config,
+        model: Model,
+        *,
+        reference: Scorer | None,
+        ranks: Ranks,
+        device: torch.device,
+        old_policies: OldPolicies | None = None,
     ) -> None:
         algorithm, data = config[Algorithm], config[Data]
         spec = ObjectiveSpec.from_flags(config)
@@ -49,6 +58,7 @@ class RolloutTrainer(Procedure):
         super().__init__(config, model, objective, learning_rate(config[Optimizer], data), ranks=ranks, device=device)
         self._model = model
         self._reference = reference
+        self._old_policies = old_policies
         if ranks.index == 0 and (
             warning := cap_warning(
                 data,
@@ -63,6 +73,7 @@ class RolloutTrainer(Procedure):
         self._advantages = build_advantages(spec) if algorithm.compute_advantages_and_returns else None
         self._needs = {one: required_inputs(spec, one_step=one) for one in (True, False)}
         self._critic_needs = required_inputs(spec, role="critic")
+        self._compares_old_policy = self._needs[False].old_logp
         self._log_entropy = algorithm.use_rollout_entropy
         self._debugging = Debugging(config, "actor", process_rank())
         self._postprocess = _postprocess(config)
@@ -70,7 +81,8 @@ class RolloutTrainer(Procedure):
     def score(self, batch: RolloutBatch) -> Scores:
         """The log-probabilities that the critic's returns depend on, by their columns' names.  Collective."""
         columns = Columns.of(batch, self._device)
-        self._add_scores(batch, self._plan(batch), columns, PhaseClock(), self._critic_needs)
+        needs = self._with_old_policies(batch, self._critic_needs)
+        self._add_scores(batch, self._plan(batch), columns, PhaseClock(), needs)
         known = {"log_probs": columns.old_logp_A, "ref_log_probs": columns.ref_logp_A}
         return {name: columns.per_sample(column) for name, column in known.items() if column is not None}
 
@@ -90,7 +102,7 @@ class RolloutTrainer(Procedure):
         with clock.phase("data_preprocess"):
             steps = self._plan(batch)
             columns = Columns.of(batch, self._device)
-        needs = self._needs[len(steps) == 1]
+        needs = self._with_old_policies(batch, self._needs[len(steps) == 1])
         _check_columns(batch, needs)
         with self._debugging.part("train_log_probs", batch.rollout_id):
             self._add_scores(batch, steps, columns, clock, needs)
@@ -124,9 +136,39 @@ class RolloutTrainer(Procedure):
                 columns.ref_logp_A, _ = self._scores(batch, micro_batches, columns, self._reference)
         if wants_old:
             with clock.phase("log_probs"):
-                columns.old_logp_A, columns.entropy_A = self._scores(
-                    batch, micro_batches, columns, self._model, with_entropy=self._log_entropy
-                )
+                columns.old_logp_A, columns.entropy_A = self._old_scores(batch, micro_batches, columns)
+
+    def _kept_versions(self) -> tuple[int, ...]:
+        return () if self._old_policies is None else tuple(self._old_policies.versions)
+
+    def _with_old_policies(self, batch: RolloutBatch, needs: Needs) -> Needs:
+        """Old log-probabilities take passes of their own where the weights that generated are kept, and others."""
+        return replace(needs, old_logp=True) if self._is_off_policy(batch) else needs
+
+    def _is_off_policy(self, batch: RolloutBatch) -> bool:
+        """Whether kept weights made a token, and not those that train now, whose version is the rollout's number."""
+        if self._old_policies is None or not self._compares_old_policy:
+            return False
+        return bool((self._old_policies.version_of_tokens(batch) != batch.rollout_id).any())
+
+    def _old_scores(
+        self, batch: RolloutBatch, micro_batches: Sequence[MicroBatch], columns: Columns
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """By the policy that is trained, or of each token by the kept one that made it."""
+        with_entropy = self._log_entropy
+        if not self._is_off_policy(batch):
+            return self._scores(batch, micro_batches, columns, self._model, with_entropy=with_entropy)
+        assert self._old_policies is not None
+        version_A = self._old_policies.version_of_tokens(batch).to(self._device)
+        logp_A = torch.zeros_like(columns.mask_A)
+        entropy_A = torch.zeros_like(columns.mask_A) if with_entropy else None
+        for version in version_A.unique().tolist():
+            scorer, made_A = self._old_policies.scorer(version), version_A == version
+            found_A, found_entropy_A = self._scores(batch, micro_batches, columns, scorer, with_entropy=with_entropy)
+            logp_A = torch.where(made_A, found_A, logp_A)
+            if entropy_A is not None:
+                entropy_A = torch.where(made_A, found_entropy_A, entropy_A)
+        return logp_A, entropy_A
 
     def _scoring_micro_batches(self, batch: RolloutBatch, steps: Sequence[StepPlan]) -> list[MicroBatch]:
         """Those of training, unless log-probabilities have a cap of their own."""

@@ -44,6 +44,8 @@ class RolloutBatch:
     """[R] natural-log probabilities under the policy before it trains on this rollout."""
     ref_log_probs: tuple[Floats, ...] | None = None
     """[R] natural-log probabilities under the reference model."""
+    weight_versions: tuple[Ints, ...] | None = None
+    """[R] version of the engine's weights that made each token: the rollouts that had been trained on."""
     routed_experts: tuple[npt.NDArray[np.int32], ...] | None = None
     """[T - 1, layers, experts per token]."""
     extra: dict[str, tuple[Any, ...]] = field(default_factory=dict)

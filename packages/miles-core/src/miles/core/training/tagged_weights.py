@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
-
-from miles.megatron.parameters import local_parameters
 
 Copies = dict[str, torch.Tensor]
 
 
 class TaggedWeights:
-    """This rank's part of each set, under a tag.  The set in the model has none."""
+    """This rank's part of each set, under a tag.  The set in the model has none.
 
-    def __init__(self, chunks: Sequence[nn.Module]) -> None:
-        self._tensors = {parameter.name: parameter.tensor for parameter in local_parameters(chunks)}
+    ``tensors`` gives the model's own tensors by name, those of this rank alone, whenever they are to be read or filled.
+    """
+
+    def __init__(self, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        self._tensors = tensors
         self._copies: dict[str, Copies] = {}
 
     def __contains__(self, tag: str) -> bool:
@@ -27,8 +27,12 @@ class TaggedWeights:
         """Copy the weights that are in the model now."""
         self._copies[tag] = self._current()
 
-    def of(self, tag: str) -> Mapping[str, torch.Tensor]:
-        """The tensors kept under ``tag``, by parameter name."""
+    def drop(self, tag: str) -> None:
+        """Free the copy."""
+        del self._copies[tag]
+
+    def of(self, tag: str) -> Copies:
+        """The copies kept under ``tag``, by parameter name."""
         return self._copies[tag]
 
     @contextmanager
@@ -43,8 +47,8 @@ class TaggedWeights:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _fill(self, copies: Copies) -> None:
-        for name, tensor in self._tensors.items():
+        for name, tensor in self._tensors().items():
             tensor.copy_(copies[name], non_blocking=True)
 
     def _current(self) -> Copies:
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors.items()}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._tensors().items()}
