@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
+
+# Variable, number of the option (malloc.h) and bytes: what is allocated on its own, what is kept when freed.
+_MALLOC_OPTIONS = (("MALLOC_MMAP_THRESHOLD_", -3, 2**25), ("MALLOC_TRIM_THRESHOLD_", -1, 2**26))
 
 
 def plugins_disabled() -> bool:
@@ -41,10 +45,27 @@ def make_cublas_deterministic() -> None:
 
 
 def prepare_process() -> None:
-    """Set what this process and its children need before torch is loaded: passive waiting.
+    """Set what this process and its children need before torch is loaded.
 
-    By default OpenMP's threads spin while they wait.  As soon as a trainer and an engine share cores, that makes a step
-    tens of times slower.  Whoever sets ``OMP_WAIT_POLICY`` has the last word.
+    Passive waiting: by default OpenMP's threads spin while they wait.  As soon as a trainer and an engine share cores,
+    that makes a step tens of times slower.
+
+    Memory that is kept: by default the C library gives freed buffers back at once, and the kernel clears their pages
+    again for the next layer.  These are the limits that glibc itself goes to once a program has freed a large buffer.
+    It reads them as a process begins, so that this one is told by a call.
+
+    Whoever sets one of these variables has the last word.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name, option, value in _MALLOC_OPTIONS:
+        if name not in os.environ:
+            os.environ[name] = str(value)
+            _mallopt(option, value)
+
+
+def _mallopt(option: int, value: int) -> None:
+    """Set an option of glibc's allocator; other C libraries have none."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(option, value)
