@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from miles.core.config.draft import Origin
@@ -12,6 +13,12 @@ if TYPE_CHECKING:
 
 _DECLARED = {"sglang_python": "python", "sglang_mem_fraction_static": "mem_fraction_static"}
 """Fields of their own among the flags, and what an engine calls them."""
+
+
+def engine_threads(config: Config) -> int:
+    """CPU threads of each engine: what ``--engine-num-threads`` says, or an equal share of the cores."""
+    engines = config[Engines]
+    return engines.engine_num_threads or max(1, (os.cpu_count() or 1) // max(1, engines.rollout_num_engines))
 
 
 def engine_options(config: Config) -> dict[str, Any]:

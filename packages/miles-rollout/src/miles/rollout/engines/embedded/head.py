@@ -11,7 +11,7 @@ import torch
 
 from miles.rollout.engines.embedded.attention import ROW_MULTIPLE
 from miles.rollout.engines.embedded.model import Model
-from miles.rollout.engines.embedded.sampling import SamplingRows, log_probs, padded_vocabulary, sample
+from miles.rollout.engines.embedded.sampling import SamplingRows, log_probs, padded_vocabulary, sample, scale
 from miles.rollout.engines.embedded.sequence import Seats, Sequence
 
 TopLogps = list[tuple[float, int]]
@@ -64,7 +64,10 @@ class Head:
         """Append the log-probability of each of ``targets`` under ``hidden`` [len(targets), hidden]."""
         for first in range(0, len(targets), _SCORED_ROWS):
             wanted = torch.tensor(targets[first : first + _SCORED_ROWS])
-            logps = log_probs(self._compute(hidden[first : first + _SCORED_ROWS]))
+            logits = self._compute(hidden[first : first + _SCORED_ROWS])
+            if sequence.scales_scores:
+                scale(logits, [sequence.params])
+            logps = log_probs(logits)
             sequence.prompt_logps += logps.gather(1, wanted[:, None])[:, 0].tolist()
             if sequence.num_top_logps:
                 sequence.prompt_top_logps += [_top(row, sequence.num_top_logps) for row in logps]

@@ -64,8 +64,7 @@ class SamplingRows:
 
     def __init__(self, params: Sequence[SamplingParams], seeds: npt.NDArray[np.uint64]) -> None:
         self.seeds = seeds
-        temperature = [1.0 if p.temperature < _GREEDY_TEMPERATURE else p.temperature for p in params]
-        self.temperature = None if set(temperature) <= {1.0} else torch.tensor(temperature)[:, None]
+        self.temperature = temperatures(params)
         greedy = [row for row, p in enumerate(params) if p.greedy]
         self.greedy = torch.tensor(greedy) if greedy else None
         self.all_greedy = len(greedy) == len(params)
@@ -74,6 +73,18 @@ class SamplingRows:
         self.top_k = torch.tensor([params[row].top_k if params[row].top_k > 0 else _ALL for row in cut])
         self.top_p = torch.tensor([params[row].top_p for row in cut], dtype=torch.float64)
         self.min_p = torch.tensor([params[row].min_p for row in cut])
+
+
+def temperatures(params: Sequence[SamplingParams]) -> torch.Tensor | None:
+    """[N, 1] what logits are divided by; None: all by 1."""
+    divisors = [1.0 if p.temperature < _GREEDY_TEMPERATURE else p.temperature for p in params]
+    return None if set(divisors) <= {1.0} else torch.tensor(divisors)[:, None]
+
+
+def scale(logits: torch.Tensor, params: Sequence[SamplingParams]) -> None:
+    """Divide the rows of ``logits`` by their temperatures, or all by that of one, as ``sample`` does."""
+    if (divisors := temperatures(params)) is not None:
+        logits.div_(divisors)
 
 
 def padded_vocabulary(vocab_size: int) -> int:

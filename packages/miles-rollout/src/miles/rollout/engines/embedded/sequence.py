@@ -47,6 +47,8 @@ class Sequence:
     num_top_logps: int = 0
     score_from: int | None = None
     """Prompt position from which log-probabilities of prompt tokens are wanted."""
+    scales_scores: bool = False
+    """Whether these are of the temperature-scaled distribution, like those of output tokens."""
     matches_stop: Callable[[list[int]], str | None] | None = None
     """Finds a stop string at the end of the output."""
     wants_experts: bool = False
