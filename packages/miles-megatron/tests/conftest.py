@@ -17,7 +17,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-import miles.megatron.actor  # noqa: E402, F401
+import miles.megatron.actor  # noqa: E402
 import miles.megatron.critic  # noqa: E402, F401
 from miles.core.config import Config  # noqa: E402
 from miles.core.protocols.backend import Rank  # noqa: E402
@@ -51,6 +51,18 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+SIGMOID_EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "num_hidden_layers": 3,
+}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 12}
+GROUPS = {"n_group": 4, "topk_group": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 8.0, "original_max_position_embeddings": 16}
 FAMILIES = {
     "llama": ("Llama", {"head_dim": 8}),
     "llama 3": ("Llama", {"head_dim": 8, "rope_parameters": LLAMA3_ROPE}),
@@ -60,6 +72,23 @@ FAMILIES = {
     "qwen3 tied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": True}),
     "qwen3 moe": ("Qwen3Moe", EXPERTS | {"head_dim": 8, "num_hidden_layers": 4}),
     "qwen3 moe mixed": ("Qwen3Moe", EXPERTS | {"head_dim": 8, "norm_topk_prob": False, "mlp_only_layers": [0]}),
+    "qwen3 yarn": ("Qwen3", {"head_dim": 8, "rope_parameters": YARN}),
+    "glm4": ("Glm4", {"head_dim": 8, "pad_token_id": None}),
+    "glm4 moe": ("Glm4Moe", SIGMOID_EXPERTS | {"head_dim": 8, "use_qk_norm": True, "attention_bias": True}),
+    "deepseek": ("DeepseekV3", SIGMOID_EXPERTS | LATENT | GROUPS | {"num_key_value_heads": 4}),
+    "deepseek yarn": (
+        "DeepseekV3",
+        SIGMOID_EXPERTS
+        | LATENT
+        | GROUPS
+        | {"num_key_value_heads": 4, "q_lora_rank": None}
+        | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}},
+    ),
+    "gpt oss": (
+        "GptOss",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 6, "intermediate_size": 24}
+        | {"rope_parameters": YARN | {"truncate": False}},
+    ),
 }
 # Forked children cannot use the parent's thread pool.
 torch.set_num_threads(1)
@@ -81,6 +110,9 @@ def checkpoint(tmp_path_factory):
                 for parameter in model.parameters():
                     if parameter.ndim == 1:
                         parameter.add_(0.1 * torch.randn_like(parameter))
+                for name, buffer in model.named_buffers():
+                    if name.endswith("e_score_correction_bias"):
+                        buffer.add_(0.1 * torch.randn_like(buffer))
             model.save_pretrained(made[family])
             (made[family] / "tokenizer_config.json").write_text("{}")
         return made[family]

@@ -89,6 +89,24 @@ def test_layouts_do_not_change_the_result(alone, config, rollout, on_ranks, fami
     assert all(result[:2] == results[0][:2] for result in results)
 
 
+OTHER_FAMILIES = [
+    ("glm4", 2, SP),
+    ("glm4 moe", 2, SP | EP | ETP1),
+    ("deepseek", 2, SP),
+    ("deepseek", 2, CP),
+    ("deepseek yarn", 4, SP | PP | {"num_layers_in_first_pipeline_stage": 1}),
+    ("gpt oss", 2, SP | EP | ETP1),
+    ("gpt oss", 2, CP),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "count", "flags"), OTHER_FAMILIES)
+def test_other_families_divide_too(alone, config, rollout, on_ranks, family, count, flags):
+    results = on_ranks(count, lambda make: trained(make, config(family, **PLAIN, **flags), [rollout(0), rollout(1)]))
+    assert_equal(results[0], alone(family, **PLAIN))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3 tied", "qwen2"])
 def test_tied_embeddings_stay_tied_over_stages(alone, config, rollout, on_ranks, family):
@@ -127,7 +145,7 @@ def test_adams_state_is_divided_without_a_difference(alone, config, rollout, on_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3", "qwen3 moe", "llama"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3 moe", "llama", "glm4", "glm4 moe", "deepseek"])
 def test_fsdp_comes_to_the_same(alone, config, rollout, family):
     backend = pytest.importorskip("miles.fsdp.backend")
     flags = PLAIN | {"lr_decay_style": "constant"}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
@@ -18,6 +17,7 @@ from miles.megatron.constants import model_map, padded_rows, read_hf_config, tra
 from miles.megatron.conversion import load_weights
 from miles.megatron.hf_files import HfTensors
 from miles.megatron.language_model import Head, LanguageModel
+from miles.megatron.layer_specs import decoder_spec
 from miles.megatron.model_map import Architecture, WeightMap
 from miles.megatron.site import Site
 from miles.megatron.value import CriticTensors, ValueHead, critic_weights
@@ -65,13 +65,13 @@ class Blueprint:
         whole = {"ignore_virtual": part is None, "vp_stage": part}
         chunk = LanguageModel(
             config=self.transformer,
-            transformer_layer_spec=get_gpt_decoder_block_spec(self.transformer, True, vp_stage=part),
+            transformer_layer_spec=decoder_spec(self.transformer, self.architecture, part),
             vocab_size=self.padded,
             max_sequence_length=self.architecture.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(**whole),
             post_process=parallel_state.is_pipeline_last_stage(**whole),
             share_embeddings_and_output_weights=self.architecture.tied and self.role == "actor",
-            position_embedding_type="rope",
+            position_embedding_type="rope" if self.architecture.yarn is None else "yarn",
             vp_stage=part,
             **self.architecture.rotary,
         )

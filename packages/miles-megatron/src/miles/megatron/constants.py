@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,26 @@ def transformer_config(config: Config, site: Site, architecture: Architecture) -
     if not training.allow_model_args_mismatch:
         _check_shape(architecture, given)
     values = decided | architecture.transformer | given
-    return kind(**{name: value for name, value in values.items() if name in known})
+    _check_layout(architecture, values)
+    made = kind(**{name: value for name, value in values.items() if name in known})
+    for name, value in (architecture.yarn or {}).items():
+        setattr(made, name, value)
+    return made
+
+
+def _check_layout(architecture: Architecture, values: Mapping[str, Any]) -> None:
+    """What Megatron-Core would compute wrong, or refuse without saying what to do."""
+    tensor = values["tensor_model_parallel_size"]
+    if architecture.latent_attention and tensor > 1 and not values["sequence_parallel"]:
+        raise TrainingError(
+            "latent attention with --tensor-model-parallel-size needs --sequence-parallel: without it, Megatron-Core "
+            "would drop a part of the gradient of the keys' positions"
+        )
+    experts = values["expert_tensor_parallel_size"] or tensor
+    if values.get("num_moe_experts") and values.get("add_bias_linear") and experts > 1:
+        raise TrainingError(
+            "experts with biases cannot be divided among tensor-parallel ranks: give --expert-tensor-parallel-size 1"
+        )
 
 
 # What the weights of a checkpoint fix.

@@ -20,7 +20,7 @@ def load_weights(chunks: Sequence[nn.Module], weights: WeightMap, source: HfTens
     """Fill this rank's part of the model from ``source``.  Local: every rank reads what it holds."""
     for parameter in local_parameters(chunks):
         place = weights.place(parameter.name)
-        full = place.layout.join([source.get(name) for name in place.hf_names])
+        full = place.layout.join(_stored(source, place))
         count = dist.get_world_size(parameter.group)
         part = place.layout.shard(full, dist.get_rank(parameter.group), count)
         if part.shape != parameter.tensor.shape:
@@ -33,6 +33,13 @@ def load_weights(chunks: Sequence[nn.Module], weights: WeightMap, source: HfTens
             # Norms of gradients count a weight once.  Megatron-Core says which ranks have a weight, or a part of one,
             # for themselves only when it initializes the weights.
             parameter.tensor.tensor_model_parallel = True
+
+
+def _stored(source: HfTensors, place: Place) -> list[torch.Tensor]:
+    """What the checkpoint has of a parameter."""
+    if place.stacked:
+        return [source.get_part(name, place.index) for name in place.hf_names]
+    return [source.get(name) for name in place.hf_names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +58,33 @@ class WeightGatherer:
     def __init__(self, chunks: Sequence[nn.Module], weights: WeightMap) -> None:
         self._local = {parameter.name: parameter for parameter in local_parameters(chunks)}
         self._weights = weights
-        self._holdings = _holdings(self._local)
+        self._holdings = _stacks_together(_holdings(self._local), weights)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def named_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full tensors; on ranks other than 0 empty ones.  One parameter is whole at a time.  Collective."""
+        """Full tensors; on ranks other than 0 empty ones.  One tensor is whole at a time.  Collective."""
+        stack: list[list[torch.Tensor]] = []
+        for place, full in self._whole_parameters():
+            parts = [torch.empty(0)] * len(place.hf_names) if full is None else place.layout.split(full)
+            if place.stacked:
+                stack.append(parts)
+                if len(stack) < place.stacked:
+                    continue
+                parts = [torch.stack(same) for same in zip(*stack, strict=True)]
+                stack = []
+            for name, part in zip(place.hf_names, parts, strict=True):
+                yield name, part if place.keeps_dtype else part.to(dtype)
+
+    def _whole_parameters(self) -> Iterator[tuple[Place, torch.Tensor | None]]:
+        """Every parameter of the whole model once; its values on rank 0."""
         done: set[str] = set()
         for holding in self._holdings:
             place = self._weights.place(holding.name)
-            if done.issuperset(place.hf_names):
-                continue  # the copy of a tied embedding
-            done.update(place.hf_names)
-            full = self._full(holding, place)
-            if full is None:
-                yield from ((name, torch.empty(0)) for name in place.hf_names)
-            else:
-                yield from zip(place.hf_names, (part.to(dtype) for part in place.layout.split(full)), strict=True)
+            if not place.stacked:
+                if done.issuperset(place.hf_names):
+                    continue  # the copy of a tied embedding
+                done.update(place.hf_names)
+            yield place, self._full(holding, place)
 
     def _full(self, holding: _Holding, place: Place) -> torch.Tensor | None:
         """The whole parameter, on rank 0."""
@@ -117,3 +135,14 @@ def _holdings(local: dict[str, LocalParameter]) -> list[_Holding]:
         for name, shape, dtype in names:
             found.setdefault(name, _Holding(name, rank, shape, dtype))
     return list(found.values())
+
+
+def _stacks_together(holdings: Sequence[_Holding], weights: WeightMap) -> list[_Holding]:
+    """The parts of a stacked tensor one after another, where the first of them was; the rest as it is."""
+    places = [weights.place(holding.name) for holding in holdings]
+    first: dict[tuple[str, ...], int] = {}
+    for number, place in enumerate(places):
+        if place.stacked:
+            first.setdefault(place.hf_names, number)
+    order = sorted(range(len(holdings)), key=lambda n: (first.get(places[n].hf_names, n), places[n].index))
+    return [holdings[n] for n in order]

@@ -33,10 +33,18 @@ class HfTensors:
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor ``name``, in the dtype of the file."""
+        tensor: torch.Tensor = self._file(name).get_tensor(name)
+        return tensor
+
+    def get_part(self, name: str, index: int) -> torch.Tensor:
+        """``tensor[index]`` of the tensor ``name``; nothing else of it is read."""
+        part: torch.Tensor = self._file(name).get_slice(name)[index]
+        return part
+
+    def _file(self, name: str) -> Any:
         if name not in self._file_of:
             raise TrainingError(f"{self._directory} has no tensor {name}, which a model of this architecture needs")
-        tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
-        return tensor
+        return self._open(self._file_of[name])
 
     def _index(self) -> dict[str, str]:
         index = self._directory / _INDEX

@@ -95,6 +95,40 @@ class Gated(Replicated):
         return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
 
 
+class PackedGated(Gated):
+    """Gate and up projection that are one tensor in the checkpoint too."""
+
+    def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        (tensor,) = tensors
+        return tensor
+
+    def split(self, full: torch.Tensor) -> Tensors:
+        return [full]
+
+
+class InterleavedGated(Gated):
+    """Gate and up projection in the columns of one tensor, by turns; or their biases."""
+
+    def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        (tensor,) = tensors
+        return torch.cat([tensor.t()[0::2], tensor.t()[1::2]])
+
+    def split(self, full: torch.Tensor) -> Tensors:
+        return [torch.stack(full.chunk(2), 1).flatten(0, 1).t()]
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed(Sharded):
+    """The transposed tensor, in equal parts along ``dim`` of the parameter."""
+
+    def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        (tensor,) = tensors
+        return tensor.t()
+
+    def split(self, full: torch.Tensor) -> Tensors:
+        return [full.t()]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qkv(Sharded):
     """Query, key and value projection, group by group: a group's query heads, its key head, its value head."""
@@ -119,3 +153,5 @@ REPLICATED = Replicated()
 ROWS = Sharded(0)
 COLUMNS = Sharded(1)
 GATED = Gated()
+PACKED_GATED = PackedGated()
+INTERLEAVED_GATED = InterleavedGated()

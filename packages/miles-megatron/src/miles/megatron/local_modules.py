@@ -20,9 +20,10 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import is_layer_window_attention
-from miles.core.training.bucket_attention import attend_by_buckets, sdpa_bucket
+from megatron.core.transformer.utils import is_layer_window_attention, make_sharded_tensors_for_checkpoint
+from miles.core.training.bucket_attention import BucketKernel, attend_by_buckets, sdpa_bucket
 from miles.megatron.packed_inputs import SegmentedSeqParams
+from miles.megatron.sinks import sink_bucket
 
 
 def install() -> None:
@@ -34,6 +35,8 @@ def install() -> None:
     if not specs.HAVE_TE:
         setattr(specs, "TESpecProvider", LocalSpecProvider)  # noqa: B010
         setattr(specs, "TENorm", Norm)  # noqa: B010
+        latent_attention = importlib.import_module("megatron.core.transformer.multi_latent_attention")
+        setattr(latent_attention, "TELinear", DuplicatedLinear)  # noqa: B010
 
 
 class Norm(nn.Module):  # type: ignore[misc]
@@ -72,6 +75,17 @@ class NormColumnParallelLinear(ColumnParallelLinear):  # type: ignore[misc]
         return output
 
 
+class DuplicatedLinear(nn.Module):  # type: ignore[misc]
+    """A layer that every tensor-parallel rank has whole.  Each computes its own part of a divided sequence."""
+
+    def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
+        super().__init__()
+        self.weight = _replicated(torch.empty(output_size, input_size, dtype=config.params_dtype), config)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return nn.functional.linear(x, self.weight), None
+
+
 class PackedAttention(MegatronModule):  # type: ignore[misc]
     """Causal attention over packed samples, whole or divided among context-parallel ranks.
 
@@ -94,6 +108,11 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         self._window: int | None = None
         if is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number):
             self._window = config.window_size[0] + 1
+        self._tensor = groups.tp
+        self.softmax_offset: nn.Parameter | None = None
+        if config.softmax_type == "learnable":
+            heads = config.num_attention_heads // groups.tp.size()
+            self.softmax_offset = nn.Parameter(torch.zeros(heads, dtype=config.params_dtype))
 
     def forward(
         self,
@@ -109,9 +128,8 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         if self._context.size() > 1:
             out = self._across_ranks(query, key, value, packed_seq_params)
         else:
-            out = attend_by_buckets(
-                sdpa_bucket, query, key, value, packed_seq_params.segments, self._scale, self._window
-            )
+            segments = packed_seq_params.segments
+            out = attend_by_buckets(self._kernel(), query, key, value, segments, self._scale, self._window)
         return out.reshape(len(out), -1)
 
     def _across_ranks(
@@ -138,20 +156,47 @@ class PackedAttention(MegatronModule):  # type: ignore[misc]
         places = torch.arange(len(k), device=q.device)
         distance = places[-len(q) :, None] - places
         mask = distance >= 0 if self._window is None else (distance >= 0) & (distance < self._window)
-        out = nn.functional.scaled_dot_product_attention(
-            *(x.transpose(0, 1)[None] for x in (q, k, v)),
-            attn_mask=mask,
-            scale=self._scale,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        rows_q, rows_k, rows_v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        out = self._kernel()(rows_q, rows_k, rows_v, self._scale, mask)
         return out[0].transpose(0, 1)
+
+    def _kernel(self) -> BucketKernel:
+        return sdpa_bucket if self.softmax_offset is None else sink_bucket(self.softmax_offset)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The sinks, divided as the heads are."""
+        state: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"softmax_offset": 0},
+            sharded_offsets,
+            tp_group=self._tensor,
+            dp_cp_group=(metadata or {})["dp_cp_group"],
+        )
+        return state
+
+
+class ExpertOutput(RowParallelLinear):  # type: ignore[misc]
+    """The last layer of an expert.  Its bias is the expert's own, and can be added to its output in place."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.bias is not None:
+            # Megatron-Core would sum it over the ranks that share a sequence, and they have other experts.
+            self.bias.sequence_parallel = False
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        out, bias = super().forward(x)
+        return out if bias is None else out.clone(), bias
 
 
 class LocalSpecProvider(BackendSpecProvider):  # type: ignore[misc]
     """Which layer stands where."""
 
     def linear(self) -> type:
-        return ColumnParallelLinear  # type: ignore[no-any-return]
+        return DuplicatedLinear
 
     def column_parallel_linear(self) -> type:
         return ColumnParallelLinear  # type: ignore[no-any-return]
@@ -174,7 +219,7 @@ class LocalSpecProvider(BackendSpecProvider):  # type: ignore[misc]
     def grouped_mlp_modules(
         self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
     ) -> tuple[type, MLPSubmodules]:
-        return SequentialMLP, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        return SequentialMLP, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=ExpertOutput)
 
     def activation_func(self) -> None:
         """The one of the model's configuration."""

@@ -29,8 +29,13 @@ class Architecture:
     """Whether the output head is the embedding."""
     rotary: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``GPTModel`` about rotary positions."""
+    yarn: dict[str, Any] | None = None
+    """What Megatron-Core reads as ``yarn_...`` attributes of its configuration; None: positions are not stretched so,
+    or ``latent_attention``, which has them in its configuration."""
     latent_attention: bool = False
     """Whether the configuration is an ``MLATransformerConfig``."""
+    sandwich_norms: bool = False
+    """Whether the outputs of attention and MLP are normed before they are added to the residual stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,10 @@ class Rule:
     megatron: str
     hf: tuple[str, ...]
     layout: Layout = REPLICATED
+    stacked: int = 0
+    """Experts of a layer that are one tensor of the checkpoint, along its first dimension; 0: each has its own."""
+    keeps_dtype: bool = False
+    """Whether the parameter has a dtype of its own, whatever that of the model."""
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -53,6 +62,10 @@ class Place:
 
     hf_names: tuple[str, ...]
     layout: Layout
+    stacked: int = 0
+    index: int = 0
+    """Which of the ``stacked`` parts of the tensors it is."""
+    keeps_dtype: bool = False
 
 
 class WeightMap:
@@ -66,7 +79,13 @@ class WeightMap:
         for rule, pattern in self._patterns:
             if match := pattern.fullmatch(name):
                 numbers = match.groupdict()
-                return Place(tuple(hf.format(**numbers) for hf in rule.hf), rule.layout)
+                return Place(
+                    hf_names=tuple(hf.format(**numbers) for hf in rule.hf),
+                    layout=rule.layout,
+                    stacked=rule.stacked,
+                    index=int(numbers["expert"]) if rule.stacked else 0,
+                    keeps_dtype=rule.keeps_dtype,
+                )
         raise TrainingError(
             f"no rule says which tensor of the Hugging Face checkpoint is {name}: "
             "the model map of this family does not cover a model built with these flags"

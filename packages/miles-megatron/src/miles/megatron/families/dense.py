@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from miles.core.errors import TrainingError
-from miles.megatron.families.rotary import rotary_arguments
+from miles.megatron.families.rotary import rotary_arguments, yarn_attributes
 from miles.megatron.layouts import COLUMNS, GATED, Qkv, Vocabulary
 from miles.megatron.model_map import Architecture, HfConfig, ModelMap, Rule, WeightMap
 
@@ -51,6 +51,7 @@ def decoder(hf: HfConfig, **constants: Any) -> Architecture:
         max_positions=hf["max_position_embeddings"],
         tied=bool(hf.get("tie_word_embeddings", False)),
         rotary=rotary_arguments(hf),
+        yarn=yarn_attributes(hf),
     )
 
 
@@ -79,30 +80,30 @@ def outer_rules(hf: HfConfig, padded: int) -> list[Rule]:
     ]
 
 
-def attention_rules(hf: HfConfig) -> list[Rule]:
-    """Attention with grouped queries, its norms and its biases."""
+def attention_rules(hf: HfConfig, ours: str = LAYER, theirs: str = HF_LAYER) -> list[Rule]:
+    """Attention with grouped queries, its norms and its biases, of the layers called so."""
     heads = hf["num_attention_heads"]
     qkv = Qkv(heads=heads, groups=hf.get("num_key_value_heads") or heads, head_dim=head_dim(hf))
-    ours, theirs = LAYER + "self_attention.", HF_LAYER + "self_attn."
-    projections = tuple(f"{theirs}{name}_proj." for name in "qkv")
+    attention, hf_attention = ours + "self_attention.", theirs + "self_attn."
+    projections = tuple(f"{hf_attention}{name}_proj." for name in "qkv")
     return [
-        Rule(ours + "linear_qkv.layer_norm_weight", (HF_LAYER + "input_layernorm.weight",)),
-        Rule(ours + "linear_qkv.weight", tuple(name + "weight" for name in projections), qkv),
-        Rule(ours + "linear_qkv.bias", tuple(name + "bias" for name in projections), qkv),
-        Rule(ours + "q_layernorm.weight", (theirs + "q_norm.weight",)),
-        Rule(ours + "k_layernorm.weight", (theirs + "k_norm.weight",)),
-        Rule(ours + "linear_proj.weight", (theirs + "o_proj.weight",), COLUMNS),
-        Rule(ours + "linear_proj.bias", (theirs + "o_proj.bias",)),
+        Rule(attention + "linear_qkv.layer_norm_weight", (theirs + "input_layernorm.weight",)),
+        Rule(attention + "linear_qkv.weight", tuple(name + "weight" for name in projections), qkv),
+        Rule(attention + "linear_qkv.bias", tuple(name + "bias" for name in projections), qkv),
+        Rule(attention + "q_layernorm.weight", (hf_attention + "q_norm.weight",)),
+        Rule(attention + "k_layernorm.weight", (hf_attention + "k_norm.weight",)),
+        Rule(attention + "linear_proj.weight", (hf_attention + "o_proj.weight",), COLUMNS),
+        Rule(attention + "linear_proj.bias", (hf_attention + "o_proj.bias",)),
     ]
 
 
-def mlp_rules() -> list[Rule]:
-    """The gated MLP and its norm."""
-    ours, theirs = LAYER + "mlp.", HF_LAYER + "mlp."
+def mlp_rules(ours: str = LAYER, theirs: str = HF_LAYER) -> list[Rule]:
+    """The gated MLP and its norm, of the layers called so."""
+    mlp, hf_mlp = ours + "mlp.", theirs + "mlp."
     return [
-        Rule(ours + "linear_fc1.layer_norm_weight", (HF_LAYER + "post_attention_layernorm.weight",)),
-        Rule(ours + "linear_fc1.weight", (theirs + "gate_proj.weight", theirs + "up_proj.weight"), GATED),
-        Rule(ours + "linear_fc2.weight", (theirs + "down_proj.weight",), COLUMNS),
+        Rule(mlp + "linear_fc1.layer_norm_weight", (theirs + "post_attention_layernorm.weight",)),
+        Rule(mlp + "linear_fc1.weight", (hf_mlp + "gate_proj.weight", hf_mlp + "up_proj.weight"), GATED),
+        Rule(mlp + "linear_fc2.weight", (hf_mlp + "down_proj.weight",), COLUMNS),
     ]
 
 
