@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from miles.core.driver.checkpoint import DriverState, publish
 from miles.core.errors import CheckpointError
 from miles.fsdp.backend import FsdpBackend
 
@@ -186,3 +187,19 @@ def test_what_is_written_beside_training_is_the_state_at_its_beginning(config, r
     loaded, steps_again = on_ranks(count, resumed)[0]
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     assert steps_again == steps
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora_rank": 4}], ids=["whole", "lora"])
+def test_a_checkpoint_of_another_run_is_a_reference(actor, rollout, tmp_path, lora):
+    kl = {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k2"} | lora
+    other = actor(**kl)
+    for number in range(2):
+        with publish(tmp_path, DriverState(number, 0)) as partial:
+            other.save(partial.actor)
+        other.train(rollout(number))
+    newest, first = (
+        actor(**kl, ref_load=str(tmp_path), ref_ckpt_step=step).train(rollout()).steps[0]["train/kl_loss"]
+        for step in (None, 0)
+    )
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert newest > 1e-3

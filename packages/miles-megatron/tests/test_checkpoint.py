@@ -3,6 +3,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from miles.core.driver.checkpoint import DriverState, publish
+
 pytestmark = pytest.mark.slow
 
 SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
@@ -113,6 +115,28 @@ def test_a_fresh_actor_can_be_saved_and_loaded(config, rollout, on_ranks, tmp_pa
 
     expected = on_ranks(1, save)
     assert on_ranks(1, load) == expected
+
+
+def test_a_checkpoint_of_another_run_is_a_reference(config, rollout, on_ranks, tmp_path):
+    kl = {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k2"}
+
+    def run(make):
+        actor = make(config(**kl))
+        for number in range(2):
+            with publish(tmp_path, DriverState(number, 0)) as partial:
+                actor.save(partial.actor)
+            actor.train(rollout(number))
+
+    def kl_of_first_step(**flags):
+        def first_step(make):
+            return make(config(**kl, **flags)).train(rollout()).steps[0]["train/kl_loss"]
+
+        return on_ranks(2, first_step)[0]
+
+    on_ranks(1, run)
+    run_directory = SP | {"ref_load": str(tmp_path)}
+    assert kl_of_first_step(**run_directory, ref_ckpt_step=0) == pytest.approx(0.0, abs=1e-6)
+    assert kl_of_first_step(**run_directory) > 1e-3
 
 
 def test_transformers_loads_what_was_exported(config, checkpoint, rollout, on_ranks, tmp_path):

@@ -85,6 +85,16 @@ def test_files_that_are_missing_are_named(problems, tmp_path, hf_checkpoint):
     assert not problems("--hf-checkpoint", hf_checkpoint, about="--hf-checkpoint")
 
 
+def test_a_reference_may_be_a_checkpoint_of_a_run(problems, tmp_path, hf_checkpoint):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    (tmp_path / "iter_0000007").mkdir()
+    run = ("--ref-load", str(tmp_path))
+    assert not problems(*run, about="--ref")
+    assert not problems(*run, "--ref-ckpt-step", "7", about="--ref")
+    assert problems(*run, "--ref-ckpt-step", "5", about="it has the checkpoints 7")
+    assert problems("--ref-load", hf_checkpoint, "--ref-ckpt-step", "5", about="chooses among the checkpoints of a run")
+
+
 def test_a_run_may_name_the_directory_it_will_save_to(problems, tmp_path):
     fresh = str(tmp_path / "run")
     assert not problems("--load", fresh, "--save", fresh, about="--load")

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.tensor import DTensor
 
+from miles.core.driver.checkpoint import TRACKER_FILE, actor_state
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, TrainReport
+from miles.core.protocols.scorer import EngineScorer
+from miles.core.registry import Registry
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.old_policies import OldPolicies
+from miles.core.training.on_policy import OnPolicyModel
 from miles.core.training.state_files import Counters
 from miles.core.training.tagged_weights import TaggedWeights
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
-from miles.fsdp import export
+from miles.fsdp import checkpoint, export
 from miles.fsdp.flags import Fsdp
 from miles.fsdp.policy import BasePolicy, FrozenPolicy, Policy
 from miles.fsdp.role import FsdpRole
@@ -41,9 +45,10 @@ class FsdpActor(FsdpRole):
         self._gathers_on_host = config[Fsdp].fsdp_state_dict_cpu_offload
         self._tagged = TaggedWeights(lambda: _local(self._model.named_parameters()))
         self._old_policies = OldPolicies(self._tagged, self._model) if config[Training].keep_old_actor else None
+        self._on_policy = self._build_on_policy(config)
         self._trainer = RolloutTrainer(
             config,
-            self._model,
+            self._on_policy or self._model,
             reference=self._reference,
             ranks=self._ranks(),
             device=self._site.device,
@@ -58,12 +63,34 @@ class FsdpActor(FsdpRole):
         if not required_inputs(ObjectiveSpec.from_flags(config)).ref_logp:
             return None
         path, lora = self._checkpoint.ref_load or str(self._source), self._builder.lora
+        if (Path(path) / TRACKER_FILE).is_file():
+            return self._reference_of_run(Path(path))
         if lora is None:
             return FrozenPolicy(self._builder.build(path))
         moves = config[Algorithm].ref_update_interval is not None
         if path == str(self._source) and not moves:
             return BasePolicy(self._model.module)
         return FrozenPolicy(replace(self._builder, lora=replace(lora, path=None) if moves else None).build(path))
+
+    def _build_on_policy(self, config: Config) -> OnPolicyModel | None:
+        """The model with its engine's arithmetic."""
+        if not config[Training].true_on_policy_mode:
+            return None
+        scorer: EngineScorer = Registry("miles.engine_scorers").get(config.rollout_engine)(config)
+        return OnPolicyModel(self._model, scorer, self.named_weights)
+
+    def load(self, directory: Path) -> None:
+        super().load(directory)
+        if self._on_policy is not None:
+            self._on_policy.weights_changed()
+
+    def _reference_of_run(self, directory: Path) -> FrozenPolicy:
+        """The actor of another run, or its adapters."""
+        state = actor_state(directory, self._checkpoint.ref_ckpt_step)
+        reference = FrozenPolicy(self._builder.build(str(self._source)))
+        parameters = reference.named_parameters()
+        checkpoint.read_tensors(state, {f"model.{name}": parameter for name, parameter in parameters.items()})
+        return reference
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         report = super().train(batch)

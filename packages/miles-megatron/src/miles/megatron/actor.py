@@ -68,7 +68,8 @@ class MegatronActor(MegatronRole):
     def _keep_reference(self, config: Config) -> None:
         """Keep the reference's weights, if the objective needs them."""
         if required_inputs(ObjectiveSpec.from_flags(config)).ref_logp:
-            self._blueprint.load(self._chunks, Path(self._checkpoint.ref_load or self._source))
+            source = Path(self._checkpoint.ref_load or self._source)
+            self._blueprint.load(self._chunks, source, self._checkpoint.ref_ckpt_step)
             self._tagged.keep(_REFERENCE)
 
     def train(self, batch: RolloutBatch) -> TrainReport:

@@ -80,10 +80,13 @@ class Blueprint:
         chunk.train()
         return chunk
 
-    def load(self, chunks: list[LanguageModel], directory: Path) -> None:
-        """Give the chunks the weights of the checkpoint in ``directory``: Hugging Face's format, or ``torch_dist``."""
+    def load(self, chunks: list[LanguageModel], directory: Path, step: int | None = None) -> None:
+        """Give the chunks the weights of the checkpoint in ``directory``: Hugging Face's format, or ``torch_dist``.
+
+        ``step`` chooses among the checkpoints of a run.
+        """
         if checkpoint.is_torch_dist(directory):
-            checkpoint.read(checkpoint.resolve(directory), chunks, None)
+            checkpoint.read(checkpoint.resolve(directory, step), chunks, None)
         else:
             load_weights(chunks, self.weights, self._tensors(directory))
 

@@ -15,12 +15,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from miles.core.driver.checkpoint import TRACKER_FILE, actor_state
 from miles.core.errors import CheckpointError
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 
 _WEIGHTS = "torch_dist"
-_TRACKER = "latest_checkpointed_iteration.txt"
 _RELEASE = "release"
 
 
@@ -67,24 +67,24 @@ def release_directory(directory: Path) -> Path:
 
 def mark_release(directory: Path) -> None:
     """Make the release the newest checkpoint of ``directory``."""
-    (directory / _TRACKER).write_text(f"{_RELEASE}\n", encoding="utf-8")
+    (directory / TRACKER_FILE).write_text(f"{_RELEASE}\n", encoding="utf-8")
 
 
 def is_torch_dist(directory: Path) -> bool:
     """Whether ``directory`` is a checkpoint of this format, or has some in it."""
-    return (directory / _WEIGHTS).is_dir() or (directory / _TRACKER).is_file()
+    return (directory / _WEIGHTS).is_dir() or (directory / TRACKER_FILE).is_file()
 
 
-def resolve(directory: Path) -> Path:
-    """The checkpoint at ``directory``: itself, a release, or the newest state of a run."""
+def resolve(directory: Path, step: int | None = None) -> Path:
+    """The checkpoint at ``directory``: itself, a release, or the state of a run after ``step``, or its newest one."""
     if (directory / _WEIGHTS).is_dir():
         return directory
-    tracker = directory / _TRACKER
-    try:
-        newest = tracker.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise CheckpointError(f"{directory} is no checkpoint of the megatron backend: {error}") from error
-    return directory / _RELEASE if newest == _RELEASE else directory / f"iter_{int(newest):07d}" / "actor"
+    tracker = directory / TRACKER_FILE
+    if not tracker.is_file():
+        raise CheckpointError(f"{directory} is no checkpoint of the megatron backend: it has no {TRACKER_FILE}")
+    if step is None and tracker.read_text(encoding="utf-8").strip() == _RELEASE:
+        return release_directory(directory)
+    return actor_state(directory, step)
 
 
 def _model_state(chunks: Sequence[LanguageModel]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from miles.core import hardware
 from miles.core.config.discover import flag_table
 from miles.core.config.needs import check_needs
 from miles.core.config.offloading import check_offloading
+from miles.core.driver.checkpoint import TRACKER_FILE
 from miles.core.errors import PluginError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
@@ -315,8 +316,7 @@ def check_model_files(config: Config) -> Iterator[str]:
         yield "--hf-checkpoint is required: the directory of the model in Hugging Face format"
     else:
         yield from _check_hf_directory("--hf-checkpoint", checkpoint.hf_checkpoint)
-    if checkpoint.ref_load is not None and config.origin["ref_load"] != "inherited":
-        yield from _check_hf_directory("--ref-load", checkpoint.ref_load)
+    yield from _check_reference(checkpoint, inherited=config.origin["ref_load"] == "inherited")
     if config[Algorithm].uses_critic and checkpoint.critic_load not in (None, checkpoint.load):
         yield from _check_critic_directory(str(checkpoint.critic_load))
     if checkpoint.load is not None and checkpoint.load != checkpoint.save and not Path(checkpoint.load).is_dir():
@@ -342,8 +342,28 @@ def check_prompt_data(config: Config) -> Iterator[str]:
             yield f"--prompt-data {part.strip()}: there is no such file"
 
 
+def _check_reference(checkpoint: Checkpoint, *, inherited: bool) -> Iterator[str]:
+    """``--ref-load`` has a model, and the step that is asked for."""
+    path, step = checkpoint.ref_load, checkpoint.ref_ckpt_step
+    if path is not None and (Path(path) / TRACKER_FILE).is_file():
+        if step is not None and not (Path(path) / f"iter_{step:07d}").is_dir():
+            steps = sorted(int(found.name.removeprefix("iter_")) for found in Path(path).glob("iter_" + "[0-9]" * 7))
+            yield (
+                f"--ref-ckpt-step {step}: --ref-load {path} has no iter_{step:07d}, it has the checkpoints "
+                f"{', '.join(map(str, steps)) or '(none)'}"
+            )
+        return
+    if path is not None and not inherited:
+        yield from _check_hf_directory("--ref-load", path)
+    if step is not None:
+        yield (
+            f"--ref-ckpt-step {step} chooses among the checkpoints of a run directory, and --ref-load "
+            f"{path} is none: it has no {TRACKER_FILE}. Name one, or leave --ref-ckpt-step out"
+        )
+
+
 def _check_critic_directory(path: str) -> Iterator[str]:
-    if not any((Path(path) / name).is_file() for name in ("config.json", "latest_checkpointed_iteration.txt")):
+    if not any((Path(path) / name).is_file() for name in ("config.json", TRACKER_FILE)):
         yield (
             f"--critic-load {path}: expected a run directory with a checkpoint, or a model in Hugging Face format, "
             "like --critic-save writes"

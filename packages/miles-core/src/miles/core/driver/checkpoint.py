@@ -128,6 +128,22 @@ def latest(directory: Path, *, skip_broken: bool = False) -> Checkpoint | None:
     return read(directory / _name(whole))
 
 
+def actor_state(directory: Path, rollout_id: int | None) -> Path:
+    """The actor's state in the run directory ``directory``: of the checkpoint after ``rollout_id``, or of the newest.
+
+    Raises CheckpointError where it is not whole.
+    """
+    if rollout_id is None:
+        newest = latest(directory)
+        if newest is None:
+            raise CheckpointError(f"{directory} holds no checkpoint: there is no {TRACKER_FILE}")
+        return newest.actor
+    path = directory / _name(rollout_id)
+    if problem := verify(path):
+        raise CheckpointError(f"checkpoint {path} is unusable: {problem}")
+    return read(path).actor
+
+
 def read(path: Path) -> Checkpoint:
     """The checkpoint at ``path``, which must have been verified."""
     return Checkpoint(path, DriverState(**json.loads((path / DRIVER_STATE).read_text())))

@@ -49,13 +49,13 @@ class Checkpoint(Group):
     exactly."""
 
     ref_load: Annotated[str | None, Flag(inherits="hf_checkpoint")] = None
-    """Checkpoint of the reference model. Defaults to ``--hf-checkpoint``."""
+    """Checkpoint of the reference model: a directory in Hugging Face format, or a run directory of the same backend,
+    whose actor it is then (for megatron also what ``convert_hf_to_torch_dist`` wrote). Defaults to
+    ``--hf-checkpoint``."""
 
-    ref_ckpt_step: Annotated[
-        NonNegativeInt | None,
-        Flag(unsupported="the reference model is read from a Hugging Face directory, which has no steps"),
-    ] = None
-    """Step of the reference checkpoint."""
+    ref_ckpt_step: NonNegativeInt | None = None
+    """Checkpoint of the run directory ``--ref-load`` to take, by the number in its name (``iter_0000007``: 7). Defaults
+    to the newest."""
 
     critic_load: Annotated[str | None, Flag(inherits="load")] = None
     """Where a new run takes its critic from: a run directory with checkpoints, or a directory in Hugging Face format,
