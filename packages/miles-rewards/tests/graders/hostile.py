@@ -110,3 +110,15 @@ def write_file(path):
 
 
 not_a_function = 3
+
+
+_COUNTS = {"calls": 0}
+
+
+def the_same_mapping_changed(value):
+    _COUNTS["calls"] = value
+    return _COUNTS
+
+
+def half_of_a_pair(value):
+    return (float(value % 2), "odd" if value % 2 else "even")

@@ -44,6 +44,44 @@ async def test_calls_from_an_event_loop(shared_pool):
     assert [result.value for result in results] == list(range(300))
 
 
+async def test_many_calls_from_an_event_loop_at_once(shared_pool):
+    items = [(i,) if i != 7 else (lambda: 0,) for i in range(3000)]
+    results = await shared_pool.run_many(ECHO, items)
+    assert [result.value for result in results] == [i if i != 7 else None for i in range(3000)]
+    assert "cannot be sent" in results[7].detail
+    assert await shared_pool.run_many(ECHO, []) == []
+
+
+async def test_cancelled_calls_give_their_places_back_together():
+    async with Pool(1, timeout_s=5.0) as pool:
+        waiting = asyncio.ensure_future(pool.run_many(Job("hostile:sleep"), [(0.2,)] * 100))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        started = time.perf_counter()
+        assert (await pool.run(ECHO, 1)).value == 1
+        assert time.perf_counter() - started < 5
+
+
+def test_a_mapping_that_a_function_returns_again_changed_is_taken_as_it_was(shared_pool):
+    results = shared_pool.map(Job("hostile:the_same_mapping_changed"), [(i,) for i in range(20)])
+    assert [result.value for result in results] == [{"calls": i} for i in range(20)]
+
+
+def test_constants_that_many_calls_return_keep_their_places(shared_pool):
+    results = shared_pool.map(Job("hostile:half_of_a_pair"), [(i,) for i in range(3000)])
+    assert [tuple(result.value) for result in results] == [(i % 2, "odd" if i % 2 else "even") for i in range(3000)]
+
+
+def test_a_hang_among_thousands_of_short_calls_costs_one():
+    with Pool(2, timeout_s=0.5) as pool:
+        job = Job("hostile:hang_if_negative")
+        pool.map(job, [(i,) for i in range(3000)])
+        values = [-1 if i == 1500 else i for i in range(3000)]
+        results = pool.map(job, [(value,) for value in values])
+    assert [i for i, result in enumerate(results) if result.status != "ok"] == [1500]
+    assert results[1500].status == "timeout"
+
+
 def test_bound_arguments_come_first(shared_pool):
     assert shared_pool.map(Job("hostile:add", bound=("left",)), [("right",)])[0].value == "leftright"
 

@@ -20,9 +20,13 @@ class Verdict(NamedTuple):
     category: str
 
 
+# One object each: workers send an answer that many calls give only once.
+_RIGHT, _WRONG = Verdict(1.0, "correct"), Verdict(0.0, "wrong")
+
+
 def right_or_wrong(right: bool) -> Verdict:
     """1 or 0."""
-    return Verdict(1.0, "correct") if right else Verdict(0.0, "wrong")
+    return _RIGHT if right else _WRONG
 
 
 def read_verdict(returned: Any) -> Verdict:

@@ -10,23 +10,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from miles.core.errors import RewardError
+from miles.rewards.pool.backlog import Backlog
 from miles.rewards.pool.job import Limits, Result
 from miles.rewards.pool.member import Member
 from miles.rewards.pool.nursery import Nursery
-from miles.rewards.pool.ticket import Sink, Ticket
+from miles.rewards.pool.ticket import Sink, Span, Ticket, whole
 
 _LOG = logging.getLogger(__name__)
 
 _LINGER_S = 0.002
 """A free worker waits this long for company for a lonely call: samples finish in bursts, and a message costs more than
 most gradings."""
-_BATCH_S = 0.02
-"""Expected work in one batch: long enough to make messages cheap, short enough to balance."""
-_MIN_BATCH, _MAX_BATCH = 16, 512
-"""Calls in one batch, where their expected work allows it."""
-_UNKNOWN_COST_S = 0.002
+_MIN_SHARE = 16
+"""Calls that go to one worker together though others have nothing to do."""
 _PATIENCE_S = 0.05
 """After this long at one call, a worker's other calls go to workers that have nothing to do."""
 _RECYCLE_AFTER = 200_000
@@ -45,10 +44,9 @@ class Keeper:
         self._preload = preload
         self._load_timeout_s = load_timeout_s
         self._arriving: deque[Ticket] = deque()
-        self._queue: deque[Ticket] = deque()
+        self._backlog = Backlog()
         self._queued_since = 0.0
         self._members: list[Member] = []
-        self._costs: dict[int, float] = {}
         self._flushing: set[Sink] = set()
         self._failures_in_a_row = 0
         self._broken: RewardError | None = None
@@ -68,12 +66,13 @@ class Keeper:
 
     # Called from any thread.
 
-    def submit(self, tickets: Iterable[Ticket]) -> None:
+    def submit(self, ticket: Ticket) -> None:
         with self._lock:
-            if not self._ended:
-                self._arriving.extend(tickets)
-                tickets = ()
-        self._refuse(tickets)
+            accepted = not self._ended
+            if accepted:
+                self._arriving.append(ticket)
+        if not accepted:
+            self._refuse([whole(ticket)])
         self._ring()
 
     def wait_ready(self) -> None:
@@ -149,19 +148,19 @@ class Keeper:
             if self._awake:
                 return 0.0
         now = time.monotonic()
-        waits = [member.check_at - now for member in self._members if member.batch]
-        if any(not member.batch for member in self._members):
-            if self._queue:
+        waits = [member.check_at - now for member in self._members if member.num_open]
+        if any(not member.num_open for member in self._members):
+            if self._backlog:
                 waits.append(self._queued_since + _LINGER_S - now)
             elif any(member.num_open > 1 for member in self._members):
                 waits.append(_PATIENCE_S)
         return max(0.0, min(waits)) if waits else None
 
     def _admit(self) -> None:
-        if self._arriving and not self._queue:
+        if self._arriving and not self._backlog:
             self._queued_since = time.monotonic()
         while self._arriving:
-            self._queue.append(self._arriving.popleft())
+            self._backlog.add([whole(self._arriving.popleft())])
 
     # Answers.
 
@@ -171,31 +170,24 @@ class Keeper:
         try:
             if events & selectors.EVENT_WRITE and member.writer.flush():
                 self._selector.modify(member.sock, selectors.EVENT_READ, member)
-            answers, alive = member.read() if events & selectors.EVENT_READ else ([], True)
+            answers, returned, alive = member.read() if events & selectors.EVENT_READ else ([], [], True)
         except OSError:
-            answers, alive = [], False
+            answers, returned, alive = [], [], False
         self._failures_in_a_row = 0 if answers else self._failures_in_a_row
-        self._learn_costs(answers)
-        for ticket, result in answers:
-            self._finish(ticket, result)
+        self._backlog.put_back(returned)
+        for span, results, seconds in answers:
+            self._backlog.learn(span, seconds)
+            self._finish(span, results)
         if not alive:
             self._lose(member)
-        elif not member.batch and member.num_done >= _RECYCLE_AFTER:
+        elif not member.num_open and member.num_done >= _RECYCLE_AFTER:
             self._bury(member)
             self._spawn(member.slot)
 
-    def _learn_costs(self, answers: list[tuple[Ticket, Result]]) -> None:
-        seconds: dict[int, list[float]] = {}
-        for ticket, result in answers:
-            seconds.setdefault(ticket.job.key, []).append(result.seconds)
-        for key, measured in seconds.items():
-            known = self._costs.get(key, _UNKNOWN_COST_S)
-            mean = min(sum(measured) / len(measured), 10 * known + 0.001)  # one slow call must not make batches tiny
-            self._costs[key] = known + 0.3 * (mean - known)
-
-    def _finish(self, ticket: Ticket, result: Result) -> None:
-        ticket.sink.put(ticket, result)
-        self._flushing.add(ticket.sink)
+    def _finish(self, span: Span, results: list[Result]) -> None:
+        if span.settle(results):
+            span.ticket.sink.put(span.ticket)
+            self._flushing.add(span.ticket.sink)
 
     def _flush(self) -> None:
         for sink in self._flushing:
@@ -208,7 +200,7 @@ class Keeper:
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
         for member in list(self._members):
-            if member not in self._members or not member.batch or member.check_at > now:
+            if member not in self._members or not member.num_open or member.check_at > now:
                 continue
             if overdue := member.overdue(now, self._load_timeout_s):
                 self._lose(member, overdue)
@@ -217,7 +209,7 @@ class Keeper:
         """A worker died, or is late and must die: settle the call in its hands, queue the others again."""
         current, others = member.unanswered()
         self.num_replaced += 1
-        self._queue.extendleft(reversed(others))
+        self._backlog.put_back(others)
         if current is not None:
             self._settle(current, overdue)
         else:
@@ -225,14 +217,13 @@ class Keeper:
         self._bury(member)
         self._spawn(member.slot)
 
-    def _settle(self, ticket: Ticket, overdue: str | None) -> None:
+    def _settle(self, call: Span, overdue: str | None) -> None:
         if overdue is not None:
-            self._finish(ticket, Result("timeout", detail=overdue, seconds=ticket.timeout_s))
-        elif ticket.retried:
-            self._finish(ticket, Result("crash", detail="the worker process died twice on this call"))
+            self._finish(call, [Result("timeout", detail=overdue, seconds=call.ticket.timeout_s)])
+        elif call.retried:
+            self._finish(call, [Result("crash", detail="the worker process died twice on this call")])
         else:
-            ticket.retried = True
-            self._queue.appendleft(ticket)
+            self._backlog.put_back([replace(call, retried=True)])
 
     def _count_failure(self, what: str) -> None:
         self._failures_in_a_row += 1
@@ -274,7 +265,7 @@ class Keeper:
         _LOG.warning("the parent process of the reward workers died; starting another")
         for member in self._members:
             current, others = member.unanswered()
-            self._queue.extendleft(reversed([*([current] if current else []), *others]))
+            self._backlog.put_back([*([current] if current else []), *others])
         self._disband()
         self._populate()
 
@@ -296,45 +287,29 @@ class Keeper:
     # Work.
 
     def _hand_out(self) -> None:
-        idle = [member for member in self._members if not member.batch]
-        if not self._queue or not idle or self._lingering():
+        idle = [member for member in self._members if not member.num_open]
+        if not self._backlog or not idle or self._lingering():
             return
         for member in idle:
-            if member in self._members and (batch := self._take(self._share())):
+            if member in self._members and (batch := self._backlog.take(self._share())):
                 self._give(member, batch)
 
     def _rebalance(self) -> None:
-        if self._queue or all(member.batch for member in self._members):
+        if self._backlog or all(member.num_open for member in self._members):
             return
         now = time.monotonic()
         for member in self._members:
             if member.num_open > 1:
-                self._queue.extend(member.recall(now, _PATIENCE_S))
+                self._backlog.add(member.recall(now, _PATIENCE_S))
 
     def _lingering(self) -> bool:
-        few = len(self._queue) < len(self._members)
+        few = len(self._backlog) < len(self._members)
         return few and time.monotonic() < self._queued_since + _LINGER_S
 
     def _share(self) -> int:
-        return max(_MIN_BATCH, -(-len(self._queue) // len(self._members)))
+        return max(_MIN_SHARE, -(-len(self._backlog) // len(self._members)))
 
-    def _take(self, share: int) -> list[Ticket]:
-        """The next calls, about ``_BATCH_S`` of work at most.  A call that killed a worker travels alone."""
-        batch: list[Ticket] = []
-        expected_s = 0.0
-        while self._queue and len(batch) < min(share, _MAX_BATCH) and (expected_s < _BATCH_S or not batch):
-            if self._queue[0].retried and batch:
-                break
-            ticket = self._queue.popleft()
-            if ticket.cancelled:
-                continue
-            batch.append(ticket)
-            expected_s += self._costs.get(ticket.job.key, _UNKNOWN_COST_S)
-            if ticket.retried:
-                break
-        return batch
-
-    def _give(self, member: Member, batch: list[Ticket]) -> None:
+    def _give(self, member: Member, batch: list[Span]) -> None:
         try:
             complete = member.give(batch)
         except OSError:
@@ -350,19 +325,21 @@ class Keeper:
         self._ready.set()
 
     def _tear_down(self) -> None:
-        left = [ticket for member in self._members for ticket in member.batch if ticket is not None]
+        left = [span for member in self._members for span in member.open_spans()]
         self._disband()
         with self._lock:
             self._ended = True
-            left += [*self._queue, *self._arriving]
+            left += [*self._backlog.clear(), *map(whole, self._arriving)]
         self._refuse(left)
         self._flush()
         self._selector.close()
         self._bell.close()
         self._clapper.close()
 
-    def _refuse(self, tickets: Iterable[Ticket]) -> None:
+    def _refuse(self, spans: Iterable[Span]) -> None:
         result = Result("error", detail=str(self._broken or "the reward pool was closed"))
-        for ticket in tickets:
-            ticket.sink.put(ticket, result)
-            ticket.sink.flush()
+        for span in spans:
+            if span.settle([result] * span.size):
+                span.ticket.sink.put(span.ticket)
+                with contextlib.suppress(RuntimeError):
+                    span.ticket.sink.flush()

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import socket
 import time
-from itertools import count
+from itertools import accumulate, count
 
+from miles.rewards.pool.batch import write_batch
 from miles.rewards.pool.job import Result
-from miles.rewards.pool.progress import IDLE, LOADING, Progress
-from miles.rewards.pool.ticket import Ticket
+from miles.rewards.pool.progress import IDLE, LOADING, Note, Progress
+from miles.rewards.pool.reply import Reply, read_reply
+from miles.rewards.pool.ticket import Span
 from miles.rewards.pool.wire import FrameReader, FrameWriter
 
 # Never used twice: what a dead worker left on the progress page must not speak for its successor.
 _serials = count(1)
 
+Answer = tuple[Span, list[Result], float]
+"""Calls, their results, and the seconds that they took together."""
+
 
 class Member:
-    """A worker process, the batch it works on, and what it has answered."""
+    """A worker process, the batch it works on, and how far it has answered.
+
+    A batch is a list of spans; its calls are numbered through.  The worker answers them in order.
+    """
 
     def __init__(self, slot: int, pid: int, sock: socket.socket, progress: Progress) -> None:
         self.slot = slot
         self.pid = pid
         self.sock = sock
         self.writer = FrameWriter(sock)
-        self.batch: list[Ticket | None] = []
-        """Calls in its hands, None where answered; empty when idle."""
         self.num_done = 0
         self.check_at = 0.0
         """When to look whether it is late (``time.monotonic()``)."""
@@ -34,94 +38,131 @@ class Member:
         self._progress = progress
         self._known: set[int] = set()
         self._serial = 0
+        self._spans: list[Span] = []
+        self._ends: list[int] = []
+        self._next, self._stop = 0, 0
+        """Calls whose answers are still wanted: from ``_next`` to ``_stop - 1``."""
         self._given_at = 0.0
         self._shortest_s = 0.0
-        self._num_open = 0
         self._recalled: set[int] = set()
 
     @property
     def num_open(self) -> int:
         """Calls in its hands that have no answer."""
-        return self._num_open
+        return self._stop - self._next
 
-    def give(self, batch: list[Ticket]) -> bool:
+    def give(self, spans: list[Span]) -> bool:
         """Hand over a batch; whether it is sent completely.  Raises OSError when the worker is gone."""
-        new = {ticket.job.key: ticket.job for ticket in batch if ticket.job.key not in self._known}
+        new = {span.ticket.job.key: span.ticket.job for span in spans if span.ticket.job.key not in self._known}
         self._known.update(new)
         self._serial = next(_serials)
-        self.batch = list(batch)
-        self._num_open = len(batch)
+        self._spans = spans
+        self._ends = list(accumulate(span.size for span in spans))
+        self._next, self._stop = 0, self._ends[-1]
         self._given_at = time.monotonic()
-        self._shortest_s = min(ticket.timeout_s for ticket in batch)
+        self._shortest_s = min(span.ticket.timeout_s for span in spans)
         self.check_at = self._given_at + self._shortest_s
-        items = [(ticket.job.key, ticket.arguments) for ticket in batch]
-        definitions = [(job.key, job.function, job.packed) for job in new.values()]
-        return self.writer.send(pickle.dumps((self._serial, definitions, items), protocol=5))
+        return self.writer.send(*write_batch(self._serial, list(new.values()), spans))
 
-    def read(self) -> tuple[list[tuple[Ticket, Result]], bool]:
-        """New answers, and whether the worker is still there and makes sense."""
+    def read(self) -> tuple[list[Answer], list[Span], bool]:
+        """New answers, calls the worker gave back, and whether it is still there and makes sense."""
         frames, alive = self._reader.read()
-        answers: list[tuple[Ticket, Result]] = []
+        answers: list[Answer] = []
+        returned: list[Span] = []
         try:
             for payload in frames:
-                serial, replies = json.loads(payload)
-                if serial != self._serial and serial not in self._recalled:
-                    raise ValueError("an answer to a batch that was not asked")
-                answers += [answer for reply in replies if (answer := self._accept(serial, *reply)) is not None]
-        except (ValueError, TypeError):  # not from our worker loop, but from what a grader did to it
+                reply = read_reply(payload)
+                answers += self._accept(reply)
+                if reply.stopped:
+                    returned += self._stopped(reply.batch)
+        except (ValueError, TypeError, LookupError):  # not from our worker loop, but from what a grader did to it
             alive = False
-        if not self._num_open:
-            self.batch = []
-        return answers, alive
+        return answers, returned, alive
 
-    def _accept(
-        self, serial: int, index: int, seconds: float, value: object, error: str | None = None
-    ) -> tuple[Ticket, Result] | None:
-        asked = serial == self._serial and 0 <= index < len(self.batch)
-        ticket = self.batch[index] if asked else None
-        if ticket is None:
-            if serial in self._recalled:
-                return None
+    def _accept(self, reply: Reply) -> list[Answer]:
+        first, stop = reply.first, reply.first + len(reply.results)
+        if reply.batch in self._recalled:
+            if reply.batch != self._serial:
+                return []
+            first, stop = max(first, self._next), min(stop, self._stop)
+        elif reply.batch != self._serial or first != self._next or stop > self._stop:
             raise ValueError("an answer to a call that was not asked")
-        self.batch[index] = None
-        self._num_open -= 1
-        self.num_done += 1
-        return ticket, Result("ok", value, "", seconds) if error is None else Result("error", None, error, seconds)
+        answers, at = [], first - reply.first
+        for span in self._pieces(first, stop):
+            part = slice(at, at + span.size)
+            answers.append((span, reply.results[part], sum(reply.seconds[part])))
+            at += span.size
+            self.num_done += span.size
+        self._next = max(self._next, stop)
+        return answers
+
+    def _stopped(self, batch: int) -> list[Span]:
+        """The worker gave ``batch`` up: the call that was thought to be in its hands, if it had not begun it."""
+        if batch not in self._recalled:
+            raise ValueError("a batch that was given up without being recalled")
+        self._recalled.discard(batch)
+        if batch != self._serial:
+            return []
+        returned = self.open_spans()
+        self._next = self._stop
+        return returned
+
+    def _pieces(self, first: int, stop: int) -> list[Span]:
+        """Calls ``first`` to ``stop - 1`` of the batch."""
+        pieces = []
+        for span, end in zip(self._spans, self._ends):
+            start = end - span.size
+            low, high = max(first, start), min(stop, end)
+            if low < high:
+                pieces.append(span.part(low - start, high - start))
+        return pieces
 
     def overdue(self, now: float, load_timeout_s: float) -> str | None:
         """Why the worker must die now; None when it need not, with ``check_at`` moved on."""
         note = self._progress.read(self.slot)
-        ticket = self._current()
-        if ticket is None:
+        current = self._current(note)
+        if current is None:
             since, limit, doing = self._given_at, load_timeout_s, "nothing"
         elif note.phase == LOADING:
-            since, limit, doing = note.since, load_timeout_s, f"importing {ticket.job.function}"
+            since, limit, doing = note.since, load_timeout_s, f"importing {self._span_of(current).ticket.job.function}"
         else:
-            since, limit, doing = note.since, ticket.timeout_s, "grading"
+            since, limit, doing = note.since, self._span_of(current).ticket.timeout_s, "grading"
         if now >= since + limit:
             return f"{doing} for more than {limit:g} s"
         # Not later than the earliest deadline of a call that starts right now.
         self.check_at = min(since + limit, now + self._shortest_s)
         return None
 
-    def recall(self, now: float, patience_s: float) -> list[Ticket]:
+    def recall(self, now: float, patience_s: float) -> list[Span]:
         """Take back all calls but the one it works on, if it has been at that one for ``patience_s``."""
-        current, others = self.unanswered()
-        if current is None or not others or now - self._progress.read(self.slot).since < patience_s:
+        note = self._progress.read(self.slot)
+        if self._current(note) is None or now - note.since < patience_s:
             return []
         self._progress.recall(self.slot, self._serial)
         self._recalled.add(self._serial)
-        self.batch = [ticket if ticket is current else None for ticket in self.batch]
-        self._num_open = 1
+        current = self._current(self._progress.read(self.slot))  # again: it may have gone on before it could know
+        others = self._others(current)
+        self._next, self._stop = (self._stop, self._stop) if current is None else (current, current + 1)
         return others
 
-    def unanswered(self) -> tuple[Ticket | None, list[Ticket]]:
+    def unanswered(self) -> tuple[Span | None, list[Span]]:
         """The call in the worker's hands, if any, and the others of its batch that have no answer."""
-        current = self._current()
-        return current, [ticket for ticket in self.batch if ticket is not None and ticket is not current]
+        current = self._current(self._progress.read(self.slot))
+        return None if current is None else self._span_of(current), self._others(current)
 
-    def _current(self) -> Ticket | None:
-        note = self._progress.read(self.slot)
-        if note.batch != self._serial or note.phase == IDLE or note.index >= len(self.batch):
+    def open_spans(self) -> list[Span]:
+        """Its calls that have no answer."""
+        return self._pieces(self._next, self._stop)
+
+    def _others(self, current: int | None) -> list[Span]:
+        if current is None:
+            return self.open_spans()
+        return [*self._pieces(self._next, current), *self._pieces(current + 1, self._stop)]
+
+    def _span_of(self, call: int) -> Span:
+        return self._pieces(call, call + 1)[0]
+
+    def _current(self, note: Note) -> int | None:
+        if note.batch != self._serial or note.phase == IDLE or not self._next <= note.index < self._stop:
             return None
-        return self.batch[note.index]
+        return note.index

@@ -63,7 +63,7 @@ class Nursery:
         if answer is None:
             raise RewardError("the reward workers' parent process died while it started; see its messages above")
         if answer:
-            raise RewardError(f"reward workers: {answer.decode('utf-8', 'replace')}")
+            raise RewardError(f"reward workers: {bytes(answer).decode('utf-8', 'replace')}")
         self._control.settimeout(_ANSWER_DEADLINE_S)
 
     def fileno(self) -> int:
@@ -98,7 +98,7 @@ class Nursery:
         answer = read_frame(self._control)
         if answer is None:
             raise ConnectionResetError("the reward workers' parent process is gone")
-        return answer
+        return bytes(answer)
 
     def stop(self) -> None:
         """End the zygote, which ends its workers; return when all are gone."""

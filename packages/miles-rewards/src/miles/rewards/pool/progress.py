@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import tempfile
 from dataclasses import dataclass
 
-_NOTE = struct.Struct("=QIId")
-_RECALL = struct.Struct("=Q")
 _SLOT_BYTES = 64  # a cache line
-_RECALL_OFFSET = 32
+_SLOT_WORDS = 8
+_BATCH, _INDEX, _PHASE, _SINCE, _RECALLED = range(5)
 
 IDLE, LOADING, WORKING = 0, 1, 2
 
@@ -29,11 +27,38 @@ class Note:
     """``time.monotonic()`` of the phase's start: one clock for all processes of a machine."""
 
 
+class Desk:
+    """A worker's view of its slot."""
+
+    def __init__(self, words: memoryview[int], clocks: memoryview[float]) -> None:
+        self._words = words
+        self._clocks = clocks
+
+    def rest(self, batch: int) -> None:
+        """Note that no call of ``batch`` is being worked on."""
+        self._words[_PHASE] = IDLE
+        self._words[_BATCH] = batch
+
+    def advance(self, index: int, now: float, phase: int = WORKING) -> int:
+        """Note work on a call of the batch; returns the batch that was recalled last.
+
+        The time comes first: with the old position it is too late for a deadline, never too early.  The recall is read
+        last: either the worker learns of it before it starts the call, or the pool sees the call.
+        """
+        words = self._words
+        self._clocks[_SINCE] = now
+        words[_INDEX] = index
+        words[_PHASE] = phase
+        return words[_RECALLED]
+
+
 class Progress:
     """Slots of notes, written by their worker, and of recalls, written by the pool."""
 
     def __init__(self, fd: int, num_slots: int) -> None:
         self._page = mmap.mmap(fd, num_slots * _SLOT_BYTES)
+        self._words = memoryview(self._page).cast("Q")
+        self._clocks = memoryview(self._page).cast("d")
 
     @staticmethod
     def allocate(num_slots: int) -> int:
@@ -46,25 +71,25 @@ class Progress:
         os.ftruncate(fd, num_slots * _SLOT_BYTES)
         return fd
 
-    def write(self, slot: int, batch: int, index: int, phase: int, now: float) -> None:
-        _NOTE.pack_into(self._page, slot * _SLOT_BYTES, batch, index, phase, now)
+    def desk(self, slot: int) -> Desk:
+        """Where the worker of ``slot`` writes."""
+        place = slice(slot * _SLOT_WORDS, (slot + 1) * _SLOT_WORDS)
+        return Desk(self._words[place], self._clocks[place])
 
     def read(self, slot: int) -> Note:
         """The slot's note, read twice so that a half-written one is not taken for a note."""
-        start = slot * _SLOT_BYTES
+        start = slot * _SLOT_WORDS
         while True:
-            first = self._page[start : start + _NOTE.size]
-            if first == self._page[start : start + _NOTE.size]:
-                return Note(*_NOTE.unpack(first))
+            first = self._words[start : start + _RECALLED].tolist()
+            since = self._clocks[start + _SINCE]
+            if first == self._words[start : start + _RECALLED].tolist():
+                return Note(first[_BATCH], first[_INDEX], first[_PHASE], since)
 
     def recall(self, slot: int, batch: int) -> None:
         """Ask the worker not to start any more calls of ``batch``."""
-        _RECALL.pack_into(self._page, slot * _SLOT_BYTES + _RECALL_OFFSET, batch)
-
-    def recalled(self, slot: int) -> int:
-        """The batch that was recalled last."""
-        batch: int = _RECALL.unpack_from(self._page, slot * _SLOT_BYTES + _RECALL_OFFSET)[0]
-        return batch
+        self._words[slot * _SLOT_WORDS + _RECALLED] = batch
 
     def close(self) -> None:
+        self._words.release()
+        self._clocks.release()
         self._page.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import deque
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 18
@@ -17,21 +18,20 @@ def frame(payload: bytes) -> bytes:
     return _LENGTH.pack(len(payload)) + payload
 
 
-def read_frame(sock: socket.socket) -> bytes | None:
+def read_frame(sock: socket.socket) -> memoryview | None:
     """The next frame of a blocking socket; None when the other side is gone."""
     head = _read_exactly(sock, _LENGTH.size)
     return None if head is None else _read_exactly(sock, _LENGTH.unpack(head)[0])
 
 
-def _read_exactly(sock: socket.socket, size: int) -> bytes | None:
-    buffer = bytearray(size)
-    view = memoryview(buffer)
-    while view:
-        received = sock.recv_into(view)
+def _read_exactly(sock: socket.socket, size: int) -> memoryview | None:
+    whole = rest = memoryview(bytearray(size))
+    while rest:
+        received = sock.recv_into(rest)
         if not received:
             return None
-        view = view[received:]
-    return bytes(buffer)
+        rest = rest[received:]
+    return whole
 
 
 class FrameReader:
@@ -80,18 +80,23 @@ class FrameWriter:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._rest = memoryview(b"")
+        self._rest: deque[memoryview] = deque()
 
-    def send(self, payload: bytes) -> bool:
-        """Start sending; whether everything is out.  The previous frame must be."""
-        self._rest = memoryview(frame(payload))
+    def send(self, *pieces: bytes | memoryview) -> bool:
+        """Start sending ``pieces`` as one frame; whether everything is out.  The previous frame must be."""
+        self._rest.extend(map(memoryview, (_LENGTH.pack(sum(map(len, pieces))) + pieces[0], *pieces[1:])))
         return self.flush()
 
     def flush(self) -> bool:
         """Send on; whether everything is out.  Raises OSError when the other side is gone."""
         while self._rest:
+            piece = self._rest[0]
             try:
-                self._rest = self._rest[self._sock.send(self._rest) :]
+                sent = self._sock.send(piece)
             except BlockingIOError:
                 return False
+            if sent == len(piece):
+                self._rest.popleft()
+            else:
+                self._rest[0] = piece[sent:]
         return True
