@@ -104,3 +104,19 @@ def test_rows_of_single_samples_exclude_what_shares_rows(flags, problem):
     _, problems = Config.examine([*BATCH, "--device", "cpu", "--qkv-format", "bshd", *flags])
     found = [each for each in problems if "bshd" in each]
     assert found == [] if problem is None else any(problem in each for each in found)
+
+
+@pytest.mark.parametrize(
+    ("flags", "obstacle"),
+    [
+        ((), None),
+        (("--train-backend", "megatron"), "--train-backend megatron"),
+        (("--context-parallel-size", "2", "--actor-num-gpus-per-node", "2"), "--context-parallel-size 2"),
+        (("--loss-type", "custom_loss", "--custom-loss-function-path", "own.loss"), "--loss-type custom_loss"),
+        (("--async-training",), "asynchronous training"),
+    ],
+)
+def test_the_engines_arithmetic_has_its_conditions(flags, obstacle):
+    _, problems = Config.examine([*BATCH, "--device", "cpu", "--true-on-policy-mode", *flags])
+    found = [each for each in problems if each.startswith("--true-on-policy-mode contradicts")]
+    assert found == [] if obstacle is None else any(f"contradicts {obstacle}:" in each for each in found)

@@ -62,7 +62,7 @@ class Padded:
 
     def hidden(self, body: nn.Module, batch: MicroBatch) -> torch.Tensor:
         longest = max(batch.segments.lengths)
-        cells = batch.segments.rows(longest + -longest % self.multiple)
+        cells = batch.segments.row_each(longest + -longest % self.multiple)
         ids = cells.spread(batch.tokens_P).view(len(batch.segments.lengths), -1)
         states = body(input_ids=ids, use_cache=False).last_hidden_state
         return cells.collect(states.flatten(0, 1))

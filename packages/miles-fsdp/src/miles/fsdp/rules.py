@@ -97,6 +97,25 @@ def check_layout(config: Config) -> Iterator[str]:
         )
 
 
+def check_true_on_policy(config: Config) -> Iterator[str]:
+    """The engine's arithmetic runs on the CPU, over whole samples, and gives log-probabilities."""
+    training = config[Training]
+    if not training.true_on_policy_mode:
+        return
+    obstacles = {
+        f"--train-backend {training.train_backend}": training.train_backend != "fsdp",
+        f"--device {training.device}": training.device != "cpu",
+        f"--context-parallel-size {training.context_parallel_size}": training.context_parallel_size > 1,
+        "--loss-type custom_loss": config[Algorithm].loss_type == "custom_loss",
+        "asynchronous training": training.async_training,
+    }
+    for obstacle in (obstacle for obstacle, present in obstacles.items() if present):
+        yield (
+            f"--true-on-policy-mode contradicts {obstacle}: it takes --train-backend fsdp on the CPU, whole samples, a "
+            "loss of log-probabilities, and engines with the weights that train"
+        )
+
+
 def check_lora(config: Config) -> Iterator[str]:
     """Adapters have a rank, and a backend that trains them."""
     lora, backend = config[Lora], config[Training].train_backend
@@ -137,6 +156,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_replicas,
     check_context,
     check_layout,
+    check_true_on_policy,
     check_lora,
     check_memory,
     check_routing,

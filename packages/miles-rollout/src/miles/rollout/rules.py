@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from miles.core import hardware
 from miles.core.flags.algorithm import Algorithm
+from miles.core.registry import Registry
 from miles.rollout.derive import ENGINES, FULLY_ASYNC_ROLLOUTS, OWN_ROLLOUTS, SFT_ROLLOUTS
 from miles.rollout.engine_options import engine_options
 from miles.rollout.eval_datasets import check_eval_datasets
@@ -177,6 +178,19 @@ def check_router_address(config: Config) -> Iterator[str]:
         yield "the router in front of the engines is in miles-router, which is not installed: pip install miles-router"
 
 
+def check_true_on_policy(config: Config) -> Iterator[str]:
+    """The engine's arithmetic is to be had in the trainer, and engines generate what is trained on."""
+    if not config.true_on_policy_mode:
+        return
+    name = config[Engines].rollout_engine
+    if name not in Registry("miles.engine_scorers"):
+        yield (
+            f"--true-on-policy-mode: the {name} engine cannot compute inside the trainer. Use --rollout-engine embedded"
+        )
+    if config.debug_train_only or not config[Engines].rollout_num_engines:
+        yield "--true-on-policy-mode compares with an engine, and this run has none. Leave it out"
+
+
 def check_teacher(config: Config) -> Iterator[str]:
     """Distillation has one teacher, and a teacher somebody to teach."""
     flags, algorithm = config[Distillation], config[Algorithm]
@@ -208,4 +222,5 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_external_engines,
     check_router_address,
     check_teacher,
+    check_true_on_policy,
 )

@@ -32,8 +32,10 @@ class Training(Group):
     to the longest of its micro-batch. ``bshd`` is for architectures that cannot be packed (recurrent state, capped
     attention scores): slower, with ``--micro-batch-size`` only, on the fsdp backend."""
 
-    true_on_policy_mode: Annotated[bool, Flag(unsupported="trainer and engine do not share their kernels yet")] = False
-    """Make the trainer's log-probabilities equal the engine's bit for bit, with the same kernels on both sides."""
+    true_on_policy_mode: bool = False
+    """Make the trainer's log-probabilities equal the engine's bit for bit, and end the run where they are not: the
+    engine's own kernels compute them over the weights being trained, and the trainer their gradient. Takes a second
+    copy of the weights. For ``--rollout-engine embedded`` and the fsdp backend."""
 
     train_env_vars: dict[str, str] = Field(default_factory=dict)
     """Environment variables of the trainer's processes, as a JSON object."""

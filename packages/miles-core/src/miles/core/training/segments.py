@@ -154,7 +154,7 @@ class Segments:
         """Tokens that this rank computes."""
         return self._num_tokens
 
-    def rows(self, width: int) -> Cells:
+    def row_each(self, width: int) -> Cells:
         """[samples, width] cells: a row for every sample, with padding at its end."""
         columns, lengths = np.arange(width), np.asarray(self.lengths)[:, None]
         places = np.cumsum(self.lengths)[:, None] - lengths + columns

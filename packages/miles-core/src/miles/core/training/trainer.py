@@ -17,6 +17,7 @@ from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
 from miles.core.flags.optimizer import Optimizer
+from miles.core.flags.training import Training
 from miles.core.protocols.backend import Scores, TrainReport
 from miles.core.registry import load_object
 from miles.core.training.clock import PhaseClock
@@ -27,6 +28,7 @@ from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
 from miles.core.training.objective_spec import Needs, ObjectiveSpec, required_inputs
 from miles.core.training.old_policies import OldPolicies
+from miles.core.training.on_policy import check_on_policy
 from miles.core.training.packing import Packing
 from miles.core.training.plan import StepPlan, plan_rollout
 from miles.core.training.procedure import Procedure
@@ -72,6 +74,9 @@ class RolloutTrainer(Procedure):
         self._on_logits = objective.consumes == "logits"
         self._advantages = build_advantages(spec) if algorithm.compute_advantages_and_returns else None
         self._needs = {one: required_inputs(spec, one_step=one) for one in (True, False)}
+        self._proves_on_policy = config[Training].true_on_policy_mode
+        if self._proves_on_policy:
+            self._needs = {one: replace(needs, old_logp=True, rollout_logp=True) for one, needs in self._needs.items()}
         self._critic_needs = required_inputs(spec, role="critic")
         self._compares_old_policy = self._needs[False].old_logp
         self._log_entropy = algorithm.use_rollout_entropy
@@ -106,6 +111,8 @@ class RolloutTrainer(Procedure):
         _check_columns(batch, needs)
         with self._debugging.part("train_log_probs", batch.rollout_id):
             self._add_scores(batch, steps, columns, clock, needs)
+        if self._proves_on_policy:
+            check_on_policy(batch, columns)
         if self._advantages is not None:
             columns.take_advantages(self._advantages(columns.advantage_inputs()))
         if self._postprocess is not None:
