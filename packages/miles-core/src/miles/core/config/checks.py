@@ -290,7 +290,8 @@ def check_integration(config: Config) -> Iterator[str]:
     hooks = config[Hooks]
     if (hooks.ci_metric_checker_key is None) != (hooks.ci_metric_checker_threshold is None):
         yield "--ci-metric-checker-key and --ci-metric-checker-threshold go together: give both or none"
-    if hooks.ci_metric_checker_key is not None and config.eval_interval is None:
+    evaluated_every = getattr(config, "eval_interval", None)  # a flag of miles-rollout, which may be missing
+    if hooks.ci_metric_checker_key is not None and evaluated_every is None:
         yield (
             f"--ci-metric-checker-key {hooks.ci_metric_checker_key} looks at evaluations, and there are none. Give "
             "--eval-interval"
