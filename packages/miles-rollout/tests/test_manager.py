@@ -103,7 +103,7 @@ def test_samples_are_written_readably(make: Make, tmp_path: Path) -> None:
 
 def test_requests_carry_ids_seeds_and_parameters(make: Make, server: FakeServer) -> None:
     make(rollout_temperature=0.5, rollout_top_p=0.9, rollout_stop=["\n"], rollout_stop_token_ids=[7]).generate(0)
-    payload = server.payloads[0]
+    payload = min(server.payloads, key=lambda payload: payload["input_ids"])
     assert payload["input_ids"] == [ord("p") - 33, ord("0") - 33]
     assert payload["return_logprob"] is True
     params = payload["sampling_params"]

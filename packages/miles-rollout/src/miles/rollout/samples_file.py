@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from miles.rollout.text import ChatTokenizer
 
 _PIECES = "pieces"
 _FIELDS = tuple(field.name for field in dataclasses.fields(Sample))
-_COUNTS = {"spec_info": SpecInfo(), "prefix_cache_info": PrefixCacheInfo()}
+_values = attrgetter(*_FIELDS)
+# Of flat classes: ``asdict`` would walk through values that are plain, sample after sample.
+_COUNTS = {
+    name: (nothing, tuple(field.name for field in dataclasses.fields(nothing)))
+    for name, nothing in (("spec_info", SpecInfo()), ("prefix_cache_info", PrefixCacheInfo()))
+}
 
 
 def write_samples(path: Path, samples: Iterable[Sample], tokenizer: ChatTokenizer | None = None) -> None:
@@ -62,11 +68,11 @@ def read_groups(path: Path) -> list[Group]:
 
 def _line(sample: Sample, tokenizer: ChatTokenizer | None) -> dict[str, Any]:
     """Fields that say something; what is left out reads back as its default."""
-    data = {name: value for name in _FIELDS if (value := getattr(sample, name)) is not None}
-    for name, nothing in _COUNTS.items():
+    data = {name: value for name, value in zip(_FIELDS, _values(sample), strict=True) if value is not None}
+    for name, (nothing, fields) in _COUNTS.items():
         counts = data.pop(name)
         if counts != nothing:
-            data[name] = dataclasses.asdict(counts)
+            data[name] = {field: getattr(counts, field) for field in fields}
     if tokenizer is not None:
         data[_PIECES] = tokenizer.pieces(sample.response_tokens)
     return data

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import compress
 
 from miles.core.types.sample import Sample
 
@@ -20,17 +21,16 @@ def staleness_metrics(samples: Iterable[Sample], version: int) -> dict[str, floa
     """
     total = count = largest = 0
     for sample in samples:
-        for made_by, trains in _tokens(sample):
-            if trains:
-                age = version - made_by
-                total, count, largest = total + age, count + 1, max(largest, age)
+        if versions := _trained_versions(sample):
+            total += version * len(versions) - sum(versions)
+            count += len(versions)
+            largest = max(largest, version - min(versions))
     return {"avg_staleness": total / count, "max_staleness": float(largest)} if count else {}
 
 
-def _tokens(sample: Sample) -> Iterator[tuple[int, int]]:
-    """(weight version, whether it trains) of every response token whose version is known."""
+def _trained_versions(sample: Sample) -> list[int]:
+    """Weight version of every response token that trains and whose version is known."""
     versions = sample.token_weight_versions
     if versions is None or sample.remove_sample:
-        return iter(())
-    mask = [1] * sample.response_length if sample.loss_mask is None else sample.loss_mask
-    return zip(versions, mask, strict=True)
+        return []
+    return versions if sample.loss_mask is None else list(compress(versions, sample.loss_mask))
