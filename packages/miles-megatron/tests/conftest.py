@@ -84,6 +84,11 @@ FAMILIES = {
         | {"num_key_value_heads": 4, "q_lora_rank": None}
         | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}},
     ),
+    "deepseek long": (
+        "DeepseekV3",
+        SIGMOID_EXPERTS | LATENT | GROUPS | {"num_key_value_heads": 4, "num_hidden_layers": 4},
+    ),
+    "glm4 moe long": ("Glm4Moe", SIGMOID_EXPERTS | {"head_dim": 8, "num_hidden_layers": 4}),
     "gpt oss": (
         "GptOss",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 6, "intermediate_size": 24}

@@ -19,7 +19,10 @@ from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
+from miles.megatron.flags import Mtp
 from miles.megatron.hooks import log_prob_hook, train_step_hook
+from miles.megatron.language_model import Head
+from miles.megatron.multi_token import MultiTokenLoss
 from miles.megatron.parameters import local_parameters
 from miles.megatron.policy import MegatronPolicy, Passes, TaggedPolicy
 from miles.megatron.role import MegatronRole
@@ -47,7 +50,15 @@ class MegatronActor(MegatronRole):
         wrapped = self._ready()
         head, layout = self._blueprint.head(config), self._site.layout
         self._routing = _routing(config, self._blueprint)
-        passes = Passes(wrapped, head, layout, routing=self._routing, before_scoring=log_prob_hook(config, ""))
+        self._multi_token = self._multi_token_loss(config[Mtp], head)
+        passes = Passes(
+            wrapped,
+            head,
+            layout,
+            routing=self._routing,
+            before_scoring=log_prob_hook(config, ""),
+            multi_token=self._multi_token,
+        )
         scoring = Passes(wrapped, head, layout, before_scoring=log_prob_hook(config, "ref_"))
         self._step_hook = train_step_hook(config)
         self._ref_update_interval = config[Algorithm].ref_update_interval
@@ -60,6 +71,13 @@ class MegatronActor(MegatronRole):
             ranks=PipelineRanks(),
             device=self._site.device,
             old_policies=self._old_policies,
+        )
+
+    def _multi_token_loss(self, flags: Mtp, head: Head) -> MultiTokenLoss | None:
+        if not flags.enable_mtp_training or flags.mtp_num_layers is None:
+            return None
+        return MultiTokenLoss(
+            head, layers=flags.mtp_num_layers, factor=flags.mtp_loss_scaling_factor, device=self._site.device
         )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -77,7 +95,11 @@ class MegatronActor(MegatronRole):
             self._routing.forget()
         if self._step_hook is not None:
             self._step_hook.begin(batch.rollout_id)
+        if self._multi_token is not None:
+            self._multi_token.begin(batch)
         report = self._trainer.train(batch)
+        if self._multi_token is not None:
+            report = self._multi_token.told_in(report)
         interval = self._ref_update_interval
         if _REFERENCE in self._tagged and interval is not None and (batch.rollout_id + 1) % interval == 0:
             self._tagged.keep(_REFERENCE)

@@ -15,9 +15,10 @@ from miles.core.protocols.backend import Role
 from miles.megatron import checkpoint, local_modules
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
 from miles.megatron.conversion import load_weights
+from miles.megatron.flags import Mtp
 from miles.megatron.hf_files import HfTensors
 from miles.megatron.language_model import Head, LanguageModel
-from miles.megatron.layer_specs import decoder_spec
+from miles.megatron.layer_specs import decoder_spec, mtp_spec
 from miles.megatron.model_map import Architecture, WeightMap
 from miles.megatron.site import Site
 from miles.megatron.value import CriticTensors, ValueHead, critic_weights
@@ -37,6 +38,8 @@ class Blueprint:
     """Rows of embedding and head over all ranks."""
     role: Role
     seed: int
+    trains_mtp: bool
+    """Whether layers of multi-token prediction learn."""
 
     @classmethod
     def of(cls, config: Config, site: Site, directory: Path, role: Role = "actor") -> Blueprint:
@@ -48,11 +51,12 @@ class Blueprint:
         weights = family.weights(hf, padded)
         return cls(
             architecture=architecture,
-            transformer=transformer_config(config, site, architecture),
+            transformer=transformer_config(config, site, architecture, role),
             weights=critic_weights(weights) if role == "critic" else weights,
             padded=padded,
             role=role,
             seed=config[Algorithm].seed,
+            trains_mtp=config[Mtp].enable_mtp_training,
         )
 
     def build(self) -> list[LanguageModel]:
@@ -63,9 +67,11 @@ class Blueprint:
 
     def _chunk(self, part: int | None) -> LanguageModel:
         whole = {"ignore_virtual": part is None, "vp_stage": part}
+        decoder = decoder_spec(self.transformer, self.architecture, part)
         chunk = LanguageModel(
             config=self.transformer,
-            transformer_layer_spec=decoder_spec(self.transformer, self.architecture, part),
+            transformer_layer_spec=decoder,
+            mtp_block_spec=mtp_spec(self.transformer, decoder, part),
             vocab_size=self.padded,
             max_sequence_length=self.architecture.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(**whole),
@@ -77,6 +83,8 @@ class Blueprint:
         )
         if self.role == "critic" and chunk.post_process:
             chunk.output_layer = ValueHead(self.transformer.hidden_size, chunk.output_layer.weight.device)
+        if chunk.mtp_process and not self.trains_mtp:
+            chunk.mtp.requires_grad_(False)
         chunk.train()
         return chunk
 

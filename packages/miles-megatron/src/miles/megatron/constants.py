@@ -16,8 +16,9 @@ from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.system import System
 from miles.core.flags.training import Training
+from miles.core.protocols.backend import Role
 from miles.core.registry import Registry
-from miles.megatron.flags import Megatron, Parallelism, TransformerFlags
+from miles.megatron.flags import Megatron, Mtp, Parallelism, TransformerFlags
 from miles.megatron.model_map import Architecture, HfConfig, ModelMap
 from miles.megatron.site import Site
 
@@ -68,7 +69,9 @@ def padded_vocabulary(size: int, multiple: int, ranks: int) -> int:
     return rows * ranks
 
 
-def transformer_config(config: Config, site: Site, architecture: Architecture) -> TransformerConfig:
+def transformer_config(
+    config: Config, site: Site, architecture: Architecture, role: Role = "actor"
+) -> TransformerConfig:
     """The architecture's constants, what the run decides, then the flags that were given."""
     parallel, training = config[Parallelism], config[Training]
     pipelined = parallel.pipeline_model_parallel_size > 1
@@ -80,6 +83,7 @@ def transformer_config(config: Config, site: Site, architecture: Architecture) -
         "context_parallel_size": training.context_parallel_size,
         "expert_model_parallel_size": parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
+        "mtp_num_layers": _mtp_layers(config, architecture) if role == "actor" else None,
         "moe_enable_routing_replay": config[Algorithm].use_routing_replay,
         "deterministic_mode": training.deterministic_mode,
         "params_dtype": site.dtype,
@@ -113,6 +117,17 @@ def transformer_config(config: Config, site: Site, architecture: Architecture) -
     for name, value in (architecture.yarn or {}).items():
         setattr(made, name, value)
     return made
+
+
+def _mtp_layers(config: Config, architecture: Architecture) -> int | None:
+    """Layers of multi-token prediction to build."""
+    count = config[Mtp].mtp_num_layers
+    if count is not None and count != architecture.mtp_layers:
+        raise TrainingError(
+            f"--mtp-num-layers {count}: the checkpoint has {architecture.mtp_layers} layers of multi-token prediction "
+            "that its model map knows (num_nextn_predict_layers of config.json)"
+        )
+    return count
 
 
 def _check_layout(architecture: Architecture, values: Mapping[str, Any]) -> None:

@@ -61,17 +61,14 @@ class Parallelism(Group):
 class Mtp(Group):
     title = "Multi-Token Prediction (MTP) Arguments"
 
-    enable_mtp_training: Annotated[bool, Flag(unsupported="multi-token-prediction layers are not trained yet")] = False
-    """Train the multi-token-prediction layers."""
+    enable_mtp_training: bool = False
+    """Train the multi-token-prediction layers on the rollouts beside the policy, which learns nothing from it."""
 
-    mtp_num_layers: Annotated[
-        PositiveInt | None, Flag(unsupported="multi-token-prediction layers are not trained yet")
-    ] = None
-    """Number of multi-token-prediction layers."""
+    mtp_num_layers: PositiveInt | None = None
+    """Multi-token-prediction layers of the checkpoint to hold, send to engines and save; None: it may have some, which
+    are left out."""
 
-    mtp_loss_scaling_factor: Annotated[
-        NonNegativeFloat, Flag(unsupported="multi-token-prediction layers are not trained yet")
-    ] = 0.2
+    mtp_loss_scaling_factor: NonNegativeFloat = 0.2
     """Weight of the multi-token-prediction loss."""
 
 

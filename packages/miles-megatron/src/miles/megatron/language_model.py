@@ -20,7 +20,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from miles.core.math.logprobs import LogProbs, linear_logprobs
 from miles.core.training.model import Output
-from miles.megatron.packed_inputs import PackedInputs
+from miles.megatron.packed_inputs import Ahead, PackedInputs, SegmentedSeqParams
 from miles.megatron.site import vocabulary_shard
 
 
@@ -28,14 +28,45 @@ class LanguageModel(GPTModel):  # type: ignore[misc]
     """A stage of the model.  Its forward pass ends with hidden states; ``Head`` makes the rest of them."""
 
     def forward(self, inputs: PackedInputs) -> torch.Tensor:
-        """[L, 1, D] hidden states, divided among tensor-parallel ranks under sequence parallelism."""
+        """[L, 1, D] hidden states, divided among tensor-parallel ranks under sequence parallelism.
+
+        Where multi-token prediction is trained, those of its layers follow.
+        """
         hidden_L1D: torch.Tensor = super().forward(
-            inputs.tokens_1L, inputs.positions_1L, None, packed_seq_params=inputs.borders
+            inputs.tokens_1L,
+            inputs.positions_1L,
+            None,
+            packed_seq_params=inputs.borders,
+            # Megatron-Core hands on what it is told here, and looks at it only in what is overridden below.
+            labels=inputs.ahead,
         )
         return hidden_L1D
 
-    def _postprocess(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return hidden_states
+    def _postprocess(
+        self,
+        hidden_states: torch.Tensor,
+        *,
+        labels: tuple[Ahead, ...],
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        packed_seq_params: SegmentedSeqParams,
+        rotary_pos_emb: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if not (labels and self.mtp_process):
+            return hidden_states
+        # Only the layers of multi-token prediction learn: trunk, embedding and head are cut off from their loss.
+        states: torch.Tensor = self.mtp(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            # Recomputation takes part in a backward pass only for inputs that want a gradient.
+            hidden_states=hidden_states.detach().requires_grad_(),
+            attention_mask=None,
+            rotary_pos_emb=rotary_pos_emb,
+            packed_seq_params=packed_seq_params,
+            embedding=lambda **tokens: self.embedding(**tokens).detach(),
+        )
+        return torch.cat([hidden_states, states[len(hidden_states) :]])
 
     def head_weight(self) -> torch.Tensor:
         """This rank's rows of the output head."""
@@ -58,10 +89,7 @@ class Head:
 
     def __call__(self, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs, output: Output) -> Any:
         """``LogProbs`` [T], or logits [N, V]; the same on all ranks that share the samples."""
-        if model.config.sequence_parallel:
-            # The head sums gradients of hidden states over its ranks itself; each takes its part of the sequence back.
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        hidden_LD = hidden.squeeze(1)
+        hidden_LD = _whole_sequence(model, hidden)
         if output == "logits":
             return self._logits(model, hidden_LD, inputs)
         return self._log_probs(model, hidden_LD, inputs, with_entropy=output == "entropy")
@@ -80,11 +108,31 @@ class Head:
         )
         return LogProbs(*(None if part is None else whole_samples(part, inputs) for part in scores))
 
+    def log_probs_ahead(self, model: LanguageModel, hidden: torch.Tensor, ahead: Ahead) -> torch.Tensor:
+        """[U] of the tokens that a layer of multi-token prediction predicts, at temperature 1.  The head has no part
+        in the gradient."""
+        scores = linear_logprobs(
+            _whole_sequence(model, hidden).index_select(0, ahead.rows_U),
+            model.head_weight()[: self._rows].detach(),
+            ahead.targets_U,
+            chunk_size=self._chunk_size,
+            shard=self._shard,
+        )
+        return scores.logp_T
+
     def _logits(self, model: LanguageModel, hidden_LD: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:
         hidden_ND = hidden_LD.index_select(0, inputs.tokens_N)
         part = torch.nn.functional.linear(copy_to_tensor_model_parallel_region(hidden_ND), model.head_weight())
         logits_NV: torch.Tensor = gather_from_tensor_model_parallel_region(part)
         return logits_NV[:, : self._vocab_size].float() / self._temperature
+
+
+def _whole_sequence(model: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
+    """[L, D] on every tensor-parallel rank."""
+    if model.config.sequence_parallel:
+        # The head sums gradients of hidden states over its ranks itself; each takes its part of the sequence back.
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+    return hidden.squeeze(1)
 
 
 def whole_samples(part_U: torch.Tensor, inputs: PackedInputs) -> torch.Tensor:

@@ -10,6 +10,11 @@ import torch
 from torch import nn
 
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.tensor_parallel import checkpoint
+from megatron.core.transformer.multi_token_prediction import (
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayer,
+)
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -22,6 +27,34 @@ def decoder_spec(config: TransformerConfig, architecture: Architecture, part: in
     if architecture.sandwich_norms:
         spec.layer_specs = [replace(layer, module=SandwichLayer) for layer in spec.layer_specs]
     return spec
+
+
+def mtp_spec(
+    config: TransformerConfig, decoder: TransformerBlockSubmodules, part: int | None
+) -> MultiTokenPredictionBlockSubmodules | None:
+    """The layers of multi-token prediction, like the last of the ``decoder``; None where this stage has none."""
+    if config.mtp_num_layers is None:
+        return None
+    spec = gpt_layer_specs.get_gpt_mtp_block_spec(config, decoder, True, vp_stage=part)
+    if spec is not None:
+        spec.layer_specs = [replace(layer, module=PackedMtpLayer) for layer in spec.layer_specs]
+    return spec
+
+
+class PackedMtpLayer(MultiTokenPredictionLayer):  # type: ignore[misc]
+    """Multi-token prediction whose recomputation takes packed samples too."""
+
+    def _checkpointed_forward(self, forward: Callable[..., torch.Tensor], **inputs: Any) -> torch.Tensor:
+        if self.config.fp8:
+            recomputed: torch.Tensor = super()._checkpointed_forward(forward, **inputs)
+        else:
+            tensors = [inputs.pop(name) for name in ("hidden_states", "decoder_input")]
+
+            def computed(hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+                return forward(hidden_states=hidden, decoder_input=embedded, **inputs)
+
+            recomputed = checkpoint(computed, self.config.distribute_saved_activations, *tensors)
+        return recomputed
 
 
 class SandwichLayer(TransformerLayer):  # type: ignore[misc]

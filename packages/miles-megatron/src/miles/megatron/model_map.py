@@ -34,6 +34,8 @@ class Architecture:
     or ``latent_attention``, which has them in its configuration."""
     latent_attention: bool = False
     """Whether the configuration is an ``MLATransformerConfig``."""
+    mtp_layers: int = 0
+    """Layers of multi-token prediction that the checkpoint may have and ``WeightMap`` knows."""
     sandwich_norms: bool = False
     """Whether the outputs of attention and MLP are normed before they are added to the residual stream."""
 

@@ -9,7 +9,7 @@ rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +64,17 @@ class SegmentedSeqParams(PackedSeqParams):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """What is predicted from one token further back for every layer of multi-token prediction."""
+
+    rows_U: torch.Tensor
+    """Token of the row at which a response token is predicted."""
+    targets_U: torch.Tensor
+    slots_U: torch.Tensor
+    """Place of each of these among the T."""
+
+
+@dataclass(frozen=True, slots=True)
 class PackedInputs:
     """The arguments of one forward pass, and where its outputs are."""
 
@@ -82,9 +93,12 @@ class PackedInputs:
     experts_L: torch.Tensor | None
     """[L, layers, experts per token] recorded experts, any where none are recorded; None: the rollout brings none."""
     source: MicroBatch
+    ahead: tuple[Ahead, ...] = ()
+    """Of each layer of multi-token prediction, where these are trained."""
 
     @classmethod
-    def of(cls, micro_batch: MicroBatch, layout: Layout) -> PackedInputs:
+    def of(cls, micro_batch: MicroBatch, layout: Layout, layers_ahead: int = 0) -> PackedInputs:
+        """``layers_ahead``: layers of multi-token prediction that are trained."""
         device = micro_batch.tokens_P.device
         segments = micro_batch.segments
         assert isinstance(segments, Segments)
@@ -104,6 +118,7 @@ class PackedInputs:
         ends = padded_starts + lengths
         predictors = np.concatenate([np.arange(end - r, end) - 1 for end, r in zip(ends, responses, strict=True)])
         here = np.flatnonzero(local[predictors] >= 0)
+        firsts = np.repeat(padded_starts, responses)
 
         def tensor(array: Ints) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
@@ -121,7 +136,18 @@ class PackedInputs:
             if micro_batch.experts_NLK is None
             else tensor(_row(micro_batch.experts_NLK, place_of_token, len(row))[own]),
             source=micro_batch,
+            ahead=tuple(
+                Ahead(tensor(local[predictors[own] - depth]), tensor(row[predictors[own] + 1]), tensor(own))
+                for depth, own in enumerate(_predicted_ahead(predictors, firsts, local, layers_ahead), start=1)
+            ),
         )
+
+
+def _predicted_ahead(predictors: Ints, firsts: Ints, local: Ints, layers: int) -> Iterator[Ints]:
+    """Which response tokens each layer predicts on this rank: those with enough tokens of their sample before them."""
+    for depth in range(1, layers + 1):
+        sources = predictors - depth
+        yield np.flatnonzero((sources >= firsts) & (local[np.maximum(sources, 0)] >= 0))
 
 
 def _row(experts: Ints, place_of_token: Ints, length: int) -> Ints:

@@ -16,6 +16,7 @@ from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
 from miles.core.training.tagged_weights import TaggedWeights
 from miles.megatron.language_model import LanguageModel
+from miles.megatron.multi_token import MultiTokenLoss
 from miles.megatron.optimizer import Updater
 from miles.megatron.packed_inputs import Layout, PackedInputs
 from miles.megatron.routing import Routing, release
@@ -35,12 +36,14 @@ class Passes:
         *,
         routing: Routing | None = None,
         before_scoring: Callable[[Sequence[torch.nn.Module]], None] | None = None,
+        multi_token: MultiTokenLoss | None = None,
     ) -> None:
         self._chunks = list(chunks)
         self._head = head
         self._layout = layout
         self._routing = routing
         self._before_scoring = before_scoring
+        self._multi_token = multi_token
         self._schedule = get_forward_backward_func()
 
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool) -> list[LogProbs]:
@@ -72,18 +75,32 @@ class Passes:
 
     def accumulate(self, micro_batches: Sequence[MicroBatch], output: Output, loss: StepLoss) -> None:
         """Forward and backward passes; gradients are summed over all ranks at the end."""
+        multi_token = self._multi_token
+        layers = 0 if multi_token is None else multi_token.layers
 
         def differentiate(
             number: int, model: LanguageModel, hidden: torch.Tensor, inputs: PackedInputs
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            hidden, *states = hidden.chunk(1 + layers)
             value = loss(number, self._head(model, hidden, inputs, output))
+            if multi_token is not None:
+                value = value + multi_token(model, states, inputs)
             return value, torch.ones((), dtype=torch.int, device=value.device), {}
 
-        self._run(micro_batches, differentiate, forward_only=False)
+        if multi_token is not None:
+            multi_token.begin_step(micro_batches)
+        self._run(micro_batches, differentiate, forward_only=False, layers_ahead=layers)
 
-    def _run(self, micro_batches: Sequence[MicroBatch], use: Callable[..., Any], *, forward_only: bool) -> list[Any]:
+    def _run(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        use: Callable[..., Any],
+        *,
+        forward_only: bool,
+        layers_ahead: int = 0,
+    ) -> list[Any]:
         """What ``use`` makes of the output of each micro-batch; nothing on stages without output."""
-        inputs = [PackedInputs.of(micro_batch, self._layout) for micro_batch in micro_batches]
+        inputs = [PackedInputs.of(micro_batch, self._layout, layers_ahead) for micro_batch in micro_batches]
 
         def step(data: Numbered, chunk: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
             number, packed = next(data)

@@ -15,7 +15,7 @@ from torch import nn
 from megatron.core import parallel_state
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.router_replay import RouterReplay, RouterReplayAction
-from megatron.core.transformer.transformer_layer import TransformerLayer
+from megatron.core.transformer.transformer_block import TransformerBlock
 from miles.core.errors import TrainingError
 from miles.megatron.packed_inputs import PackedInputs
 
@@ -27,12 +27,16 @@ class Routing(Protocol):
 
 
 def routers(chunk: nn.Module) -> Iterator[tuple[int, RouterReplay]]:
-    """The routers of ``chunk``, with the numbers that their layers have in the whole model."""
-    for layer in chunk.modules():
-        if isinstance(layer, TransformerLayer):
-            for module in layer.mlp.modules():
-                if isinstance(module, TopKRouter):
-                    yield layer.layer_number - 1, module.router_replay
+    """The routers of ``chunk``, with the numbers that their layers have in the whole model.
+
+    Not those of multi-token prediction, which engines do not record.
+    """
+    for block in chunk.modules():
+        if isinstance(block, TransformerBlock):
+            for layer in block.layers:
+                for module in layer.mlp.modules():
+                    if isinstance(module, TopKRouter):
+                        yield layer.layer_number - 1, module.router_replay
 
 
 class EngineRouting:

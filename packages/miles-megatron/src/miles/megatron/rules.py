@@ -10,7 +10,7 @@ from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
-from miles.megatron.flags import Parallelism, TransformerFlags
+from miles.megatron.flags import Mtp, Parallelism, TransformerFlags
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -63,6 +63,8 @@ def _pipeline_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
 
 
 def _unsupported(config: Config) -> Iterator[str]:
+    if config[Mtp].enable_mtp_training and config[Mtp].mtp_num_layers is None:
+        yield "--enable-mtp-training trains the layers that --mtp-num-layers counts: give it too"
     pipelined = config[Parallelism].pipeline_model_parallel_size > 1
     if config[Algorithm].use_routing_replay and _given(config, "recompute_granularity") and pipelined:
         yield (

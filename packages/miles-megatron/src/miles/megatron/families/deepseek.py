@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from miles.core.errors import TrainingError
 from miles.megatron.families.dense import HF_LAYER, LAYER, decoder, mlp_rules, outer_rules
-from miles.megatron.families.experts import biased_sigmoid_constants, expert_rules
+from miles.megatron.families.experts import biased_sigmoid_constants, expert_rules, mtp_layers, mtp_rules
 from miles.megatron.families.rotary import latent_rotary_constants
 from miles.megatron.layouts import COLUMNS, ROWS
 from miles.megatron.model_map import Architecture, HfConfig, ModelMap, Rule, WeightMap
@@ -32,14 +32,18 @@ def _architecture(hf: HfConfig) -> Architecture:
         **biased_sigmoid_constants(hf),
     }
     # Rotary positions are the attention's own.
-    return replace(decoder(hf, **constants), rotary={}, yarn=None, latent_attention=True)
+    return replace(decoder(hf, **constants), rotary={}, yarn=None, latent_attention=True, mtp_layers=mtp_layers(hf))
 
 
 def _weights(hf: HfConfig, padded: int) -> WeightMap:
-    return WeightMap([*outer_rules(hf, padded), *_latent_attention_rules(), *mlp_rules(), *expert_rules()])
+    return WeightMap([*outer_rules(hf, padded), *_layer_rules(), *mtp_rules(hf, _layer_rules)])
 
 
-def _latent_attention_rules(ours: str = LAYER, theirs: str = HF_LAYER) -> list[Rule]:
+def _layer_rules(ours: str = LAYER, theirs: str = HF_LAYER) -> list[Rule]:
+    return [*_latent_attention_rules(ours, theirs), *mlp_rules(ours, theirs), *expert_rules(ours, theirs)]
+
+
+def _latent_attention_rules(ours: str, theirs: str) -> list[Rule]:
     """Projections down to the latents, which every rank has whole, and from there up to the heads."""
     attention, hf_attention = ours + "self_attention.", theirs + "self_attn."
     return [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from miles.core.errors import TrainingError
 from miles.megatron.families.dense import HF_LAYER, LAYER
-from miles.megatron.layouts import COLUMNS, GATED
+from miles.megatron.layouts import COLUMNS, GATED, ROWS
 from miles.megatron.model_map import HfConfig, Rule
 
 
@@ -94,3 +95,26 @@ def _gated_rules(ours: str, theirs: str) -> list[Rule]:
         Rule(ours + "linear_fc1.weight", (theirs + "gate_proj.weight", theirs + "up_proj.weight"), GATED),
         Rule(ours + "linear_fc2.weight", (theirs + "down_proj.weight",), COLUMNS),
     ]
+
+
+def mtp_layers(hf: HfConfig) -> int:
+    """Layers of multi-token prediction that a checkpoint of this configuration may have."""
+    return int(hf.get("num_nextn_predict_layers") or hf.get("num_mtp_layers") or 0)
+
+
+def mtp_rules(hf: HfConfig, layer_rules: Callable[[str, str], list[Rule]]) -> list[Rule]:
+    """Layers of multi-token prediction; in checkpoints they follow the others.  ``layer_rules`` are those of a layer.
+
+    Embedding and head are the model's own; the copies that checkpoints may have beside each layer are not read.
+    """
+    rules = []
+    for number in range(mtp_layers(hf)):
+        ours, theirs = f"mtp.layers.{number}.", f"model.layers.{hf['num_hidden_layers'] + number}."
+        rules += [
+            Rule(ours + "enorm.weight", (theirs + "enorm.weight",)),
+            Rule(ours + "hnorm.weight", (theirs + "hnorm.weight",)),
+            Rule(ours + "eh_proj.weight", (theirs + "eh_proj.weight",), ROWS),
+            *layer_rules(ours + "transformer_layer.", theirs),
+            Rule(ours + "final_layernorm.weight", (theirs + "shared_head.norm.weight",)),
+        ]
+    return rules

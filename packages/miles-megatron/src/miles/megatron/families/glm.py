@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miles.megatron.families.dense import HF_LAYER, LAYER, attention_rules, decoder, mlp_rules, outer_rules
-from miles.megatron.families.experts import biased_sigmoid_constants, expert_rules
+from miles.megatron.families.experts import biased_sigmoid_constants, expert_rules, mtp_layers, mtp_rules
 from miles.megatron.families.rotary import rotary_arguments
 from miles.megatron.layouts import COLUMNS, PACKED_GATED
 from miles.megatron.model_map import Architecture, HfConfig, ModelMap, Rule, WeightMap
@@ -41,11 +41,14 @@ def _mixture(hf: HfConfig) -> Architecture:
         qk_layernorm=bool(hf.get("use_qk_norm")),
         **biased_sigmoid_constants(hf),
     )
-    return replace(plain, rotary=rotary_arguments(hf, _ROTARY_SHARE))
+    return replace(plain, rotary=rotary_arguments(hf, _ROTARY_SHARE), mtp_layers=mtp_layers(hf))
 
 
 def _mixture_weights(hf: HfConfig, padded: int) -> WeightMap:
-    return WeightMap([*outer_rules(hf, padded), *attention_rules(hf), *mlp_rules(), *expert_rules()])
+    def layer(ours: str = LAYER, theirs: str = HF_LAYER) -> list[Rule]:
+        return [*attention_rules(hf, ours, theirs), *mlp_rules(ours, theirs), *expert_rules(ours, theirs)]
+
+    return WeightMap([*outer_rules(hf, padded), *layer(), *mtp_rules(hf, layer)])
 
 
 GLM4 = ModelMap(_dense, _dense_weights)
