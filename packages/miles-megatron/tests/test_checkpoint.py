@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -115,6 +116,38 @@ def test_a_fresh_actor_can_be_saved_and_loaded(config, rollout, on_ranks, tmp_pa
 
     expected = on_ranks(1, save)
     assert on_ranks(1, load) == expected
+
+
+@pytest.mark.slow
+def test_what_is_written_beside_training_is_the_state_at_its_beginning(config, rollout, on_ranks, tmp_path):
+    flags = FLAGS | {"keep_old_actor": True} | SP
+    at_once, beside = tmp_path / "at once", tmp_path / "beside"
+
+    def first(make, directory, **further):
+        directory.mkdir(exist_ok=True)
+        actor = make(config(**flags, **further))
+        actor.keep_weights(0)
+        actor.train(_made_by(rollout(0), 0))
+        actor.keep_weights(1)
+        actor.save(directory)
+        steps = actor.train(_made_by(rollout(1), 0)).steps
+        actor.finish_save()
+        return steps
+
+    def second(make, directory):
+        actor = make(config(**flags))
+        actor.load(directory)
+        actor.keep_weights(1)
+        return actor.train(_made_by(rollout(1), 0)).steps
+
+    expected = on_ranks(2, lambda make: first(make, at_once))[0]
+    assert on_ranks(2, lambda make: first(make, beside, async_save=True))[0] == expected
+    assert on_ranks(2, lambda make: second(make, at_once))[0] == expected
+    assert on_ranks(2, lambda make: second(make, beside))[0] == expected
+
+
+def _made_by(batch, version):
+    return batch.having({"weight_versions": tuple(np.full(r, version) for r in batch.response_lengths)})
 
 
 def test_a_checkpoint_of_another_run_is_a_reference(config, rollout, on_ranks, tmp_path):

@@ -14,42 +14,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from miles.core.driver.background import Background
 from miles.core.errors import CheckpointError
+from miles.core.training.writing import Writer
 
 _TENSORS = "tensors"
 
 
-class Writer:
-    """Writes tensors at once, or a copy of them in a thread while training goes on.
-
-    The thread's exchanges between ranks have a group of their own, since those of training go on as well.
-    """
-
-    def __init__(self, group: dist.ProcessGroup | None, *, in_background: bool) -> None:
-        self._group = group
-        self._in_background = in_background
-        self._writing: Background[None] | None = None
-
-    @classmethod
-    def of_ranks(cls, *, in_background: bool) -> Writer:
-        """The writer of all ranks.  Collective."""
-        group = dist.new_group(backend="gloo") if in_background and dist.is_initialized() else None
-        return cls(group, in_background=in_background)
-
-    def write(self, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write ``tensors`` (sharded ones by all ranks that hold a piece), or begin to.  Collective."""
-        self.finish()
-        if not self._in_background:
-            _write(directory, tensors, self._group)
-            return
-        copies = {name: _on_host(tensor) for name, tensor in tensors.items()}
-        self._writing = Background(lambda: _write(directory, copies, self._group), name="checkpoint-tensors")
-
-    def finish(self) -> None:
-        """Return when everything is on disk; raise what went wrong."""
-        if self._writing is not None:
-            self._writing.result()
+def write_tensors(writer: Writer, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write ``tensors`` (sharded ones by all ranks that hold a piece), or begin to write copies.  Collective."""
+    writer.finish()
+    kept = {name: _on_host(tensor) for name, tensor in tensors.items()} if writer.in_background else tensors
+    writer.write(lambda: _write(directory, kept, writer.group))
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -24,6 +24,7 @@ from miles.core.training.state_files import (
     write_generators,
 )
 from miles.core.training.trainer import RolloutTrainer
+from miles.core.training.writing import Writer
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp import checkpoint
 from miles.fsdp.building import ModuleBuilder, Site
@@ -51,7 +52,7 @@ class FsdpRole:
         self._site = Site.join(config, rank)
         scaler = LossScaler() if self._site.compute_dtype == torch.float16 else None
         self._gradients = Gradients(rank.world_size, self._optimizer_flags.clip_grad, scaler)
-        self._writer = checkpoint.Writer.of_ranks(in_background=self._checkpoint.async_save)
+        self._writer = Writer.of_ranks(in_background=self._checkpoint.async_save)
         self._builder = ModuleBuilder.of(config, self._site)
         self._source = Path(self._checkpoint.hf_checkpoint or "")
 
@@ -63,7 +64,7 @@ class FsdpRole:
 
     def save(self, directory: Path) -> None:
         rank, with_optimizer = self._site.rank, not self._checkpoint.no_save_optim
-        self._writer.write(directory, self._tensors(with_optimizer=with_optimizer))
+        checkpoint.write_tensors(self._writer, directory, self._tensors(with_optimizer=with_optimizer))
         write_generators(directory, rank.rank)
         if rank.rank == 0:
             counters = self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,10 +125,12 @@ class MegatronActor(MegatronRole):
         reference = [_REFERENCE] if _REFERENCE in self._tagged and self._ref_update_interval is not None else []
         return reference + ([] if self._old_policies is None else self._old_policies.tags)
 
-    def _save_tagged(self, directory: Path) -> None:
-        for tag in self._tags_of_state:
-            with self._tagged.swapped_in(tag):
-                checkpoint.write(_made(directory / tag), self._chunks, None)
+    def _prepare_tagged(self, directory: Path) -> list[Callable[[], None]]:
+        return [self._prepare_copy(directory / tag, tag) for tag in self._tags_of_state]
+
+    def _prepare_copy(self, directory: Path, tag: str) -> Callable[[], None]:
+        with self._tagged.swapped_in(tag):
+            return checkpoint.prepare(directory, self._chunks, None, self._writer, copies=True)
 
     def _load_tagged(self, directory: Path, counters: Counters) -> None:
         if self._old_policies is not None:
@@ -136,11 +138,6 @@ class MegatronActor(MegatronRole):
         for tag in self._tags_of_state:
             checkpoint.read(directory / tag, self._chunks, None)
             self._tagged.keep(tag)
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(exist_ok=True)
-    return directory
 
 
 def _routing(config: Config, blueprint: Blueprint) -> Routing | None:

@@ -5,7 +5,7 @@ Tensors are stored whole, so that a checkpoint of one parallel layout loads in a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from miles.core.driver.checkpoint import TRACKER_FILE, actor_state
 from miles.core.errors import CheckpointError
+from miles.core.training.writing import Writer
+from miles.megatron.deferred_tensors import DeferredTensors
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 
@@ -26,16 +28,25 @@ _RELEASE = "release"
 
 def write(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
     """Write weights, and the optimizer's state where ``updater`` is given.  Collective."""
+    prepare(directory, chunks, updater, Writer(None, in_background=False), copies=False)()
+    dist.barrier()
+
+
+def prepare(
+    directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None, writer: Writer, *, copies: bool
+) -> Callable[[], None]:
+    """Write all but the tensors' bytes; the call of every rank that writes these, or copies of them.  Collective."""
     target = directory / _WEIGHTS
     if dist.get_rank() == 0:
-        target.mkdir()
+        target.mkdir(parents=True)
     dist.barrier()
     state = _model_state(chunks)
     if updater is not None:
         updater.complete_state()
         state["optimizer"] = updater.optimizer.sharded_state_dict(state, metadata=_metadata())
-    dist_checkpointing.save(state, str(target), content_metadata=_content())
-    dist.barrier()
+    tensors = DeferredTensors(writer, copies=copies)
+    dist_checkpointing.save(state, str(target), sharded_strategy=tensors, content_metadata=_content())
+    return tensors.write
 
 
 def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from miles.core.training.state_files import (
     write_generators,
 )
 from miles.core.training.trainer import RolloutTrainer
+from miles.core.training.writing import Writer
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.hf_directory import copy_companions, save_weights
 from miles.megatron import checkpoint
@@ -52,6 +53,7 @@ class MegatronRole:
         self._optimizer_flags = config[Optimizer]
         torch.use_deterministic_algorithms(config[Training].deterministic_mode)
         self._site = Site.join(config, rank)
+        self._writer = Writer.of_ranks(in_background=self._checkpoint.async_save)
         run_init_hook(config)
         self._source = Path(self._checkpoint.hf_checkpoint or "")
 
@@ -70,16 +72,19 @@ class MegatronRole:
         return self._trainer.train(batch)
 
     def save(self, directory: Path) -> None:
-        rank, with_optimizer = self._site.rank, not self._checkpoint.no_save_optim
-        checkpoint.write(directory, self._chunks, self._updater if with_optimizer else None)
-        self._save_tagged(directory)
+        rank, writer, with_optimizer = self._site.rank, self._writer, not self._checkpoint.no_save_optim
+        writer.finish()
+        updater = self._updater if with_optimizer else None
+        own = checkpoint.prepare(directory, self._chunks, updater, writer, copies=writer.in_background)
+        parts = [own, *self._prepare_tagged(directory)]
+        writer.write(lambda: _all(parts))
         write_generators(directory, rank.rank)
         if rank.rank == 0:
             counters = self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
             write_counters(directory, counters)
 
     def finish_save(self) -> None:
-        """``save`` has written everything when it returns."""
+        self._writer.finish()
 
     def load(self, directory: Path) -> None:
         counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
@@ -110,7 +115,10 @@ class MegatronRole:
             self._updater.onload()
 
     def close(self) -> None:
-        self._site.leave()
+        try:
+            self._writer.finish()
+        finally:
+            self._site.leave()
 
     def _exported(
         self, weights: Iterator[tuple[str, torch.Tensor]], directory: Path
@@ -118,8 +126,14 @@ class MegatronRole:
         """Those of ``weights`` that belong to the model that transformers loads."""
         return weights
 
-    def _save_tagged(self, directory: Path) -> None:
-        """Write the weights that are part of the state beside those being trained."""
+    def _prepare_tagged(self, directory: Path) -> list[Callable[[], None]]:
+        """What writes the weights that are part of the state beside those being trained."""
+        return []
 
     def _load_tagged(self, directory: Path, counters: Counters) -> None:
-        """Read what ``_save_tagged`` wrote.  The model's own weights are read afterwards."""
+        """Read what ``_prepare_tagged`` wrote.  The model's own weights are read afterwards."""
+
+
+def _all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()

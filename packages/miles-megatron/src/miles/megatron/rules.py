@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from miles.core.flags.algorithm import Algorithm
-from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.megatron.flags import Mtp, Parallelism, TransformerFlags
@@ -74,8 +73,6 @@ def _unsupported(config: Config) -> Iterator[str]:
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
         if _given(config, name):
             yield f"--{name.replace('_', '-')}: losses that balance experts are not trained; leave the flag out"
-    if config[Checkpoint].async_save:
-        yield "--async-save: the megatron backend writes checkpoints before it goes on. Leave the flag out, or use fsdp"
 
 
 def _given(config: Config, name: str) -> object:
