@@ -2,10 +2,12 @@
 
     python tools/bench/rewards.py [--cases FOLDER] [--rounds 5]
 
-The items are recorded responses of models with known verdicts.  ``math`` is our grader, ``math_verify`` the library of
-that name, in this process without a clock, with the library's own clock (a signal), and as our reward type.  ``run``:
-the dispatcher of a run, which grades ordinary answers at once and sends the others to workers.  Graders forget what
-they remember of earlier items after every pass over the cases.  Contenders take turns; each line is JSON with medians.
+The items are recorded responses of models with known verdicts, each a text of its own in memory.  ``math`` is our
+grader, ``math_verify`` the library of that name, in this process without a clock, with the library's own clock (a
+signal), and as our reward type.  ``run`` and ``run_group``: the dispatcher of a run, which grades ordinary answers at
+once and sends the others to workers, sample by sample and by the group.  Graders forget what they remember of earlier
+items once in a hundred.  Contenders take turns; each line is JSON with medians, ``over_in_process`` that of the rounds'
+own ratios of CPU time.
 
 Goals: the pool costs less than 20 % of the CPU time of the calls themselves; ``math`` gives at least 10 times
 math-verify's verdicts per CPU-second at no less agreement.
@@ -15,19 +17,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from process_tree import TICKS_PER_S, tree
+from process_tree import tree
 
 from miles.core.config import Config
 from miles.core.types import Sample
@@ -39,6 +40,7 @@ from miles.rewards.types import math, math_verify
 GROUP = 8
 CASES = Path(__file__).parents[2] / "packages/miles-rewards/tests/cases"
 Grade = Callable[[], list[float]]
+ScoreGroup = Callable[[Dispatcher, list[Sample]], Coroutine[Any, Any, list[float]]]
 Item = tuple[str, Any, dict[str, Any]]
 _left = 0
 
@@ -80,7 +82,9 @@ def main() -> None:
     options = parse_options()
     cases = read_cases(options.cases)
     for name, function, repeat in (("math", cold_math, options.repeat), ("math_verify", math_verify.grade, 1)):
-        items: list[Item] = [(case["response"], case["label"], {}) for case in cases] * repeat
+        items: list[Item] = [
+            (case["response"], case["label"], {}) for _ in range(repeat) for case in read_cases(options.cases)
+        ]
         expected = [bool(case["expected"]) for case in cases] * repeat
         with contenders(name, function, items) as ways:
             passes: dict[str, list[Pass]] = {way: [] for way in ways}
@@ -88,7 +92,7 @@ def main() -> None:
                 for way, grade in ways.items():
                     passes[way].append(timed(grade))
         for way, measured in passes.items():
-            print(json.dumps(summary(name, way, measured, expected)))
+            print(json.dumps(summary(name, way, measured, passes["in_process"], expected)), flush=True)
 
 
 def parse_options() -> argparse.Namespace:
@@ -114,7 +118,8 @@ def contenders(name: str, function: Callable[..., Any], items: list[Item]) -> It
     if name == "math":
         loop, dispatcher = asyncio.new_event_loop(), Dispatcher(Config.of(rm_type="math"))
         samples = [Sample(response=response, label=label) for response, label, _ in items]
-        ways["run"] = lambda: loop.run_until_complete(through_dispatcher(dispatcher, samples))
+        ways["run"] = lambda: loop.run_until_complete(through_dispatcher(dispatcher, samples, score_one_by_one))
+        ways["run_group"] = lambda: loop.run_until_complete(through_dispatcher(dispatcher, samples, score_group))
     else:
         ways["own_clock"] = lambda: [clocked_math_verify(*item)[0] for item in items]
     for count, pool in pools.items():
@@ -134,17 +139,24 @@ def contenders(name: str, function: Callable[..., Any], items: list[Item]) -> It
             executor.shutdown()
 
 
-async def through_dispatcher(dispatcher: Dispatcher, samples: list[Sample]) -> list[float]:
-    """As a rollout does it: the samples of a prompt one after another, each when it is complete."""
+async def through_dispatcher(dispatcher: Dispatcher, samples: list[Sample], score: ScoreGroup) -> list[float]:
+    """As a rollout does it: prompt by prompt, in a task each."""
     scores = []
     for start in range(0, len(samples), GROUP):
-        scores += await asyncio.create_task(score_group(dispatcher, samples[start : start + GROUP]))
+        scores += await asyncio.create_task(score(dispatcher, samples[start : start + GROUP]))
     return scores
 
 
-async def score_group(dispatcher: Dispatcher, samples: list[Sample]) -> list[float]:
+async def score_one_by_one(dispatcher: Dispatcher, samples: list[Sample]) -> list[float]:
+    """Each sample when it is complete."""
     forget_now_and_then(len(samples))
     return [float((await dispatcher.score(sample)).score) for sample in samples]
+
+
+async def score_group(dispatcher: Dispatcher, samples: list[Sample]) -> list[float]:
+    """All when the last is complete."""
+    forget_now_and_then(len(samples))
+    return [float(outcome.score) for outcome in await dispatcher.score_group(samples)]
 
 
 def timed(grade: Grade) -> Pass:
@@ -154,21 +166,22 @@ def timed(grade: Grade) -> Pass:
 
 
 def cpu_seconds() -> float:
-    """Of this process, all below it, and those below it that have ended."""
-    fields = (Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15] for pid in tree(os.getpid()))
-    return sum(map(int, itertools.chain.from_iterable(fields))) / TICKS_PER_S
+    """Of this process and all below it, their threads included.  None of them ends while this bench measures."""
+    threads = (thread for pid in tree(os.getpid()) for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
-def summary(name: str, way: str, passes: list[Pass], expected: list[bool]) -> dict[str, Any]:
+def summary(name: str, way: str, passes: list[Pass], in_process: list[Pass], expected: list[bool]) -> dict[str, Any]:
     count = len(expected)
     agreeing = sum((score > 0) == wanted for score, wanted in zip(passes[0].scores, expected))
     cpu_s = statistics.median(one.cpu_s for one in passes)
     return {
         "grader": name,
         "way": way,
-        "verdicts_per_cpu_s": round(count / cpu_s) if cpu_s else None,
+        "verdicts_per_cpu_s": round(count / cpu_s),
         "verdicts_per_s": round(count / statistics.median(one.wall_s for one in passes)),
         "cpu_us_per_verdict": round(cpu_s / count * 1e6, 1),
+        "over_in_process": round(statistics.median(one.cpu_s / bare.cpu_s for one, bare in zip(passes, in_process)), 3),
         "agreement": round(agreeing / count, 4),
     }
 

@@ -14,6 +14,7 @@ from miles.core.protocols.reward import RewardOutcome
 from miles.core.types.sample import Sample
 from miles.rewards.catalogue import Catalogue
 from miles.rewards.context import Context, Settings
+from miles.rewards.scorer import score_all
 
 _AT_ONCE = 4096
 
@@ -48,7 +49,7 @@ async def grade_samples(rm_type: str, samples: Sequence[Sample], settings: Setti
     try:
         outcomes: list[RewardOutcome] = []
         for start in range(0, len(samples), _AT_ONCE):
-            outcomes += await asyncio.gather(*map(scorer.score, samples[start : start + _AT_ONCE]))
+            outcomes += await score_all(scorer, samples[start : start + _AT_ONCE])
         return outcomes
     finally:
         await scorer.close()

@@ -19,7 +19,7 @@ from miles.rewards.context import Context, Settings
 from miles.rewards.custom import CustomScorer
 from miles.rewards.flags import RewardExecution
 from miles.rewards.ledger import Ledger
-from miles.rewards.scorer import Scorer
+from miles.rewards.scorer import Scorer, score_all
 from miles.rewards.senders import DEFAULT_SENDERS
 
 if TYPE_CHECKING:
@@ -65,8 +65,15 @@ class Dispatcher:
     async def score_group(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[RewardOutcome]:
         if self._custom is not None and self._flags.group_rm:
             outcomes = await self._custom.score_group(samples)
-            return [self._settle(outcome, sample, evaluation) for outcome, sample in zip(outcomes, samples)]
-        return await asyncio.gather(*(self.score(sample, evaluation=evaluation) for sample in samples))
+        else:
+            outcomes = await self._score_all(samples)
+        return [self._settle(outcome, sample, evaluation) for outcome, sample in zip(outcomes, samples, strict=True)]
+
+    async def _score_all(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
+        scorers = [self._custom or self._scorer_for(sample) for sample in samples]
+        if len(set(map(id, scorers))) == 1:
+            return await score_all(scorers[0], samples)
+        return await asyncio.gather(*(scorer.score(sample) for scorer, sample in zip(scorers, samples)))
 
     def metrics(self, *, evaluation: bool = False) -> dict[str, float]:
         metrics = self._ledgers[evaluation].report()

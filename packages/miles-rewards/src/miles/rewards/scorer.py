@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import pickle
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from miles.core.protocols.reward import RewardOutcome
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from miles.core.types.sample import Sample
     from miles.rewards.context import Context
     from miles.rewards.grader import Grader
+    from miles.rewards.pool import Result
 
 MAX_RESPONSE_CHARS = 8_000_000
 _MEMO_SIZE = 4096
@@ -30,6 +32,13 @@ class Scorer(Protocol):
 
     async def close(self) -> None:
         """Give connections back."""
+
+
+async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> list[RewardOutcome]:
+    """Outcomes in order, as cheaply as ``scorer`` can."""
+    if isinstance(scorer, GraderScorer):
+        return await scorer.score_many(samples)
+    return await asyncio.gather(*map(scorer.score, samples))
 
 
 class GraderScorer:
@@ -47,21 +56,33 @@ class GraderScorer:
         self._memo: OrderedDict[bytes, RewardOutcome] = OrderedDict()
 
     async def score(self, sample: Sample) -> RewardOutcome:
-        response = sample.response or ""
-        if len(response) > MAX_RESPONSE_CHARS:
-            return failed("too_long", f"{len(response)} characters", self._grader.failure_score)
-        if self._boxed:
-            response = last_boxed(response) or ""
-        metadata = self._relevant(sample.metadata)
-        if self._grader.quick is not None:
-            started = time.perf_counter()
-            verdict = self._grader.quick(response, sample.label, metadata)
-            if verdict is not None:
-                return outcome_of(verdict, time.perf_counter() - started, self._grader.failure_score)
-        return await self._in_worker(response, sample.label, metadata)
+        return self._at_once(sample) or (await self._in_workers([sample]))[0]
+
+    async def score_many(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
+        """Grade all, in order: the easy ones at once, the others with one message to the workers."""
+        outcomes = list(map(self._at_once, samples))
+        others = [sample for sample, outcome in zip(samples, outcomes) if outcome is None]
+        graded = iter(await self._in_workers(others) if others else ())
+        return [outcome or next(graded) for outcome in outcomes]
 
     async def close(self) -> None:
         self._memo.clear()
+
+    def _at_once(self, sample: Sample) -> RewardOutcome | None:
+        """The outcome, if it takes no worker."""
+        response = sample.response or ""
+        if len(response) > MAX_RESPONSE_CHARS:
+            return failed("too_long", f"{len(response)} characters", self._grader.failure_score)
+        if self._grader.quick is None:
+            return None
+        started = time.perf_counter()
+        verdict = self._grader.quick(self._graded(response), sample.label, self._relevant(sample.metadata))
+        if verdict is None:
+            return None
+        return outcome_of(verdict, time.perf_counter() - started, self._grader.failure_score)
+
+    def _graded(self, response: str) -> str:
+        return (last_boxed(response) or "") if self._boxed else response
 
     def _relevant(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         reads = self._grader.reads
@@ -70,24 +91,41 @@ class GraderScorer:
         kept = metadata if reads is None else {name: metadata[name] for name in reads if name in metadata}
         return {**kept, **self._options}
 
-    async def _in_worker(self, response: str, label: Any, metadata: dict[str, Any]) -> RewardOutcome:
+    async def _in_workers(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
+        packed = [self._pack(sample) for sample in samples]
+        outcomes = {call: self._recall(call) for call in packed if isinstance(call, bytes)}
+        new = [call for call, outcome in outcomes.items() if outcome is None]  # equal ones are graded once
+        if new:
+            results = await self._context.pool.run_packed(self._job, new, timeout_s=self._timeout_s)
+            outcomes |= {call: self._outcome(call, result) for call, result in zip(new, results, strict=True)}
+        graded = (outcomes[call] if isinstance(call, bytes) else call for call in packed)
+        return [outcome for outcome in graded if outcome is not None]
+
+    def _pack(self, sample: Sample) -> bytes | RewardOutcome:
+        """What a worker gets, or why it gets nothing."""
+        response = self._graded(sample.response or "")
         try:
-            arguments = pickle.dumps((response, label, metadata), protocol=5)
+            return pickle.dumps((response, sample.label, self._relevant(sample.metadata)), protocol=5)
         except Exception as error:
             detail = f"label or metadata cannot be sent to a worker ({type(error).__name__}: {error})"
             return failed("error", detail[:300], self._grader.failure_score)
-        key = hashlib.blake2b(arguments, digest_size=16).digest()
-        if known := self._memo.get(key):
-            self._memo.move_to_end(key)
-            return known
-        result = await self._context.pool.run_packed(self._job, arguments, timeout_s=self._timeout_s)
+
+    def _outcome(self, call: bytes, result: Result) -> RewardOutcome:
         if result.status != "ok":
             return failed(result.status, result.detail, self._grader.failure_score, result.seconds)
         outcome = outcome_of(result.value, result.seconds, self._grader.failure_score)
-        self._remember(key, outcome)
-        return outcome
-
-    def _remember(self, key: bytes, outcome: RewardOutcome) -> None:
-        self._memo[key] = outcome
+        self._memo[_key(call)] = outcome
         if len(self._memo) > _MEMO_SIZE:
             self._memo.popitem(last=False)
+        return outcome
+
+    def _recall(self, call: bytes) -> RewardOutcome | None:
+        """The outcome of an equal grading before."""
+        known = self._memo.get(_key(call))
+        if known is not None:
+            self._memo.move_to_end(_key(call))
+        return known
+
+
+def _key(call: bytes) -> bytes:
+    return hashlib.blake2b(call, digest_size=16).digest()

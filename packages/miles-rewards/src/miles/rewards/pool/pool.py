@@ -68,22 +68,25 @@ class Pool:
             packed = pickle.dumps(arguments, protocol=5)
         except Exception as error:
             return _unsendable(error)
-        return await self.run_packed(job, packed, timeout_s=timeout_s)
+        return (await self.run_packed(job, [packed], timeout_s=timeout_s))[0]
 
-    async def run_packed(self, job: Job, arguments: bytes, *, timeout_s: float | None = None) -> Result:
-        """``run`` with a pickled tuple of arguments."""
+    async def run_packed(self, job: Job, arguments: Iterable[bytes], *, timeout_s: float | None = None) -> list[Result]:
+        """``run_many`` with pickled tuples of arguments."""
         calls = Calls()
-        calls.add(arguments)
-        return (await self._run_all(job, calls, timeout_s))[0]
+        for packed in arguments:
+            calls.add(packed)
+        return await self._run_all(job, calls, timeout_s)
 
     async def run_many(
         self, job: Job, items: Iterable[tuple[Any, ...]], *, timeout_s: float | None = None
     ) -> list[Result]:
         """Call ``job`` with each tuple of arguments; the results in order.  Much cheaper than as many ``run``."""
         calls, problems = _pack(items)
-        return _merged(await self._run_all(job, calls, timeout_s) if calls else [], problems)
+        return _merged(await self._run_all(job, calls, timeout_s), problems)
 
     async def _run_all(self, job: Job, calls: Calls, timeout_s: float | None) -> list[Result]:
+        if not calls:
+            return []
         loop = asyncio.get_running_loop()
         ticket = Ticket(job, calls, self._deadline(job, timeout_s), self._sink(loop))
         future: asyncio.Future[list[Result]] = loop.create_future()
