@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from miles.core.errors import TrainingError
+from miles.fsdp.fused_norm import fuse_norms
 
 
 def load_model(path: str, attention: str, *, needs_head: bool = True) -> PreTrainedModel:
@@ -70,4 +71,5 @@ def _prepared(model: PreTrainedModel, path: str) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    fuse_norms(model)
     return model

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from miles.core.training.context import ContextSegments
 from miles.core.training.segments import Segments
+from miles.core.training.short_attention import MAX_LENGTH, attend_short
 
 BucketKernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, float | None, torch.Tensor | None],
@@ -33,6 +34,8 @@ def attend_by_buckets(
     window: int | None,
 ) -> torch.Tensor:
     """[P, heads, dim] of every token, each sample attending to itself alone.  Collective when ranks share samples."""
+    if attend is sdpa_bucket and _are_short(q_P, segments, window):
+        return attend_short(q_P, k_P, v_P, segments.short_rows(q_P.shape[1], k_P.shape[1]), scale)
     if isinstance(segments, ContextSegments):
         k_P, v_P = gathered_keys(k_P, v_P, segments)
         queries, buckets = segments.query_cells, _shared_buckets(q_P, k_P, v_P, segments, window)
@@ -43,6 +46,14 @@ def attend_by_buckets(
         out = attend(q, k, v, scale, mask)
         parts.append(out.transpose(1, 2).reshape(-1, out.shape[1], out.shape[3]))
     return queries.collect(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+
+def _are_short(q_P: torch.Tensor, segments: Segments, window: int | None) -> bool:
+    """Whether plain products serve the pack better than a kernel."""
+    longest = max(segments.lengths)
+    if isinstance(segments, ContextSegments) or longest > MAX_LENGTH or (window is not None and window < longest):
+        return False
+    return q_P.device.type == "cpu" and q_P.dtype in (torch.float32, torch.float64)
 
 
 def gathered_keys(k_P: torch.Tensor, v_P: torch.Tensor, segments: ContextSegments) -> tuple[torch.Tensor, torch.Tensor]:

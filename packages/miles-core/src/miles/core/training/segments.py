@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from miles.core.training.short_attention import ShortRows
 from miles.core.types.batch import Ints
 
 # A bucket takes shorter samples until its padded size exceeds its tokens by this share: the price of one more kernel
@@ -161,6 +162,17 @@ class Segments:
         padding = columns >= lengths
         token_of_cell = np.where(padding, -1, self._token_of_position[np.where(padding, 0, places)])
         return Cells(token_of_cell.ravel(), self._num_tokens, self._device)
+
+    def short_rows(self, heads: int, key_heads: int) -> ShortRows:
+        """Where each of so many heads finds its queries and keys; made once for all layers."""
+        shape = (heads, key_heads)
+        if shape not in self._short_rows:
+            self._short_rows[shape] = ShortRows(self.lengths, self._token_of_position, *shape, self._device)
+        return self._short_rows[shape]
+
+    @cached_property
+    def _short_rows(self) -> dict[tuple[int, int], ShortRows]:
+        return {}
 
     @property
     def offsets(self) -> torch.Tensor:
