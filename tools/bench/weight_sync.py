@@ -2,7 +2,9 @@
 
 An embedded engine in a process of its own takes the weights of a Qwen3-shaped model; the copy of the same tensors
 within one process is measured in turns with it.  ``_gb_s`` counts a whole update, from pause to continue, ``send`` the
-moving and its proof alone.  The changes are those of AdamW steps on bf16 weights kept in fp32.
+moving and its proof alone.  ``_cpu_of_memcpy`` is the CPU time of a plain copy over that of the slower side in a whole
+update: what a machine reaches on which both sides have a core, whoever else uses this one.  The changes are those of
+AdamW steps on bf16 weights kept in fp32.
 Prints one JSON line.
 """
 
@@ -13,7 +15,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from miles.rollout.servers import free_ports
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from tiny_lm import Shape, save_checkpoint
 
-BUCKET_BYTES = 64 << 20
+BUCKET_BYTES = 512 << 20
 
 
 def main() -> None:
@@ -72,15 +74,18 @@ def rates(model: list[tuple[str, torch.Tensor]], folder: Path, rounds: int) -> d
     size = sum(tensor.nbytes for _, tensor in model)
     copies = [torch.empty_like(tensor) for _, tensor in model]
     seconds: dict[str, list[float]] = {name: [] for each in ("memcpy", *transports) for name in (each, f"{each}_send")}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in ("memcpy", *transports)}
     try:
         engine.wait_ready(300)
         for version in range(rounds + 1):
-            with timed(seconds["memcpy"]):
+            with timed(seconds["memcpy"]), timed(cpu_seconds["memcpy"], time.process_time):
                 for copy, (_, tensor) in zip(copies, model, strict=True):
                     copy.copy_(tensor)
             for name, transport in transports.items():
+                here, there = time.process_time(), cpu_time(engine.process.pid)
                 with timed(seconds[name]):
                     report = push_weights(model, fleet, transport, version=version, bucket_bytes=BUCKET_BYTES)
+                cpu_seconds[name].append(max(time.process_time() - here, cpu_time(engine.process.pid) - there))
                 seconds[f"{name}_send"].append(report.timings["send"])
     finally:
         for transport in transports.values():
@@ -88,15 +93,23 @@ def rates(model: list[tuple[str, torch.Tensor]], folder: Path, rounds: int) -> d
         fleet.close()
         engine.stop()
     found = {f"{name}_gb_s": size / min(times[1:]) / 1e9 for name, times in seconds.items() if times}
+    copying = min(cpu_seconds["memcpy"][1:])
+    found |= {f"{name}_cpu_of_memcpy": copying / min(cpu_seconds[name][1:]) for name in transports}
     found["shm_send_of_memcpy"] = found["shm_send_gb_s"] / found["memcpy_gb_s"]
     return {name: round(value, 3) for name, value in found.items()}
 
 
 @contextmanager
-def timed(seconds: list[float]) -> Iterator[None]:
-    start = time.perf_counter()
+def timed(seconds: list[float], clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
+    start = clock()
     yield
-    seconds.append(time.perf_counter() - start)
+    seconds.append(clock() - start)
+
+
+def cpu_time(pid: int) -> float:
+    """CPU seconds of a process's threads that live."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def delta_share(model: list[tuple[str, torch.Tensor]], lr: float, steps: int = 3) -> float:

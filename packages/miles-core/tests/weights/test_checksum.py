@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miles.core.weights.checksum import checksum
+from miles.core.weights.checksum import checksum, copy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
@@ -26,3 +26,25 @@ def test_memory_can_be_released_afterwards():
     tensor = torch.ones(8)
     checksum(tensor)
     assert tensor.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("target", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(0,), (3, 5), (700, 1100)])
+def test_a_copy_tells_what_the_target_holds(source, target, shape):
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(source)
+    room = torch.empty(shape, dtype=target)
+    assert copy(room, given) == checksum(given)
+    assert torch.equal(room.to(source), given)
+
+
+def test_a_copy_tells_of_precision_that_was_lost():
+    given = torch.randn(9, generator=torch.Generator().manual_seed(1))
+    assert copy(torch.empty(9, dtype=torch.bfloat16), given) != checksum(given)
+
+
+def test_strides_do_not_matter():
+    given = torch.arange(12.0).view(3, 4)
+    room = torch.empty(4, 3)
+    assert copy(room.t(), given) == checksum(given)
+    assert torch.equal(room.t(), given)

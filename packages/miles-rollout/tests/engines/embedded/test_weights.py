@@ -5,6 +5,7 @@ from engine_models import Ask, generate, load, save_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from miles.core.errors import EngineError
 from miles.core.weights.delta import Change, encode
 from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
@@ -121,9 +122,9 @@ def test_a_wrong_shape_changes_nothing(small, tmp_path):
 
 def test_a_missing_or_short_bucket_is_named(small, tmp_path):
     path, size, tensors = write_bucket(tmp_path / "bucket", {"model.norm.weight": torch.zeros(48)})
-    with pytest.raises(WeightError, match=r"cannot open the bucket .*nowhere: No such file"):
+    with pytest.raises(EngineError, match=r"cannot open the bucket .*nowhere: No such file"):
         small.weights.load_bucket(str(tmp_path / "nowhere"), size, tensors)
-    with pytest.raises(WeightError, match="shorter than its 999 bytes"):
+    with pytest.raises(EngineError, match="shorter than its 999 bytes"):
         small.weights.load_bucket(path, 999, tensors)
     with pytest.raises(WeightError, match="ends beyond the 100 bytes"):
         small.weights.load_bucket(path, 100, tensors)
@@ -236,3 +237,10 @@ def test_released_memory_is_really_gone_and_comes_back(model_path, name):
     assert not model.weights.unsent
     for tensor, value in before.items():
         assert torch.equal(model.weights.read(tensor), value)
+
+
+def test_two_tensors_for_one_place_do_not_both_pass(model_path):
+    model = load(model_path("qwen3-tied"))
+    first = torch.ones_like(model.weights.read("model.embed_tokens.weight"))
+    held = model.weights.take([("model.embed_tokens.weight", first), ("lm_head.weight", 2 * first)])
+    assert held["model.embed_tokens.weight"] == held["lm_head.weight"] == crc(2 * first)

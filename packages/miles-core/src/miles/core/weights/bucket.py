@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from miles.core.errors import WeightSyncError
-from miles.core.weights.checksum import checksum
+from miles.core.weights.checksum import copy
 from miles.core.weights.delta import Change
 
 ALIGNMENT = 64
@@ -59,19 +59,17 @@ class Bucket:
         """What a transport adds to its request, so that engines know changes from tensors."""
         return {} if self.change is None else {"delta": self.change.to_json()}
 
-    def copy_into(self, buffer: torch.Tensor) -> None:
-        """Write the tensors into ``buffer``, a uint8 tensor of at least ``nbytes`` elements."""
-        for slot, tensor in zip(self.slots, self.tensors, strict=True):
-            view = buffer[slot.offset : slot.offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            view.copy_(tensor)
+    def copy_into(self, buffer: torch.Tensor) -> dict[str, str]:
+        """Write the tensors into ``buffer``, a uint8 tensor of at least ``nbytes`` elements.
 
-    def checksums(self, buffer: torch.Tensor) -> dict[str, str]:
-        """Of each tensor as engines are to hold it; ``buffer`` holds the whole tensors."""
-        return {
-            slot.name: self.whole_checksums.get(slot.name)
-            or checksum(buffer[slot.offset : slot.offset + tensor.nbytes])
-            for slot, tensor in zip(self.slots, self.tensors, strict=True)
-        }
+        Returns the checksum of each tensor as engines are to hold it.
+        """
+        checksums = {}
+        for slot, tensor in zip(self.slots, self.tensors, strict=True):
+            room = buffer[slot.offset : slot.offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            written = copy(room, tensor)
+            checksums[slot.name] = self.whole_checksums.get(slot.name, written)
+        return checksums
 
     def pieces(self, num_bytes: int) -> Iterator[Bucket]:
         """The same tensors at the same places, in buckets of about ``num_bytes``, or of one larger tensor."""

@@ -23,8 +23,10 @@ from miles.core.weights.engine_client import Answer, EngineFleet
 
 SHARED_MEMORY = Path("/dev/shm")
 LOAD_FORMAT = "miles_shm"
-PIECE_BYTES = 16 << 20
-"""A request of a millisecond or two is little beside copying this much, and half of a small model's weights."""
+PIECE_BYTES = 8 << 20
+"""At least: a request of a millisecond is little beside copying this much."""
+NUM_PIECES = 6
+"""Of a large bucket: the time of one piece is not shared."""
 
 
 class SharedMemoryTransport:
@@ -45,10 +47,10 @@ class SharedMemoryTransport:
         """Copy the bucket in, let every engine copy it out, compare checksums."""
         self._reserve(bucket.nbytes)
         under_way: list[tuple[dict[str, str], list[Future[Answer]]]] = []
-        for piece in bucket.pieces(PIECE_BYTES):
-            piece.copy_into(self._buffer)
-            answers = fleet.post_each("/update_weights_from_tensor", [self._describe(piece)] * len(fleet.urls))
-            under_way.append((piece.checksums(self._buffer), answers))
+        for piece in bucket.pieces(max(PIECE_BYTES, bucket.nbytes // NUM_PIECES)):
+            expected = piece.copy_into(self._buffer)
+            request = self._describe(piece)
+            under_way.append((expected, fleet.post_each("/update_weights_from_tensor", [request] * len(fleet.urls))))
         for expected, answers in under_way:
             for url, answer in zip(fleet.urls, answers, strict=True):
                 compare(url, expected, _held(answer.result()))

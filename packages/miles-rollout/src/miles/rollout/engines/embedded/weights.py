@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,9 @@ import torch
 from safetensors import safe_open
 
 from miles.core.errors import EngineError
-from miles.core.weights.checksum import checksum
+from miles.core.weights.checksum import checksum, copy
 from miles.core.weights.delta import Change, decode
+from miles.rollout.engines.embedded.shared_file import SharedFile
 
 _DTYPES = {
     "float32": torch.float32,
@@ -85,6 +84,7 @@ class WeightStore:
         self.unsent: set[str] = set()
         """Tensors whose memory was released and that have not been written since."""
         self._released: list[tuple[torch.UntypedStorage, int]] = []
+        self._shared = SharedFile()
 
     @property
     def num_bytes(self) -> int:
@@ -119,15 +119,19 @@ class WeightStore:
         """The tensor as a checkpoint would hold it, in the engine's precision."""
         return self._view(name).contiguous()
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Copy ``tensor`` in; raise WeightError for an unknown name or another shape."""
+    def write(self, name: str, tensor: torch.Tensor) -> str:
+        """Copy ``tensor`` in; raise WeightError for an unknown name or another shape.
+
+        Returns the checksum of what is held then, in the tensor's dtype.
+        """
         self._check_shape(name, tensor.shape)
-        self._view(name).copy_(tensor)
+        held = copy(self._view(name), tensor)
         self.num_writes += 1
         if self.unsent:
             self.unsent.difference_update(self._held_under(name))
         if name in self._copies:
             self._copies[name].copy_(tensor)
+        return held
 
     def checksum(self, name: str, dtype: torch.dtype | None = None) -> str:
         """Of the bytes held, as ``dtype`` (default: as held)."""
@@ -150,14 +154,18 @@ class WeightStore:
         tensors = list(tensors)
         entries = {} if change is None else change.entries
         self.check([(name, tensor.shape) for name, tensor in tensors], change)
-        dtypes = {name: tensor.dtype for name, tensor in tensors}
+        held, dtypes = {}, {}
         for name, tensor in tensors:
             if name in entries:
                 dtypes[name] = parse_dtype(entries[name][0])
                 self.patch(name, *_decoded(name, tensor, dtypes[name], entries[name][1]))
             else:
-                self.write(name, tensor)
-        return self.checksums(dtypes)
+                dtypes[name] = tensor.dtype
+                held[name] = self.write(name, tensor)
+        places = [place for name in dtypes for place in self._held_under(name)]
+        if len(set(places)) < len(places):  # the first of two tensors for one place is not held any more
+            held = {}
+        return held | self.checksums({name: dtype for name, dtype in dtypes.items() if name not in held})
 
     def check(self, shapes: Iterable[tuple[str, Sequence[int]]], change: Change | None = None) -> None:
         """Raise WeightError for unknown names and for other shapes than the model's; changes have none."""
@@ -207,8 +215,8 @@ class WeightStore:
         for tensor in tensors:
             if tensor.offset + tensor.num_bytes > num_bytes:
                 raise WeightError(f"{tensor.name}: ends beyond the {num_bytes} bytes of {path}")
-        with _mapped(path, num_bytes) as buffer:
-            return self.take([(tensor.name, _tensor_at(buffer, tensor)) for tensor in tensors], change)
+        buffer = self._shared.bytes_of(path, num_bytes)
+        return self.take([(tensor.name, _tensor_at(buffer, tensor)) for tensor in tensors], change)
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
         held = self._view(name).shape
@@ -265,34 +273,10 @@ def parse_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-class _mapped:
-    """A file's first bytes, mapped for reading while the block runs."""
-
-    def __init__(self, path: str, num_bytes: int) -> None:
-        self.path, self.num_bytes = path, num_bytes
-
-    def __enter__(self) -> mmap.mmap:
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise WeightError(f"cannot open the bucket {self.path}: {error.strerror}") from error
-        try:
-            if os.fstat(descriptor).st_size < self.num_bytes:
-                raise WeightError(f"the bucket {self.path} is shorter than its {self.num_bytes} bytes")
-            # Private and writable only because torch wants writable memory; nothing is written.
-            self._map = mmap.mmap(descriptor, max(self.num_bytes, 1), flags=mmap.MAP_PRIVATE)
-        finally:
-            os.close(descriptor)
-        return self._map
-
-    def __exit__(self, *_: object) -> None:
-        self._map.close()
-
-
-def _tensor_at(buffer: mmap.mmap, tensor: BucketTensor) -> torch.Tensor:
+def _tensor_at(buffer: torch.Tensor, tensor: BucketTensor) -> torch.Tensor:
     if tensor.num_bytes == 0:
         return torch.empty(tensor.shape, dtype=tensor.dtype)
-    flat = torch.frombuffer(buffer, dtype=torch.uint8, count=tensor.num_bytes, offset=tensor.offset)
+    flat = buffer[tensor.offset : tensor.offset + tensor.num_bytes]
     if tensor.offset % tensor.dtype.itemsize:
         flat = flat.clone()
     return flat.view(tensor.dtype).view(tensor.shape)
