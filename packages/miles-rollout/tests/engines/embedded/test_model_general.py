@@ -1,81 +1,63 @@
+"""Weights of a mixture of experts in the general layer, under the names that checkpoints and trainers give them."""
+
 import pytest
 import torch
-from engine_models import load
-from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+import transformers
+from safetensors.torch import load_file
 
-from miles.core.errors import EngineError
-from miles.rollout.engines.embedded import model_general
 from miles.rollout.engines.embedded.model import Checkpoint, load_model
-from miles.rollout.engines.embedded.model_fast import unsupported
-
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+from miles.rollout.engines.embedded.weights import WeightError
 
 
-def test_a_model_without_keys_and_values_is_refused(tmp_path):
-    MambaForCausalLM(MambaConfig(**SMALL, state_size=4)).save_pretrained(tmp_path)
-    with pytest.raises(EngineError, match="MambaForCausalLM cannot be served"):
-        load(tmp_path)
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("deepseek")
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        kv_lora_rank=16,
+        q_lora_rank=24,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=12,
+        n_routed_experts=8,
+        num_experts_per_tok=4,
+        n_group=4,
+        topk_group=2,
+        first_k_dense_replace=1,
+    )
+    transformers.DeepseekV3ForCausalLM(config).save_pretrained(path)
+    return path
 
 
-def test_a_model_with_another_attention_is_refused(tmp_path):
-    BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(tmp_path)
-    with pytest.raises(EngineError, match="BloomForCausalLM cannot be served"):
-        load(tmp_path)
+@pytest.fixture(scope="module")
+def weights(directory):
+    return load_model(Checkpoint.open(str(directory)), torch.float32).weights
 
 
-def test_a_model_whose_rows_come_out_wrong_is_refused(model_path, monkeypatch):
-    monkeypatch.setattr(model_general, "attend", lambda *_, **__: None)
-    with pytest.raises(EngineError, match=r"log-probabilities differ by .* from its own forward pass"):
-        load(model_path("gpt-neox"))
+def test_every_tensor_has_the_name_that_the_checkpoint_gives_it(directory, weights):
+    stored = load_file(directory / "model.safetensors")
+    assert set(weights.names()) == set(stored)
+    assert all(torch.equal(weights.read(name), tensor) for name, tensor in stored.items())
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not one of"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"use_sliding_window": True}, "use_sliding_window"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"intermediate_size": 100}, "multiple of 8"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
-        ({"quantization_config": {"bits": 4}}, "quantized"),
-        ({}, None),
-    ],
-)
-def test_what_the_fast_layer_leaves_to_the_general_one(change, reason):
-    config = {"architectures": ["Qwen3ForCausalLM"], "intermediate_size": 96, **change}
-    found = unsupported(config)
-    assert found is None if reason is None else reason in found
+def test_one_expert_is_a_part_of_the_layers_tensor(weights):
+    whole = "model.layers.1.mlp.experts.gate_up_proj"
+    update = torch.randn(24, 32)
+    weights.take([("model.layers.1.mlp.experts.3.up_proj.weight", update)])
+    assert torch.equal(weights.read(whole)[3, 24:], update)
+    weights.take([(whole, torch.ones(8, 48, 32))])
+    assert torch.equal(weights.read("model.layers.1.mlp.experts.3.up_proj.weight"), torch.ones(24, 32))
 
 
-def test_insisting_on_the_fast_layer(model_path):
-    with pytest.raises(EngineError, match="--model-layer fast: architecture GPTNeoXForCausalLM"):
-        load(model_path("gpt-neox"), kind="fast")
-
-
-@pytest.mark.parametrize(
-    ("config", "name", "dtype"),
-    [
-        ({"dtype": "bfloat16"}, "auto", torch.bfloat16),
-        ({"torch_dtype": "float32"}, "auto", torch.float32),
-        ({"torch_dtype": "float16"}, "auto", torch.float32),
-        ({}, "auto", torch.float32),
-        ({}, "bfloat16", torch.bfloat16),
-    ],
-)
-def test_precision(tmp_path, config, name, dtype):
-    assert Checkpoint(tmp_path, config, {}).dtype(name) is dtype
-
-
-def test_a_precision_it_does_not_compute_in(tmp_path):
-    with pytest.raises(EngineError, match="--dtype float16: the embedded engine computes in float32 or bfloat16"):
-        Checkpoint(tmp_path, {}, {}).dtype("float16")
-
-
-def test_end_of_text_ids_of_both_files(tmp_path):
-    assert Checkpoint(tmp_path, {"eos_token_id": 3}, {"eos_token_id": [5, 3]}).eos_token_ids == (3, 5)
-
-
-def test_a_directory_without_a_model(tmp_path):
-    with pytest.raises(EngineError, match=r"--model-path .*: there is no config\.json"):
-        load_model(Checkpoint.open(str(tmp_path)), torch.float32)
+def test_layers_that_predict_further_tokens_are_held_and_others_refused(weights):
+    weights.take([("model.layers.2.eh_proj.weight", torch.ones(32, 64))])
+    assert torch.equal(weights.read("model.layers.2.eh_proj.weight"), torch.ones(32, 64))
+    with pytest.raises(WeightError, match="this model has no"):
+        weights.take([("model.layers.1.eh_proj.weight", torch.ones(32, 64))])

@@ -8,6 +8,8 @@ A model whose rows do not agree with its own forward pass is refused when it is 
 from __future__ import annotations
 
 import itertools
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 from transformers.modeling_outputs import BaseModelOutput
 
 from miles.core.errors import EngineError
+from miles.core.weights.delta import Change
 from miles.rollout.engines.embedded.attention import ROW_MULTIPLE, Plan, Segment, attend
 from miles.rollout.engines.embedded.elementwise import piecewise
 from miles.rollout.engines.embedded.kv import TOKEN_MULTIPLE, KVShape, Pool
@@ -184,20 +187,39 @@ class _States(nn.Module):  # type: ignore[misc]
 
 
 class _GeneralWeights(WeightStore):
-    """Weights of a transformers model; tied tensors are held once."""
+    """Weights of a transformers model; tied tensors are held once.
+
+    Experts that are one tensor in the model and one each in checkpoints come under either name.  Layers behind the
+    model's own, which predict further tokens, are held and not used.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         views: dict[str, torch.Tensor] = {}
         aliases: dict[str, str] = {}
+        fused: dict[str, tuple[torch.Tensor, list[str]]] = {}
         places: dict[tuple[int, torch.Size], str] = {}
+        single = _single_experts(model)
         for name, tensor in model.state_dict().items():
             place = (tensor.data_ptr(), tensor.shape)
             if place in places:
                 aliases[name] = places[place]
+                continue
+            places[place] = name
+            if name in single:
+                fused[name] = (tensor, list(single[name]))
+                views |= single[name]
             else:
-                places[place] = name
                 views[name] = tensor
-        super().__init__(views, aliases)
+        super().__init__(views, aliases, fused=fused)
+        self._num_layers = getattr(model.config, "num_hidden_layers", None)
+
+    def check(self, shapes: Iterable[tuple[str, Sequence[int]]], change: Change | None = None) -> None:
+        shapes = list(shapes)
+        for name, shape in shapes:
+            layer = _LAYER.match(name)
+            if layer and self._num_layers is not None and int(layer[1]) >= self._num_layers:
+                self._views.setdefault(name, torch.zeros(*shape, dtype=next(iter(self._views.values())).dtype))
+        super().check(shapes, change)
 
     def load_directory(self, directory: Path) -> dict[str, torch.dtype]:
         """Through transformers, which knows how checkpoints differ from models."""
@@ -208,6 +230,29 @@ class _GeneralWeights(WeightStore):
         for name, tensor in state.items():
             self.write(name, tensor)
         return {name: tensor.dtype for name, tensor in state.items()}
+
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def _single_experts(model: PreTrainedModel) -> dict[str, dict[str, torch.Tensor]]:
+    """Of every tensor that holds a layer's experts: the tensors of which a checkpoint has it, by their names."""
+    found = {}
+    for name, module in model.named_modules():
+        both, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+        if not (isinstance(both, nn.Parameter) and isinstance(down, nn.Parameter)) or both.ndim != 3:
+            continue
+        if hasattr(module, "gate_up_proj_bias") or both.shape[1] != 2 * down.shape[2]:
+            continue  # experts that are one tensor in checkpoints too
+        found[f"{name}.gate_up_proj"] = {
+            f"{name}.{expert}.{part}_proj.weight": half
+            for expert, tensor in enumerate(both.data)
+            for part, half in zip(("gate", "up"), tensor.chunk(2), strict=True)
+        }
+        found[f"{name}.down_proj"] = {
+            f"{name}.{expert}.down_proj.weight": tensor for expert, tensor in enumerate(down.data)
+        }
+    return found
 
 
 class _Piecewise(nn.Module):  # type: ignore[misc]
