@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
+from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
 from miles.core.training.context import ContextGroup
+from miles.core.weights.adapters import LoraSpec
 from miles.fsdp.attention import kernel_name
-from miles.fsdp.flags import Fsdp, Lora
+from miles.fsdp.flags import Fsdp
 from miles.fsdp.layout import Layout, Packed, Padded
 from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
-from miles.fsdp.lora import LoraSpec, add_adapters
+from miles.fsdp.lora import add_adapters
 from miles.fsdp.policy import PACKED, PolicyModule, RankModule
 from miles.fsdp.sharding import Backends, join_context, join_group, receive_weights, shard
 from miles.fsdp.value import ValueModule

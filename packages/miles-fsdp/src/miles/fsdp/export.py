@@ -10,10 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from miles.core.weights.adapters import LoraSpec, save_adapter
 from miles.core.weights.hf_directory import copy_companions, save_weights
 from miles.fsdp.building import Site
 from miles.fsdp.loading import decoder_layers
-from miles.fsdp.lora import LoraLinear, LoraSpec, adapted_layers, is_adapter, save_adapter
+from miles.fsdp.lora import LoraLinear, adapted_layers, is_adapter
 from miles.fsdp.policy import whole
 
 

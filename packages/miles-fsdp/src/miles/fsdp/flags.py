@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 
 from miles.core.config.group import Group
 
@@ -33,26 +33,4 @@ class Fsdp(Group):
     """Attention kernels. ``sdpa`` where flash attention cannot run (on the CPU, in fp32), unless given."""
 
 
-class Lora(Group):
-    title = "LoRA Arguments"
-
-    lora_rank: NonNegativeInt = 0
-    """Train adapters of this rank instead of the whole model; 0: the whole model. Engines get weights with the adapters
-    added, checkpoints hold the adapters alone, and ``--save-hf`` writes both the sum and the adapter (PEFT format, in
-    ``adapter/``)."""
-
-    lora_alpha: PositiveFloat = 16.0
-    """Adapters are scaled by ``lora_alpha / lora_rank``."""
-
-    target_modules: list[str] = Field(default_factory=lambda: ["all-linear"])
-    """Linear layers that get an adapter, by the last part of their name (``q_proj``) or more of it. ``all-linear``: all
-    of the decoder."""
-
-    exclude_modules: list[str] = Field(default_factory=list)
-    """Layers that get none although ``--target-modules`` names them."""
-
-    lora_adapter_path: str | None = None
-    """Adapter in PEFT format to start from. The reference model starts without it."""
-
-
-GROUPS: tuple[type[Group], ...] = (Fsdp, Lora)
+GROUPS: tuple[type[Group], ...] = (Fsdp,)

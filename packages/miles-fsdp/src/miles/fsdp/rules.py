@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from miles.core.config.draft import Draft
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
+from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
-from miles.fsdp.flags import Fsdp, Lora
+from miles.fsdp.flags import Fsdp
 
 if TYPE_CHECKING:
     from miles.core.config import Config

@@ -8,6 +8,7 @@ from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.flags.hooks import Hooks
 from miles.core.flags.logging import Logging
+from miles.core.flags.lora import Lora
 from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.reward import Reward
 from miles.core.flags.system import System
@@ -17,6 +18,7 @@ GROUPS: tuple[type[Group], ...] = (
     Cluster,
     Training,
     Optimizer,
+    Lora,
     Data,
     Checkpoint,
     Algorithm,
