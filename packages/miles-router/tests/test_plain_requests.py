@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles.router.framing import PLAIN_REQUEST
+from miles.router.plain import PLAIN_REQUEST, PlainHead
 
 NAMES = st.sampled_from(
     ["host", "Host", "content-length", "Content-Length", "connection", "te", "transfer-encoding", "expect", "upgrade",
@@ -77,9 +77,12 @@ def test_what_is_taken_for_plain_means_the_same_to_the_parser(method, target, ve
     assert (seen.method, seen.target, seen.version) == (match[1], match[2], "1.1")
     assert seen.keep_alive
     assert not seen.upgrade
-    passed = [line.split(b":", 1) for line in (match[3] + match[5]).split(b"\r\n")[:-1]]
+    head = PlainHead(match)
+    lines = head.fields.removesuffix(b"content-length: ") + head.later_fields
+    passed = [line.split(b":", 1) for line in lines.split(b"\r\n")[1:-1]]
+    assert data[head.rest_at :] == match[4] + data[match.end(4) :]
     assert [(name, value.strip(b" \t")) for name, value in passed] == [
-        (name, value) for name, value in seen.headers if name.lower() not in (b"host", b"content-length")
+        (name, value) for name, value in seen.headers if name.lower() not in (b"host", b"content-length", b"connection")
     ]
 
 
@@ -127,8 +130,22 @@ async def test_fields_arrive_as_they_were_written(make_worker, make_router):
     assert (await client.response()).body == b"hi"
     head = worker.requests[0].raw_head
     assert head.startswith(b"POST /p?q HTTP/1.1\r\nhost: 127.0.0.1:")
-    assert b"\r\nX-Odd:  a  b\t\r\ncookie: \xe9\r\n" in head
-    assert head.count(b"ontent-") + head.count(b"ontent-".upper()) == 1
+    assert head.endswith(b"\r\nX-Odd:  a  b\t\r\ncontent-length: 2\r\ncookie: \xe9\r\n\r\n")
+
+
+@pytest.mark.parametrize("field", ["connection: keep-alive", "Connection:Keep-Alive "])
+async def test_a_client_may_ask_for_what_is_the_rule(make_worker, make_router, field):
+    worker = await make_worker()
+    router = await make_router(worker)
+    client = await router.connect()
+    for body in (b"hi", b"hello"):
+        head = (
+            f"POST / HTTP/1.1\r\nHost: x\r\nx-connection: keep-alive\r\n{field}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        await client.send(head.encode() + body)
+        assert (await client.response()).body == body
+    assert [request.header("connection") for request in worker.requests] == [None, None]
+    assert [request.header("x-connection") for request in worker.requests] == ["keep-alive", "keep-alive"]
 
 
 async def test_sessions_are_found_in_plain_requests(make_worker, make_router):

@@ -12,6 +12,7 @@ from miles.router.exchange import Exchange, Refusal
 from miles.router.fetch import FetchError, fetch, open_connection
 from miles.router.metrics import Metrics
 from miles.router.policies import Policy
+from miles.router.relay import KernelPipe
 from miles.router.settings import Settings
 from miles.router.workers import Fleet, Worker
 
@@ -36,6 +37,7 @@ class Dispatcher:
         self.waiting: OrderedDict[Exchange, None] = OrderedDict()
         self._limited = settings.max_connections is not None or settings.max_in_flight_per_worker is not None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pipe: KernelPipe | None = None
         fleet.on_ready = self.pump
         fleet.on_quarantine = self._leave
 
@@ -67,6 +69,12 @@ class Dispatcher:
             return
         pause_s = min(_BACKOFF_S * 2 ** (len(exchange.tried) - 1), _BACKOFF_LIMIT_S)
         exchange.backoff = self.loop.call_later(pause_s, self.place, exchange)
+
+    def pipe(self) -> KernelPipe:
+        """What carries long answers inside the kernel."""
+        if self._pipe is None:
+            self._pipe = KernelPipe()
+        return self._pipe
 
     def forget(self, exchange: Exchange) -> None:
         """``exchange`` waits no longer."""
@@ -145,6 +153,9 @@ class Dispatcher:
         for worker in self.fleet:
             for connection in list(worker.idle):
                 connection.abandon()
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     def _choose(self, exchange: Exchange) -> Worker | None:
         ready = self.fleet.ready

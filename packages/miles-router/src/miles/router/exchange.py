@@ -13,15 +13,18 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from miles.router.framing import CONNECTION_FIELDS, Header, ResponseHead, connection_options
+from miles.router.framing import CONNECTION_FIELDS, Header, ResponseHead, connection_options, plain_head
 
 if TYPE_CHECKING:
     from miles.router.dispatcher import Dispatcher
+    from miles.router.relay import KernelPipe
     from miles.router.upstream import UpstreamConnection
     from miles.router.workers import Worker
 
 _PEEK_BYTES = 4096
-_JOIN_BYTES = 64 * 1024  # below it one joined write is cheaper than several
+JOIN_BYTES = 64 * 1024
+"""Below it one joined write is cheaper than several."""
+
 _REQUEST_ID = re.compile(rb'"rid"\s*:\s*("(?:[^"\\]|\\.){1,512}"|\[[^\[\]]{1,4096}\])')
 _WRITTEN_ANEW = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect", b"trailer"))
 _DROPPED = CONNECTION_FIELDS | _WRITTEN_ANEW
@@ -183,12 +186,15 @@ class Exchange(ABC):
         self.connection = connection
         self.attempts += 1
         connection.begin(self)
+        self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
         head = self._request_head(connection.worker.authority)
         if not self.received:
             self._begin_upload(connection, head)
             return
         self.uploaded = True
-        if self.body_size < _JOIN_BYTES:
+        if self.body_size < JOIN_BYTES:
             connection.transport.write(b"".join((head, *self.body)))
         else:
             connection.transport.writelines((head, *self.body))
@@ -237,6 +243,9 @@ class Exchange(ABC):
             self._start()
             self.deliver_head(head, data, body_at, False)
 
+    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+        self.on_head(plain_head(status, len(data) - body_at, data, body_at), data, body_at, True)
+
     def on_data(self, data: bytes, complete: bool) -> None:
         if self.held is None:
             if complete:
@@ -253,6 +262,9 @@ class Exchange(ABC):
             self._start()
         self.held = None
         self.deliver_head(head, b"".join(pieces), body_at, complete)
+
+    def way_out(self, last_bytes: int) -> tuple[KernelPipe, asyncio.Transport] | None:
+        return None
 
     def on_lost(self, kind: str, reason: str) -> None:
         connection, worker = self.connection, self.worker
@@ -380,7 +392,8 @@ class Exchange(ABC):
         self.worker = None
         worker.in_flight -= 1
         worker.exchanges.discard(self)
-        self.dispatcher.released(worker)
+        if worker.draining or self.dispatcher.waiting:
+            self.dispatcher.released(worker)
 
     def _end(self) -> None:
         self.ended = True

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from miles.router.framing import ChunkScanner, Header, ResponseHead
+from miles.router.framing import ChunkScanner, Header, ResponseHead, plain_head
 from miles.router.upstream import UpstreamConnection
 from miles.router.workers import Worker
 
@@ -58,10 +58,16 @@ class _Collector:
         self._assembly.head = head
         self.on_data(data[body_at:], complete)
 
+    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+        self.on_head(plain_head(status, len(data) - body_at, data, body_at), data, body_at, True)
+
     def on_data(self, data: bytes, complete: bool) -> None:
         whole = self._assembly.add(data, complete)
         if whole is not None and not self.response.done():
             self.response.set_result(whole)
+
+    def way_out(self, last_bytes: int) -> None:
+        """Nowhere: the answer is wanted here."""
 
     def on_lost(self, kind: str, reason: str) -> None:
         if not self.response.done():

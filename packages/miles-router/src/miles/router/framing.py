@@ -9,13 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from miles.router.heads import HeadMemo
+
 MAX_HEAD_BYTES = 256 * 1024
 """Longest response head that is accepted from a worker."""
 
 _MAX_LINE_BYTES = 16 * 1024  # of a chunk-size line or a trailer field
 
 _STATUS_LINE = rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n\0]*+)?\r\n"
-_FIELD = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\r\n\0]*+\r\n"
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+"""Pattern of a field's name."""
+
+_FIELD = TOKEN + rb":[^\r\n\0]*+\r\n"
 _CONNECTION_NAMES = rb"connection|keep-alive|proxy-connection|te|upgrade"
 _OTHER_FIELD = rb"(?!(?i:content-length|transfer-encoding|" + _CONNECTION_NAMES + rb"):)" + _FIELD
 
@@ -31,20 +36,6 @@ _PLAIN_HEAD = re.compile(
 
 _CONNECTION_FIELD = re.compile(rb"\r\n(?:" + _CONNECTION_NAMES + rb"):")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
-
-_FIELD_FOR_ROUTER = _CONNECTION_NAMES + rb"|content-length|expect|host|trailer|transfer-encoding"
-_PASSED_FIELD = rb"(?!(?i:" + _FIELD_FOR_ROUTER + rb"):)[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
-
-PLAIN_REQUEST = re.compile(
-    rb"(POST|PUT|PATCH|GET|DELETE|OPTIONS) (/[!\"$-~]*+) HTTP/1\.1\r\n(?i:host):[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
-    rb"((?:" + _PASSED_FIELD + rb")*+)"
-    rb"(?i:content-length):[ \t]*+([0-9]{1,18})[ \t]*+\r\n"
-    rb"((?:" + _PASSED_FIELD + rb")*+)\r\n"
-)  # fmt: skip
-"""The head of a request with a length and nothing that concerns the connection: what most clients send, in one pass.
-
-Groups: method, target, fields to pass on, the length, more fields to pass on.  Anything else is left to a parser.
-"""
 
 CONNECTION_FIELDS = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade"))
 """Fields that concern one connection only and are never forwarded (RFC 9110, 7.6.1), framing aside."""
@@ -94,6 +85,20 @@ class ResponseHead:
         return b"\r\n".join([status_line, *kept, *extra]) + b"\r\n\r\n"
 
 
+def _plain_status(match: re.Match[bytes]) -> int | None:
+    status = int(match[2])
+    return status if match[1] == b"1" and status >= 200 and status not in (204, 304) else None
+
+
+def plain_head(status: int, length: int, data: bytes, end: int) -> ResponseHead:
+    """The head ``data[:end]`` that ``read_plain_answer`` understood."""
+    return ResponseHead(data[:end], status, length, False, True, True)
+
+
+read_plain_answer = HeadMemo(_PLAIN_HEAD, 3, _plain_status).read
+"""Status, length of the body and end of the head of an answer that may go to the client as it is; None for others."""
+
+
 def connection_options(headers: list[Header]) -> frozenset[bytes]:
     """Names of the fields that end at this connection, those nominated by ``Connection`` included."""
     nominated: set[bytes] = set()
@@ -109,12 +114,10 @@ def read_response_head(data: bytes, bodiless: bool = False) -> tuple[ResponseHea
     ``bodiless``: the request was HEAD.  Raises BadResponseError for whatever a client could read differently: folded or
     bare lines, two lengths, a length beside chunks.
     """
-    match = _PLAIN_HEAD.match(data)
-    if match is not None and not bodiless:
-        minor, digits, length = match.groups()
-        status, end = int(digits), match.end()
-        if minor == b"1" and status >= 200 and status != 204 and status != 304:
-            return ResponseHead(data[:end], status, int(length), False, True, True), end
+    plain = None if bodiless else read_plain_answer(data)
+    if plain is not None:
+        status, length, end = plain
+        return plain_head(status, length, data, end), end
     end = data.find(b"\r\n\r\n") + 4
     if end >= 4:
         return _parse_head(data[:end], bodiless), end

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from miles.router.exchange import Exchange, Refusal
 from miles.router.framing import ChunkScanner, Header, ResponseHead
+from miles.router.relay import KernelPipe, can_relay
 
 if TYPE_CHECKING:
+    import asyncio
+
     from miles.router.protocol import RouterProtocol
 
 
@@ -83,12 +86,28 @@ class HotExchange(Exchange):
         elif self.protocol.flow.write_paused:
             self.choke()
 
+    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+        if not self.keep_alive:
+            super().on_whole(status, data, body_at)
+            return
+        self.status = status
+        self._answered()
+        self.protocol.transport.write(data)
+        self._finish()
+
     def deliver(self, data: bytes, complete: bool) -> None:
         self._write_body(data, complete)
         if complete:
             self._finish()
         elif self.protocol.flow.write_paused:
             self.choke()
+
+    def way_out(self, last_bytes: int) -> tuple[KernelPipe, asyncio.Transport] | None:
+        client = self.protocol.transport
+        slow = client.get_write_buffer_size() > last_bytes
+        if slow or not self.started or not can_relay(client):
+            return None
+        return self.dispatcher.pipe(), client
 
     def deliver_refusal(self, refusal: Refusal) -> None:
         if not self.active:
@@ -154,31 +173,6 @@ class HotExchange(Exchange):
         elif not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
-
-
-class PlainExchange(HotExchange):
-    """A request that was read in one pass: its fields are passed on as they came."""
-
-    __slots__ = ("length_field", "raw_fields")
-
-    def __init__(
-        self, protocol: RouterProtocol, method: bytes, target: bytes, raw_fields: bytes, declared_length: int
-    ) -> None:
-        super().__init__(protocol, method, target, [], declared_length, True)
-        self.expects_continue = False
-        self.raw_fields = raw_fields
-        self.length_field = b"content-length: %d\r\n\r\n" % declared_length
-
-    def header(self, name: bytes) -> bytes | None:
-        if not self.headers:
-            lines = (line.partition(b":") for line in self.raw_fields.split(b"\r\n")[:-1])
-            self.headers = [(key.lower(), value) for key, _, value in lines]
-        return super().header(name)
-
-    def _request_head(self, authority: bytes) -> bytes:
-        return b"%b %b HTTP/1.1\r\nhost: %b\r\n%b%b" % (
-            self.method, self.target, authority, self.raw_fields, self.length_field,
-        )  # fmt: skip
 
 
 def refusal_bytes(refusal: Refusal, keep_alive: bool, bodiless: bool = False) -> bytes:

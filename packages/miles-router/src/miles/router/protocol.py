@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
@@ -16,8 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from miles.router.control import needs_asgi
 from miles.router.exchange import Refusal
-from miles.router.framing import PLAIN_REQUEST
-from miles.router.hot_exchange import HotExchange, PlainExchange, refusal_bytes
+from miles.router.hot_exchange import HotExchange, refusal_bytes
+from miles.router.plain import PlainExchange, PlainHead, read_plain_head
 
 if TYPE_CHECKING:
     from miles.router.server import RouterServer
@@ -39,6 +38,7 @@ class RouterProtocol(HttpToolsProtocol):
         settings = self.owner.settings
         self.dispatcher = self.owner.dispatcher
         self.running: HotExchange | None = None
+        self.spare: PlainExchange | None = None  # may serve the next plain request
         self._hot = self.owner.hot
         self._max_header_bytes = settings.max_header_bytes
         self._in_head = False
@@ -61,8 +61,8 @@ class RouterProtocol(HttpToolsProtocol):
         cycle: Any = self.cycle
         try:
             if self._hot and not self._parsing and (cycle is None or cycle.response_complete):
-                match = PLAIN_REQUEST.match(data)
-                if match is not None and self._serve_plain(data, match):
+                plain = read_plain_head(data)
+                if plain is not None and self._serve_plain(data, *plain):
                     return
             self._head_bytes += len(data)
             self.parser.feed_data(data)
@@ -184,18 +184,21 @@ class RouterProtocol(HttpToolsProtocol):
 
     # Inside.
 
-    def _serve_plain(self, data: bytes, match: re.Match[bytes]) -> bool:
+    def _serve_plain(self, data: bytes, head: PlainHead, length: int, body_at: int) -> bool:
         """Serve ``data`` if it is one whole request; nothing has happened when the answer is False."""
-        method, target, before, length, after = match.groups()
-        end = match.end()
-        if len(data) - end != int(length) or end > self._max_header_bytes or needs_asgi(target):
+        whole = len(data) - body_at == length
+        if not whole or body_at > self._max_header_bytes or length > self.dispatcher.buffered_body_bytes:
             return False
-        exchange = PlainExchange(self, method, target, before + after, int(length))
+        exchange = self.spare
+        if exchange is None:
+            exchange = PlainExchange(self, head, data, body_at)
+        else:
+            self.spare = None
+            exchange.renew(head, data, body_at)
         self.cycle = cast(RequestResponseCycle, exchange)
+        self.running = exchange
         self._messages += 1
-        exchange.activate()
-        exchange.feed(data[end:])
-        exchange.feed_end()
+        self.dispatcher.place(exchange)
         return True
 
     def _note(self, name: bytes, value: bytes) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
-from miles.router.framing import BadResponseError, ChunkScanner, ResponseHead, read_response_head
+from miles.router.framing import BadResponseError, ChunkScanner, ResponseHead, read_plain_answer, read_response_head
+from miles.router.relay import RELAY_BYTES, KernelPipe, Relay
 from miles.router.workers import Worker
 
 
@@ -18,6 +19,9 @@ class ResponseSink(Protocol):
     uploaded: bool
     """Whether the whole request has been written."""
 
+    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+        """The answer, all of it, as on the wire; its head is plain and may go to the client as it is."""
+
     def on_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
         """The answer begins.  ``data[body_at:]`` is the first part of its body, as on the wire."""
 
@@ -26,6 +30,12 @@ class ResponseSink(Protocol):
 
     def on_lost(self, kind: str, reason: str) -> None:
         """The connection is gone before the answer was complete."""
+
+    def way_out(self, last_bytes: int) -> tuple[KernelPipe, asyncio.Transport] | None:
+        """Where the rest of the body may go unseen, as on the wire; None if it must come by ``on_data``.
+
+        ``last_bytes``: how many were handed over just now.
+        """
 
     def pause_upload(self) -> None:
         """The worker takes no more bytes for now."""
@@ -40,10 +50,11 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_chunks",
         "_head",
-        "_left",
         "_partial",
         "_paused",
+        "_relay",
         "idle_since",
+        "left",
         "reused",
         "sink",
         "transport",
@@ -60,7 +71,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._paused = False
         self._head: ResponseHead | None = None
         self._partial = b""  # an unfinished head
-        self._left = 0
+        self.left = 0  # bytes of the body that have not come, where its length is known
+        self._relay: Relay | None = None
         self._chunks: ChunkScanner | None = None
 
     @property
@@ -74,10 +86,12 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._head = None
         self._partial = b""
-        self._left = 0
+        self.left = 0
 
     def pause(self) -> None:
         """Stop reading: the client is slower than the worker."""
+        if self._relay is not None:
+            self.end_relay(0, b"")
         self._paused = True
         self.transport.pause_reading()
 
@@ -100,10 +114,12 @@ class UpstreamConnection(asyncio.Protocol):
             self._close()
             return
         try:
-            if self._head is None:
-                self._read_head(self.sink, data)
-            else:
+            if self._head is not None:
                 self._read_body(self.sink, data)
+            elif not self._read_whole(self.sink, data):
+                self._read_head(self.sink, data)
+            if self.left > RELAY_BYTES:
+                self._start_relay(len(data))
         except BadResponseError as error:
             self._lose("garbage", str(error))
 
@@ -112,6 +128,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.worker.idle.pop(self, None)
+        if self._relay is not None:
+            self.end_relay(0, b"")
         sink = self.sink
         if sink is None:
             return
@@ -130,6 +148,20 @@ class UpstreamConnection(asyncio.Protocol):
         if self.sink is not None:
             self.sink.resume_upload()
 
+    def _read_whole(self, sink: ResponseSink, data: bytes) -> bool:
+        """Read an answer of the usual form that came in one piece; nothing has happened when the result is False."""
+        plain = None if self._partial else read_plain_answer(data)
+        if plain is None or plain[1] != len(data) - plain[2]:
+            return False
+        self.sink = None
+        if sink.uploaded:
+            self.reused = True
+            self.worker.idle[self] = None
+        else:
+            self.transport.abort()
+        sink.on_whole(plain[0], data, plain[2])
+        return True
+
     def _read_head(self, sink: ResponseSink, data: bytes) -> None:
         if self._partial:
             data = self._partial + data
@@ -144,17 +176,17 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._head = head
         if head.length is not None:
-            self._left = head.length - (len(data) - body_at)
-            complete = self._left <= 0
-            if self._left < 0:
-                data = data[: self._left]
+            self.left = head.length - (len(data) - body_at)
+            complete = self.left <= 0
+            if self.left < 0:
+                data = data[: self.left]
         else:
             self._chunks = ChunkScanner() if head.chunked else None
             wire = data[body_at:]
             used = self._chunks.feed(wire) if self._chunks else len(wire)
             complete = self._chunks is not None and self._chunks.done
             if used < len(wire):
-                self._left = -1
+                self.left = -1
                 data = data[: body_at + used]
         if complete:
             self._finish(head)
@@ -171,25 +203,44 @@ class UpstreamConnection(asyncio.Protocol):
         assert head is not None
         complete = False
         if head.length is not None:
-            self._left -= len(data)
-            complete = self._left <= 0
-            if self._left < 0:
-                data = data[: self._left]
+            self.left -= len(data)
+            complete = self.left <= 0
+            if self.left < 0:
+                data = data[: self.left]
         elif self._chunks is not None:
             used = self._chunks.feed(data)
             complete = self._chunks.done
             if used < len(data):
-                self._left = -1
+                self.left = -1
                 data = data[:used]
         if complete:
             self._finish(head)
         sink.on_data(data, complete)
 
+    def _start_relay(self, last_bytes: int) -> None:
+        """Let the kernel forward the rest of the body, if the client's connection permits."""
+        if self.sink is None or self._paused or self.worker.tls is not None:
+            return
+        way = self.sink.way_out(last_bytes)
+        if way is not None:
+            self._relay = Relay(*way, self)
+
+    def end_relay(self, moved: int, rest: bytes) -> None:
+        """``moved`` bytes left the worker's socket; all but ``rest``, the last of them, went to the client."""
+        relay, self._relay = self._relay, None
+        assert relay is not None
+        relay.stop()
+        if not self._paused:
+            self.transport.resume_reading()
+        self.left -= moved - len(rest)
+        if rest and self.sink is not None:
+            self._read_body(self.sink, rest)
+
     def _finish(self, head: ResponseHead) -> None:
         """Make the connection ready for another request, or close it when the worker wants that or sent too much."""
         sink, self.sink = self.sink, None
         assert sink is not None
-        if head.keep_alive and self._left >= 0 and sink.uploaded:
+        if head.keep_alive and self.left >= 0 and sink.uploaded:
             self.reused = True
             self.worker.idle[self] = None
         else:
@@ -197,6 +248,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self.worker.idle.pop(self, None)
+        if self._relay is not None:
+            self.end_relay(0, b"")
         self.transport.abort()
 
     def _lose(self, kind: str, reason: str) -> None:
