@@ -46,6 +46,14 @@ def test_a_teacher_that_is_the_student_teaches_nothing_until_the_student_has_mov
     assert (finished / "logs" / "teacher.log").is_file()
 
 
+def test_the_trainer_holds_the_teacher_as_well(finished, toy, miles, tmp_path):
+    run = tmp_path / "run"
+    miles("train", *flags(toy, run, "--opd-teacher-load", str(toy.checkpoint), "--opd-type", "megatron"))
+    assert not (run / "logs" / "teacher.log").exists()
+    for one, other in zip(metrics(run, "rollout"), metrics(finished, "rollout"), strict=True):
+        assert one["rollout/opd_reverse_kl"] == pytest.approx(other["rollout/opd_reverse_kl"], rel=1e-2, abs=1e-5)
+
+
 def test_what_was_trained_on_is_dumped_and_profiled(finished):
     data = read_train_data(finished / "details" / "train_data" / "1_0.safetensors")
     assert len(data.columns["teacher_log_probs"]) == 16

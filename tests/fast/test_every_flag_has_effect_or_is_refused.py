@@ -24,7 +24,6 @@ CONSUMED_BY_RESOLUTION = {
     "use_miles_router": "runs start this router in any case",
     "megatron_to_hf_mode": "weights are always named by Miles' own tables; the other value is refused",
     "warmup_ratio": "another name of lr_warmup_fraction, which it sets",
-    "opd_type": "a teacher is always scored by an engine; the other value is refused",
 }
 
 # Groups whose fields another library defines and reads.

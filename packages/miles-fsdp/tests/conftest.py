@@ -24,6 +24,8 @@ OF_THE_ROLLOUT_PACKAGE = {
     "rollout_max_prompt_len": None,
     "rollout_max_response_len": None,
     "use_dynamic_global_batch_size": False,
+    "opd_type": "sglang",
+    "opd_teacher_load": None,
 }
 # Forked children cannot use the parent's thread pool.
 torch.set_num_threads(1)

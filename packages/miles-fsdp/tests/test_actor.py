@@ -287,3 +287,18 @@ def test_deterministic_mode_refuses_operations_without_a_fixed_order(actor, roll
 def test_difference_to_the_engine_is_reported(actor, rollout):
     step = actor().train(rollout()).steps[0]
     assert step["train/train_rollout_logprob_abs_diff"] > 0.0
+
+
+def test_a_teacher_in_the_trainer_answers_at_temperature_one(actor, rollout, checkpoint, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "teacher")
+    batch, flags = rollout(), {"use_opd": True, "rollout_temperature": 0.7}
+    report = actor(**flags, opd_type="megatron", opd_teacher_load=str(tmp_path / "teacher")).train(batch)
+    with torch.no_grad():
+        logps = tuple(logp.numpy() for logp in plain_log_probs(model, batch))
+    expected = actor(**flags).train(batch.having({"teacher_log_probs": logps}))
+    name = "rollout/teacher_log_probs"
+    assert report.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-5)
+    assert report.steps[0] == pytest.approx(expected.steps[0], rel=1e-4, abs=1e-6)

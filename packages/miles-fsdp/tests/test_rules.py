@@ -97,7 +97,6 @@ def test_fp16_is_a_precision():
         (("--attn-implementation", "flash_attention_2"), "does not pack them"),
         (("--use-dynamic-batch-size", "--max-tokens-per-gpu", "64"), "--qkv-format bshd pads samples"),
         (("--context-parallel-size", "2", "--actor-num-gpus-per-node", "2"), "--qkv-format bshd keeps samples whole"),
-        (("--train-backend", "megatron"), "the megatron backend packs samples"),
     ],
 )
 def test_rows_of_single_samples_exclude_what_shares_rows(flags, problem):

@@ -33,6 +33,7 @@ def test_flags_without_an_implementation_are_refused_by_name(flag):
         ("--actor-num-gpus-per-node 2 --expert-model-parallel-size 4", "--expert-model-parallel-size 4"),
         ("--virtual-pipeline-model-parallel-size 2", "give --pipeline-model-parallel-size"),
         ("--async-save", "--async-save"),
+        ("--qkv-format bshd", "packs samples"),
         ("--enable-mtp-training", "--mtp-num-layers counts"),
         (
             "--actor-num-gpus-per-node 4 --tensor-model-parallel-size 2 --expert-model-parallel-size 2",

@@ -54,6 +54,7 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--use-opd",), "--use-opd needs a teacher"),
         (("--use-opd", "--opd-teacher-load", "nowhere"), "--opd-teacher-load nowhere"),
         (("--use-opd", "--opd-teacher-load", "a", "--opd-teacher-urls", "b"), "both name the teacher"),
+        (("--use-opd", "--opd-type", "megatron"), "Name it with --opd-teacher-load"),
         (("--debug-train-only", "--eval-interval", "1", "--eval-prompt-data", "a", "a.jsonl"), "cannot evaluate"),
         (("--rollout-engine", "sgland"), "--rollout-engine sgland"),
         (("--dynamic-sampling-filter-path", "reward_nonzero_sdt"), "Did you mean 'reward_nonzero_std'"),

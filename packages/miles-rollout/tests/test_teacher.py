@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from rollout_fakes import FakeServer, Payload, make_group
 
+from miles.core.config import Config
 from miles.core.errors import EngineError
 from miles.core.types.sample import Sample, Status
-from miles.rollout.teacher import Teacher
+from miles.rollout.teacher import Teacher, connect_teacher, start_teacher_engine
 
 
 @pytest.fixture
@@ -47,6 +48,12 @@ async def test_the_teacher_scores_the_response_without_writing(server: FakeServe
     assert payload["input_ids"] == [5, 6, 7, 8]
     assert payload["sampling_params"]["max_new_tokens"] == 0
     assert payload["logprob_start_len"] == 1
+
+
+def test_a_teacher_of_the_trainers_own_takes_no_engine(tmp_path) -> None:
+    config = Config.of(use_opd=True, opd_type="megatron", opd_teacher_load="model")
+    assert start_teacher_engine(config, tmp_path) is None
+    assert connect_teacher(config, None) is None
 
 
 async def test_an_empty_response_needs_no_teacher(server: FakeServer) -> None:

@@ -173,3 +173,16 @@ def test_trainer_and_engines_take_turns_only_where_one_works_at_a_time(problems)
     assert "runs both at once" in problem
     assert problems("--offload-rollout", "--eval-async", about="--eval-async evaluates")
     assert not problems("--offload", about="offload")
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ((), False),
+        (("--train-backend", "fsdp", "--use-kl-loss"), False),
+        (("--use-kl-loss",), True),
+        (("--keep-old-actor",), True),
+    ],
+)
+def test_host_memory_without_copies_of_weights_is_promised_or_refused(problems, flags, refused):
+    assert bool(problems("--disable-weights-backuper", *flags, about="--disable-weights-backuper")) is refused

@@ -71,7 +71,7 @@ def make_batch(num_samples=8, seed=0, **changes):
     return RolloutBatch(**columns | changes)
 
 
-def make_trainer(model=None, reference=None, old_policies=None, **flags):
+def make_trainer(model=None, reference=None, old_policies=None, teacher=None, **flags):
     config = Config.of(**{"train_backend": "fsdp", "rollout_batch_size": 8, "lr": 0.1, "micro_batch_size": 3} | flags)
     return RolloutTrainer(
         config,
@@ -80,6 +80,7 @@ def make_trainer(model=None, reference=None, old_policies=None, **flags):
         ranks=SingleRank(),
         device=CPU,
         old_policies=old_policies,
+        teacher=teacher,
     )
 
 

@@ -58,6 +58,15 @@ def test_log_probabilities_have_a_cap_of_their_own():
     assert own == (1, 1, forwards, pytest.approx(logp))
 
 
+def test_a_teacher_of_the_trainers_own_scores_what_rollouts_do_not_bring():
+    teacher, batch = TableModel(seed=1), make_batch()
+    report = make_trainer(teacher=teacher, use_opd=True).train(batch)
+    assert teacher.scorings == 3
+    assert "teacher_log_probs" in report.timings
+    given = batch.having({"teacher_log_probs": make_trainer(TableModel(seed=1)).log_probs(batch)})
+    assert make_trainer(use_opd=True).train(given).steps == report.steps
+
+
 def test_entropy_is_reported_when_asked_for():
     assert "rollout/entropy" not in make_trainer().train(make_batch()).metrics
     for flags in ({}, {"num_steps_per_rollout": 2}):

@@ -45,6 +45,7 @@ class FsdpActor(FsdpRole):
         self._gathers_on_host = config[Fsdp].fsdp_state_dict_cpu_offload
         self._tagged = TaggedWeights(lambda: _local(self._model.named_parameters()))
         self._old_policies = OldPolicies(self._tagged, self._model) if config[Training].keep_old_actor else None
+        self._teacher = self._build_teacher(config)
         self._on_policy = self._build_on_policy(config)
         self._trainer = RolloutTrainer(
             config,
@@ -53,6 +54,7 @@ class FsdpActor(FsdpRole):
             ranks=self._ranks(),
             device=self._site.device,
             old_policies=self._old_policies,
+            teacher=self._teacher,
         )
 
     def _build_policy(self) -> Policy:
@@ -71,6 +73,12 @@ class FsdpActor(FsdpRole):
         if path == str(self._source) and not moves:
             return BasePolicy(self._model.module)
         return FrozenPolicy(replace(self._builder, lora=replace(lora, path=None) if moves else None).build(path))
+
+    def _build_teacher(self, config: Config) -> FrozenPolicy | None:
+        """The teacher that the trainer holds itself: like one in an engine, it answers at temperature 1."""
+        if config.opd_type != "megatron" or not required_inputs(ObjectiveSpec.from_flags(config)).teacher_logp:
+            return None
+        return FrozenPolicy(replace(self._builder, lora=None, temperature=1.0).build(config.opd_teacher_load))
 
     def _build_on_policy(self, config: Config) -> OnPolicyModel | None:
         """The model with its engine's arithmetic."""
@@ -131,8 +139,9 @@ class FsdpActor(FsdpRole):
         return tensors | {f"reference.{name}": tensor for name, tensor in reference.items()}
 
     def _move_frozen(self, device: torch.device) -> None:
-        if isinstance(self._reference, FrozenPolicy):
-            self._reference.module.to(device)
+        for frozen in (self._reference, self._teacher):
+            if isinstance(frozen, FrozenPolicy):
+                frozen.module.to(device)
 
 
 def _local(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ from miles.megatron.site import PipelineRanks
 if TYPE_CHECKING:
     from miles.core.config import Config
 
-_REFERENCE = "ref"
+_REFERENCE, _TEACHER = "ref", "teacher"
 
 
 class MegatronActor(MegatronRole):
@@ -46,6 +46,7 @@ class MegatronActor(MegatronRole):
         self._chunks = self._blueprint.build()
         self._tagged = TaggedWeights(self._tensors)
         self._keep_reference(config)
+        self._keep_teacher(config)
         self._blueprint.load(self._chunks, self._source)
         wrapped = self._ready()
         head, layout = self._blueprint.head(config), self._site.layout
@@ -60,6 +61,8 @@ class MegatronActor(MegatronRole):
             multi_token=self._multi_token,
         )
         scoring = Passes(wrapped, head, layout, before_scoring=log_prob_hook(config, "ref_"))
+        # Like a teacher in an engine, this one answers at temperature 1.
+        teaching = Passes(wrapped, self._blueprint.head(config, temperature=1.0), layout)
         self._step_hook = train_step_hook(config)
         self._ref_update_interval = config[Algorithm].ref_update_interval
         policy = MegatronPolicy(passes, self._updater, self._before_step if self._step_hook is not None else None)
@@ -71,6 +74,7 @@ class MegatronActor(MegatronRole):
             ranks=PipelineRanks(),
             device=self._site.device,
             old_policies=self._old_policies,
+            teacher=TaggedPolicy(teaching, self._tagged, _TEACHER) if _TEACHER in self._tagged else None,
         )
 
     def _multi_token_loss(self, flags: Mtp, head: Head) -> MultiTokenLoss | None:
@@ -89,6 +93,12 @@ class MegatronActor(MegatronRole):
             source = Path(self._checkpoint.ref_load or self._source)
             self._blueprint.load(self._chunks, source, self._checkpoint.ref_ckpt_step)
             self._tagged.keep(_REFERENCE)
+
+    def _keep_teacher(self, config: Config) -> None:
+        """Keep the teacher's weights, if the trainer is to score with them."""
+        if config.opd_type == "megatron" and required_inputs(ObjectiveSpec.from_flags(config)).teacher_logp:
+            self._blueprint.load(self._chunks, Path(config.opd_teacher_load))
+            self._tagged.keep(_TEACHER)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         if isinstance(self._routing, FirstPassRouting):

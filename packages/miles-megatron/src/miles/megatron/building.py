@@ -103,12 +103,12 @@ class Blueprint:
             return CriticTensors(directory, self.transformer.hidden_size, self.seed)
         return HfTensors(directory)
 
-    def head(self, config: Config) -> Head:
-        """What turns hidden states into log-probabilities."""
+    def head(self, config: Config, *, temperature: float | None = None) -> Head:
+        """What turns hidden states into log-probabilities, at the temperature of sampling unless one is given."""
         chunk_size = config[Training].log_probs_chunk_size
         return Head(
             vocab_size=self.architecture.vocab_size,
             padded=self.padded,
-            temperature=config.rollout_temperature,
+            temperature=config.rollout_temperature if temperature is None else temperature,
             chunk_size=chunk_size if chunk_size > 0 else None,
         )

@@ -29,13 +29,18 @@ class Layout:
     context_rank: int = 0
     sequence_shards: int = 1
     """Tensor-parallel ranks that the sequence is divided among."""
+    multiple: int = 1
+    """Of this many tokens is the part of each of these ranks (``--data-pad-size-multiplier``)."""
 
     def padded(self, lengths: Sequence[int]) -> list[int]:
         """Tokens of each sample with its padding."""
         unit = 2 * self.context_size if self.context_size > 1 else 1
         padded = [-(-length // unit) * unit for length in lengths]
-        while sum(padded) // self.context_size % self.sequence_shards:
-            padded[-1] += unit
+        own, step = sum(padded) // self.context_size, unit // self.context_size
+        filled = own
+        while filled % (self.sequence_shards * self.multiple):
+            filled += step
+        padded[-1] += (filled - own) * self.context_size
         return padded
 
     def own(self, lengths: Sequence[int]) -> Ints:

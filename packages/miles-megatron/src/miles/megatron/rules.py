@@ -62,6 +62,8 @@ def _pipeline_problems(config: Config, parallel: Parallelism) -> Iterator[str]:
 
 
 def _unsupported(config: Config) -> Iterator[str]:
+    if config[Training].qkv_format == "bshd":
+        yield "--qkv-format bshd: the megatron backend packs samples. Use thd, or --train-backend fsdp"
     if config[Mtp].enable_mtp_training and config[Mtp].mtp_num_layers is None:
         yield "--enable-mtp-training trains the layers that --mtp-num-layers counts: give it too"
     pipelined = config[Parallelism].pipeline_model_parallel_size > 1

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.cluster import Cluster
+from miles.core.flags.data import Data
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank
 from miles.core.training.packing import Packing
@@ -51,6 +52,7 @@ class Site:
             context_size=training.context_parallel_size,
             context_rank=parallel_state.get_context_parallel_rank(),
             sequence_shards=parallel.tensor_model_parallel_size if parallel.sequence_parallel else 1,
+            multiple=config[Data].data_pad_size_multiplier,
         )
         return cls(rank, device, _DTYPES[training.train_dtype], layout)
 

@@ -300,15 +300,14 @@ class RolloutBuffer(Group):
 class Distillation(Group):
     title = "On-Policy Distillation"
 
-    opd_type: Annotated[
-        Literal["sglang", "megatron"],
-        Flag(unsupported_values={"megatron": "a teacher is an engine of its own; it takes no memory of the trainer"}),
-    ] = "sglang"
-    """What scores the tokens of the policy: an engine that serves the teacher."""
+    opd_type: Literal["sglang", "megatron"] = "sglang"
+    """What scores the tokens of the policy. ``sglang``: an engine that serves the teacher, whatever engine that is.
+    ``megatron``: the trainer, whatever its backend, which holds the teacher as a frozen model beside the policy; on the
+    megatron backend its weights wait in host memory, and it has the architecture of the policy."""
 
     opd_teacher_load: str | None = None
     """Model of the teacher, a Hugging Face directory with the tokenizer of the policy: the run starts an engine for
-    it."""
+    it, or the trainer loads it (``--opd-type``)."""
 
     opd_teacher_urls: list[str] | None = None
     """Addresses (``http://host:port``) of engines that serve the teacher already; samples are spread over them."""

@@ -203,6 +203,12 @@ def check_teacher(config: Config) -> Iterator[str]:
         yield "--opd-teacher-load and --opd-teacher-urls both name the teacher. Leave one of them out"
     if load is not None and not (Path(load) / "config.json").is_file():
         yield f"--opd-teacher-load {load}: there is no config.json; expected a checkpoint in Hugging Face format"
+    if flags.opd_type == "megatron" and distills and (load is None or urls):
+        yield (
+            "--opd-type megatron: the trainer scores with a teacher of its own. Name it with --opd-teacher-load, and "
+            "leave --opd-teacher-urls out"
+        )
+        return
     own = (config.custom_generate_function_path, config.custom_rm_path, config.load_debug_rollout_data)
     if algorithm.use_opd and load is None and not urls and not any(own):
         yield (

@@ -82,7 +82,8 @@ class TeacherEngine:
 
 def start_teacher_engine(config: Config, run_dir: Path) -> TeacherEngine | None:
     """The teacher's engine if the run has to start one."""
-    model = config[Distillation].opd_teacher_load
+    flags = config[Distillation]
+    model = flags.opd_teacher_load if flags.opd_type == "sglang" else None
     return None if model is None else TeacherEngine(config, run_dir, model)
 
 

@@ -22,6 +22,7 @@ from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.reward import Reward
 from miles.core.flags.training import Training
 from miles.core.registry import Registry, is_dotted
+from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.settings import schedule_problems
 
 if TYPE_CHECKING:
@@ -102,6 +103,26 @@ def check_cluster(config: Config) -> Iterator[str]:
 
 def _num_critics(cluster: Cluster) -> int:
     return cluster.critic_num_nodes * cluster.critic_num_gpus_per_node
+
+
+def check_weight_copies(config: Config) -> Iterator[str]:
+    """What needs copies of weights in host memory may have them."""
+    training = config[Training]
+    if training.enable_weights_backuper:
+        return
+    if training.keep_old_actor:
+        yield "--keep-old-actor keeps older weights in host memory, and --disable-weights-backuper keeps none there"
+    needs = required_inputs(ObjectiveSpec.from_flags(config[Algorithm]))
+    if training.train_backend == "megatron" and needs.ref_logp:
+        yield (
+            "--disable-weights-backuper: on the megatron backend a reference model waits in host memory for its turn. "
+            "Leave the flag out, or the divergence from a reference (--use-kl-loss, --kl-coef)"
+        )
+    if training.train_backend == "megatron" and needs.teacher_logp and config.opd_type == "megatron":
+        yield (
+            "--disable-weights-backuper: on the megatron backend the trainer's own teacher waits in host memory for its "
+            "turn. Leave the flag out, or let an engine serve the teacher (--opd-type sglang)"
+        )
 
 
 def check_async(config: Config) -> Iterator[str]:
@@ -396,6 +417,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_backend,
     check_rollout_role,
     check_cluster,
+    check_weight_copies,
     check_async,
     check_offloading,
     check_device,

@@ -48,10 +48,10 @@ class Training(Group):
         Flag(
             spelling="--disable-weights-backuper",
             negates=True,
-            unsupported="the trainer keeps no copy of its weights in host memory, so there is nothing to disable",
         ),
     ] = True
-    """Do without the copy of the weights in host memory."""
+    """Keep no copies of weights in host memory, and refuse what needs one: ``--keep-old-actor``, and on the megatron
+    backend a reference model or teacher, which take turns with the policy in one model."""
 
     custom_model_provider_path: Annotated[
         str | None,

@@ -53,7 +53,9 @@ class RolloutTrainer(Procedure):
         ranks: Ranks,
         device: torch.device,
         old_policies: OldPolicies | None = None,
+        teacher: Scorer | None = None,
     ) -> None:
+        """``teacher``: of distillation, where rollouts do not bring its log-probabilities."""
         algorithm, data = config[Algorithm], config[Data]
         spec = ObjectiveSpec.from_flags(config)
         objective = build_objective(spec, config)
@@ -61,6 +63,7 @@ class RolloutTrainer(Procedure):
         self._model = model
         self._reference = reference
         self._old_policies = old_policies
+        self._teacher = teacher
         if ranks.index == 0 and (
             warning := cap_warning(
                 data,
@@ -108,7 +111,7 @@ class RolloutTrainer(Procedure):
             steps = self._plan(batch)
             columns = Columns.of(batch, self._device)
         needs = self._with_old_policies(batch, self._needs[len(steps) == 1])
-        _check_columns(batch, needs)
+        _check_columns(batch, needs, has_teacher=self._teacher is not None)
         with self._debugging.part("train_log_probs", batch.rollout_id):
             self._add_scores(batch, steps, columns, clock, needs)
         if self._proves_on_policy:
@@ -133,10 +136,15 @@ class RolloutTrainer(Procedure):
     ) -> None:
         """Log-probabilities that must be known before the first step, and are not yet."""
         wants_reference = needs.ref_logp and columns.ref_logp_A is None
+        wants_teacher = needs.teacher_logp and columns.teacher_logp_A is None
         wants_old = needs.old_logp and columns.old_logp_A is None
-        if not (wants_reference or wants_old):
+        if not (wants_reference or wants_teacher or wants_old):
             return
         micro_batches = self._scoring_micro_batches(batch, steps)
+        if wants_teacher:
+            assert self._teacher is not None
+            with clock.phase("teacher_log_probs"):
+                columns.teacher_logp_A, _ = self._scores(batch, micro_batches, columns, self._teacher)
         if wants_reference:
             assert self._reference is not None
             with clock.phase("ref_log_probs"):
@@ -239,7 +247,7 @@ def _postprocess(config: Config) -> Callable[[Mapping[str, Any]], None] | None:
     return lambda data: function(config, data)
 
 
-def _check_columns(batch: RolloutBatch, needs: Needs) -> None:
+def _check_columns(batch: RolloutBatch, needs: Needs, *, has_teacher: bool) -> None:
     """What the objective needs and only the rollout can bring is there."""
     if needs.rollout_logp and batch.rollout_log_probs is None:
         raise TrainingError(
@@ -251,7 +259,7 @@ def _check_columns(batch: RolloutBatch, needs: Needs) -> None:
         raise TrainingError(
             f"rollout {batch.rollout_id} comes without the critic's values, which --advantage-estimator ppo needs"
         )
-    if needs.teacher_logp and batch.teacher_log_probs is None:
+    if needs.teacher_logp and batch.teacher_log_probs is None and not has_teacher:
         raise TrainingError(
             f"rollout {batch.rollout_id} brings no log-probabilities of a teacher, which --use-opd and "
             "--advantage-estimator on_policy_distillation need; name a teacher with --opd-teacher-load or "
