@@ -76,6 +76,18 @@ async def test_without_filter_every_group_is_used() -> None:
     assert world.num_aborts == 0
 
 
+@pytest.mark.parametrize("may_drop", [True, False])
+async def test_groups_drawn_in_place_of_a_failed_one_are_given_back_untouched(may_drop: bool) -> None:
+    world = World(fails={1}, stuck={4})
+    steps = Steps(world.draw, world.run, world.judge, world.abort)
+    collected = await Collector(steps, Limits(3, 3, 100), may_drop=may_drop).collect()
+    assert numbers(collected.groups) == [0, 2, 3]
+    assert numbers(collected.surplus) == [4, 5]
+    for sample in (sample for group in collected.surplus for sample in group):
+        assert (sample.status, sample.tokens) == (Status.PENDING, [])
+        assert "touched" not in sample.metadata
+
+
 async def test_dropped_groups_are_replaced_and_counted() -> None:
     collected = await World(drops={1, 4}).collect(3, 2)
     assert numbers(collected.groups) == [0, 2, 3]

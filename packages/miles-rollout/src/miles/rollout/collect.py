@@ -121,13 +121,14 @@ class Collector:
             groups = await self._steps.draw(min(limits.wave, room))
             if not groups:
                 raise RolloutError(f"the data source has no more prompts: {self._report()}")
+            # Of the first wave every group counts unless some are too many; a later one replaces a few that were lost.
+            may_be_left = self._may_leave_surplus or bool(self._slots)
             for number, group in enumerate(groups, 1):
-                self._submit(group)
+                self._submit(group, keeps_pristine=may_be_left and not self._partial)
                 if number % GROUPS_PER_TURN == 0:
                     await asyncio.sleep(0)
 
-    def _submit(self, group: Group) -> None:
-        keeps_pristine = self._may_leave_surplus and not self._partial
+    def _submit(self, group: Group, *, keeps_pristine: bool) -> None:
         pristine = [snapshot(sample) for sample in group] if keeps_pristine else group
         slot = _Slot(group, pristine, asyncio.create_task(self._finish(group)))
         slot.task.add_done_callback(lambda _: self._ready.put_nowait(slot))
