@@ -77,6 +77,14 @@ def test_no_output_wanted(served):
     assert (result.tokens, result.finish) == ([], {"type": "length", "length": 0})
 
 
+@pytest.mark.parametrize("first", ["score", "generate"])
+def test_a_prompt_is_scored_and_generated_from_in_one_step(served, first):
+    scored = Ask(PROMPT, {"max_new_tokens": 0}, options={"score_from": 0})
+    asks = [scored, ask()] if first == "score" else [ask(), scored]
+    together, alone = generate(served, asks), [generate(served, [one])[0] for one in asks]
+    assert [bits(result) for result in together] == [bits(result) for result in alone]
+
+
 def test_more_requests_than_seats_queue_in_order(served):
     driver = Driver(served, Limits(max_running=3, context_length=CONTEXT, kv_tokens=1 << 16))
     asks = random_asks(10)

@@ -199,7 +199,7 @@ class Scheduler:
                 break
             self.waiting.popleft()
             batch.num_prompt_tokens += size
-            if source is None:
+            if source is None and sequence.score_from is None:
                 leaders[key] = sequence
             admitted.append((sequence, tokens, pool, source))
             if sequence.seat < 0:
