@@ -116,6 +116,21 @@ def test_engines_that_fail_again_and_again_are_given_up_with_the_reason(place: P
     assert len(place.started) == 2
 
 
+def test_a_successor_that_cannot_be_taken_ends_the_run_instead_of_the_watching_alone(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ready(self: Place, keeper: EngineKeeper) -> None:
+        raise EngineError("the router is gone")
+
+    monkeypatch.setattr(Place, "ready", ready)
+    place = Place(server)
+    place.first.dead = True  # type: ignore[attr-defined]
+    place.wait(lambda: place.keeper.failure is not None)
+    assert "the router is gone" in str(place.keeper.failure)
+    assert place.keeper.state is EngineState.LOST
+    place.keeper.stop()
+
+
 def test_an_engine_that_ends_while_it_starts_is_replaced_again(place: Place) -> None:
     place.stillborn = 1
     place.first.dead = True  # type: ignore[attr-defined]

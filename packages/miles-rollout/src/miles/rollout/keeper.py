@@ -116,9 +116,16 @@ class EngineKeeper:
             self._thread.join(_END_DEADLINE_S)
 
     def _keep(self) -> None:
-        while (reason := self._reason_to_replace()) is not None:
-            if not self._replace(reason):
-                return
+        try:
+            while (reason := self._reason_to_replace()) is not None:
+                if not self._replace(reason):
+                    return
+        except Exception as error:  # nobody else would hear of it, and the run would wait for this engine for ever
+            logger.exception("the watching of an engine broke")
+            self.failure = EngineError(
+                f"the engine at {self.engine.url} is watched no more: {type(error).__name__}: {error}"
+            )
+            self.state = EngineState.LOST
 
     def _reason_to_replace(self) -> str | None:
         """Wait until the engine is lost, and say how; None when the watching ends first."""
