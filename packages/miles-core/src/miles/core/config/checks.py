@@ -120,8 +120,8 @@ def check_weight_copies(config: Config) -> Iterator[str]:
         )
     if training.train_backend == "megatron" and needs.teacher_logp and config.opd_type == "megatron":
         yield (
-            "--disable-weights-backuper: on the megatron backend the trainer's own teacher waits in host memory for its "
-            "turn. Leave the flag out, or let an engine serve the teacher (--opd-type sglang)"
+            "--disable-weights-backuper: on the megatron backend the trainer's own teacher waits in host memory for "
+            "its turn. Leave the flag out, or let an engine serve the teacher (--opd-type sglang)"
         )
 
 
