@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from miles.core.errors import EngineError
-from miles.core.weights.delta import Change, encode
+from miles.core.weights.delta import Change
+from miles.core.weights.delta_code import encode
 from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
 

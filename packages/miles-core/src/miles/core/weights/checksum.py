@@ -36,7 +36,7 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> str:
 
 def _is_plain(target: torch.Tensor, source: torch.Tensor) -> bool:
     on_host = target.device.type == source.device.type == "cpu"
-    return on_host and target.dtype == source.dtype and target.is_contiguous() and source.is_contiguous()
+    return bool(on_host) and target.dtype == source.dtype and target.is_contiguous() and source.is_contiguous()
 
 
 def _memory(address: int, num_bytes: int) -> Array[c_char] | bytes:

@@ -1,8 +1,4 @@
-"""What changed in a tensor since the last version: positions and new values, bit for bit.
-
-A change of one tensor is one run of bytes: the new values, then the gaps between their positions, one byte each.  A gap
-of 255 or more is written as so many 255s (each moves on by 255 elements without a value) and the rest.
-"""
+"""What changed since the last version: every tensor as it is, as its change (``delta_code``), or not at all."""
 
 from __future__ import annotations
 
@@ -13,10 +9,7 @@ from typing import Any
 import torch
 
 from miles.core.weights.checksum import checksum
-
-_LONG_GAP = 255
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes per element: equality of bits, also of NaNs and zeros of different sign."""
+from miles.core.weights.delta_code import encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +19,7 @@ class Change:
     base_version: str
     """The version that they change."""
     entries: dict[str, tuple[str, int]]
-    """Dtype of the values and their number, by the tensor's name."""
+    """Dtype, and the number of elements that change, by the tensor's name."""
 
     def to_json(self) -> dict[str, Any]:
         entries = {name: {"dtype": dtype, "count": count} for name, (dtype, count) in self.entries.items()}
@@ -92,33 +85,6 @@ class ChangeTracker:
             self._sent[name] = new.clone()
         else:
             kept.copy_(new)
-
-
-def encode(old: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The change from ``old`` to ``new`` (same shape and dtype, on the host) as bytes, and how many values it has."""
-    if old.shape != new.shape or old.dtype != new.dtype:
-        raise ValueError(f"a change from {old.dtype} {list(old.shape)} to {new.dtype} {list(new.shape)} has no base")
-    integers = _INTEGERS[new.element_size()]
-    before, after = old.reshape(-1).view(integers), new.reshape(-1).view(integers)
-    index = (before != after).nonzero().view(-1)
-    if not len(index):
-        return torch.empty(0, dtype=torch.uint8), 0
-    gaps = torch.diff(index, prepend=index.new_tensor([-1])) - 1
-    num_long = gaps // _LONG_GAP
-    written = torch.full((len(gaps) + int(num_long.sum()),), _LONG_GAP, dtype=torch.uint8)
-    written[(num_long + 1).cumsum(0) - 1] = (gaps % _LONG_GAP).to(torch.uint8)
-    return torch.cat([after[index].view(torch.uint8), written]), len(index)
-
-
-def decode(change: torch.Tensor, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions [count], ascending, and values [count] of a change; ValueError when it is not one."""
-    size = count * dtype.itemsize
-    gaps = change[size:].long()
-    ends = gaps != _LONG_GAP
-    if change.numel() < size or int(ends.sum()) != count or (len(ends) and not ends[-1]):
-        raise ValueError(f"{change.numel()} bytes are not a change of {count} values")
-    index = torch.where(ends, gaps + 1, gaps).cumsum(0)[ends] - 1
-    return index, change[:size].clone().view(dtype)
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from miles.core.errors import EngineError
 from miles.core.weights.checksum import checksum, copy
-from miles.core.weights.delta import Change, decode
+from miles.core.weights.delta import Change
+from miles.core.weights.delta_code import apply
 from miles.rollout.engines.embedded.shared_file import SharedFile
 
 _DTYPES = {
@@ -138,13 +139,15 @@ class WeightStore:
         held = self.read(name)
         return checksum(held.to(dtype or held.dtype))
 
-    def patch(self, name: str, index: torch.Tensor, values: torch.Tensor) -> None:
-        """Set the elements at ``index`` [K], counted in the tensor as a checkpoint holds it, to ``values`` [K]."""
-        held = self.read(name).clone()
-        if len(index) and int(index[-1]) >= held.numel():
-            raise WeightError(f"{name}: a change at element {int(index[-1])} of {held.numel()}")
-        held.view(-1)[index] = values.to(held.dtype)
-        self.write(name, held)
+    def patch(self, name: str, change: torch.Tensor, dtype: torch.dtype, count: int) -> None:
+        """Make a change of ``count`` elements of the tensor in ``dtype``; raise WeightError when it is none."""
+        held = self.read(name)
+        changed = held.to(dtype).clone(memory_format=torch.contiguous_format)
+        try:
+            apply(change, count, changed)
+        except ValueError as error:
+            raise WeightError(f"{name}: {error}") from error
+        self.write(name, changed)
 
     def take(self, tensors: Iterable[tuple[str, torch.Tensor]], change: Change | None = None) -> dict[str, str]:
         """Copy whole tensors in and apply changes.  Returns the checksum of each as held then, in its own dtype.
@@ -158,7 +161,7 @@ class WeightStore:
         for name, tensor in tensors:
             if name in entries:
                 dtypes[name] = parse_dtype(entries[name][0])
-                self.patch(name, *_decoded(name, tensor, dtypes[name], entries[name][1]))
+                self.patch(name, tensor, dtypes[name], entries[name][1])
             else:
                 dtypes[name] = tensor.dtype
                 held[name] = self.write(name, tensor)
@@ -280,13 +283,6 @@ def _tensor_at(buffer: torch.Tensor, tensor: BucketTensor) -> torch.Tensor:
     if tensor.offset % tensor.dtype.itemsize:
         flat = flat.clone()
     return flat.view(tensor.dtype).view(tensor.shape)
-
-
-def _decoded(name: str, change: torch.Tensor, dtype: torch.dtype, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        return decode(change, dtype, count)
-    except ValueError as error:
-        raise WeightError(f"{name}: {error}") from error
 
 
 def _some(names: list[str]) -> str:
