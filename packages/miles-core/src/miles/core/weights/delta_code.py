@@ -1,20 +1,22 @@
 """What changed in a tensor, in few bytes, bit for bit.
 
 Elements are compared and moved as integers of their bits.  Most changes of half-precision weights are one step to a
-neighbouring number, so a change is told by a code of two bits: one step up, one step down, a step of -128 to 127, or
-a new value.  The bytes of a change are, one behind another: the codes, four in a byte; the steps, one byte each; the
-new values; the gaps between the positions, one byte each.  A gap of 255 or more is written as so many 255s (each moves
-on by 255 elements without a change) and the rest.
+neighbouring number, or a few, so a change is told by its step in one byte; what is no step of -127 to 127 is told by
+-128 and the new value.  The gap to the change before is one byte as well: a gap of 255 or more is written as so many
+255s (each moves on by 255 elements without a change) and the rest.  Huffman codes (zlib's) make a quarter of a step and
+three quarters of a gap.  The bytes of a change are, one behind another: steps and gaps, each a zlib stream, and the new
+values.
 """
 
 from __future__ import annotations
+
+import zlib
 
 import torch
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes per element: equality of bits, also of NaNs and zeros of different sign."""
-_UP, _DOWN, _STEP, _VALUE = range(4)
-_CODES_PER_BYTE = 4
+_VALUE = -128
 _LONG_GAP = 255
 
 
@@ -28,35 +30,26 @@ def encode(old: torch.Tensor, new: torch.Tensor) -> tuple[torch.Tensor, int]:
         return torch.empty(0, dtype=torch.uint8), 0
     values = after[index]
     steps = values.long() - before[index].long()
-    codes = torch.full_like(steps, _VALUE, dtype=torch.uint8)
-    codes[(steps >= -128) & (steps <= 127)] = _STEP
-    codes[steps == 1], codes[steps == -1] = _UP, _DOWN
-    parts = [
-        _packed(codes),
-        steps[codes == _STEP].to(torch.int8).view(torch.uint8),
-        values[codes == _VALUE].view(torch.uint8),
-        _gaps(index),
-    ]
+    steps[(steps <= _VALUE) | (steps >= -_VALUE)] = _VALUE
+    parts = [_squeezed(steps.to(torch.int8)), _squeezed(_gaps(index)), values[steps == _VALUE].view(torch.uint8)]
     return torch.cat(parts), len(index)
 
 
 def apply(change: torch.Tensor, count: int, base: torch.Tensor) -> None:
     """Make the change of ``count`` elements in ``base`` (contiguous, on the host); ValueError when it is not one."""
+    if count == change.numel() == 0:
+        return
     held = _bits(base)
-    num_codes = -(-count // _CODES_PER_BYTE)
-    codes = _unpacked(change[:num_codes])[:count]
-    is_step, is_value = codes == _STEP, codes == _VALUE
-    values_at = num_codes + int(is_step.sum())
-    gaps_at = values_at + int(is_value.sum()) * held.itemsize
-    index = _positions(change[gaps_at:])
-    if change.numel() < gaps_at or len(codes) != count or len(index) != count:
+    steps, rest = _expanded(change.numpy().tobytes())
+    gaps, told = _expanded(rest)
+    index, is_value = _positions(gaps), steps.view(torch.int8) == _VALUE
+    if len(steps) != count or len(index) != count or len(told) != int(is_value.sum()) * held.itemsize:
         raise ValueError(f"{change.numel()} bytes are not a change of {count} values")
     if count and int(index[-1]) >= held.numel():
         raise ValueError(f"a change at element {int(index[-1])} of {held.numel()}")
-    steps = torch.where(codes == _UP, 1, torch.where(codes == _DOWN, -1, 0))
-    steps[is_step] = change[num_codes:values_at].view(torch.int8).long()
-    values = (held[index].long() + steps).to(held.dtype)
-    values[is_value] = change[values_at:gaps_at].clone().view(held.dtype)  # cloned, because it may begin anywhere
+    values = (held[index].long() + steps.view(torch.int8)).to(held.dtype)
+    if told:
+        values[is_value] = torch.frombuffer(bytearray(told), dtype=held.dtype)
     held[index] = values
 
 
@@ -64,13 +57,23 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(_INTEGERS[tensor.element_size()])
 
 
-def _packed(codes: torch.Tensor) -> torch.Tensor:
-    full = torch.nn.functional.pad(codes, (0, -len(codes) % _CODES_PER_BYTE)).view(-1, _CODES_PER_BYTE)
-    return full[:, 0] | full[:, 1] << 2 | full[:, 2] << 4 | full[:, 3] << 6
+def _squeezed(column: torch.Tensor) -> torch.Tensor:
+    """Huffman codes alone: there is nothing that repeats, and looking for it takes ten times as long."""
+    coder = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    data = coder.compress(column.numpy()) + coder.flush()
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _unpacked(packed: torch.Tensor) -> torch.Tensor:
-    return torch.stack([packed >> shift & 3 for shift in (0, 2, 4, 6)], 1).view(-1)
+def _expanded(data: bytes) -> tuple[torch.Tensor, bytes]:
+    """The first stream's bytes, and what follows it."""
+    decoder = zlib.decompressobj()
+    try:
+        column = decoder.decompress(data)
+    except zlib.error as error:
+        raise ValueError(f"{len(data)} bytes are not a change ({error})") from error
+    if not decoder.eof or not column:
+        raise ValueError(f"{len(data)} bytes are not a change of a tensor")
+    return torch.frombuffer(bytearray(column), dtype=torch.uint8), decoder.unused_data
 
 
 def _gaps(index: torch.Tensor) -> torch.Tensor:
