@@ -264,6 +264,18 @@ async def test_a_sample_of_every_turn(checkpoint: str, tokenizer: ChatTokenizer)
     assert first.non_generation_time == 0.0 < second.non_generation_time
 
 
+async def test_turns_that_older_weights_made_stay_masked_in_samples_of_their_own(
+    checkpoint: str, tokenizer: ChatTokenizer
+) -> None:
+    sample = one(await converse(checkpoint, Model(tokenizer, call(1, 1), "~"), generate_multi_samples=True))
+    assert sample.status is Status.ABORTED
+    sample.loss_mask = [0] * sample.response_length  # --mask-offpolicy-in-partial-rollout
+    output = await converse(checkpoint, Model(tokenizer, f"2{END}"), sample, generate_multi_samples=True)
+    first, second = as_list(output.samples)
+    assert trained(first) == []
+    assert trained(second) == tokenizer.encode(f"2{END}")
+
+
 async def test_turns_of_one_conversation_share_its_reward(checkpoint: str, tokenizer: ChatTokenizer) -> None:
     args = make_args(checkpoint, generate_multi_samples=True, custom=None)
     model = Model(tokenizer, call(2, 3), f"5{END}")

@@ -116,7 +116,7 @@ class MultiTurn:
         turn.tokens = sample.tokens[: prompt + end]
         turn.response_length = end - start
         turn.response = self._text.hf.decode(sample.response_tokens[start:end])
-        turn.loss_mask = [1] * (end - start)
+        turn.loss_mask = (sample.loss_mask or [])[start:end]  # earlier turns of a resumed conversation may not train
         turn.rollout_log_probs = (sample.rollout_log_probs or [])[start:end]
         if sample.token_weight_versions is not None:
             turn.token_weight_versions = sample.token_weight_versions[start:end]
