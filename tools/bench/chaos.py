@@ -5,7 +5,8 @@
 The run trains a tiny model on recorded samples (--debug-train-only), with a checkpoint after every rollout.  Every life
 is a forked driver that is killed with SIGKILL after a random time; lives write their checkpoints in the background or
 not, as the dice fall.  After every third death one file of the newest checkpoint is cut short at a random length: the
-next life must name it and go on from the one before.  Prints one JSON line.  ``lost`` and ``twice`` count optimizer
+next life must name it and go on from the one before.  A run that ends before there were enough kills is followed by
+another one; each is compared.  Prints one JSON line.  ``lost`` and ``twice`` count optimizer
 steps that are missing from ``metrics.jsonl`` or in it twice; ``bit_equal`` compares all metrics and all tensors of the
 model.
 """
@@ -165,12 +166,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_file(folder / "model.safetensors"))
 
 
-def disturbed(job: Job, run: Path, export: str, kills: int, longest_s: float, dice: random.Random) -> dict[str, object]:
-    """Start and kill until there were enough kills, then let the run end."""
+def disturbed(job: Job, run: Path, export: str, kills: int, longest_s: float, dice: random.Random) -> Counter[str]:
+    """Start and kill until there were enough kills or the run has ended; then let it end.  What happened, counted."""
     torn: Counter[str] = Counter()
     done = killed = ended_early = advanced = 0
     log = run.with_suffix(".log")
-    start = time.monotonic()
     while killed < kills:
         extra = ("--async-save",) if dice.random() < 0.5 else ()
         before = _latest(run)
@@ -189,14 +189,20 @@ def disturbed(job: Job, run: Path, export: str, kills: int, longest_s: float, di
             torn[name] += 1
     if not ended_early:
         done = _wait(_life(job.flags(run, "--save-hf", export), log), DEADLINE_S) or 0
-    return {
-        "kills": killed,
-        "lives_that_advanced": advanced,
-        "torn_files": dict(sorted(torn.items())),
-        "named": log.read_text(errors="replace").count("is unusable") + log.read_text().count("expected the number"),
-        "last_status": done,
-        "seconds": round(time.monotonic() - start, 1),
-    }
+    said = log.read_text(errors="replace")
+    named = said.count("is unusable") + said.count("expected the number")
+    report = {"runs": 1, "kills": killed, "lives_that_advanced": advanced, "named": named, "failed": done != 0}
+    return Counter(report) + Counter({f"torn {name}": count for name, count in torn.items()})
+
+
+def compared(run: Path, export: str, quiet: Path, quiet_export: str) -> Counter[str]:
+    """Steps that are missing or doubled, and whether anything else differs from the undisturbed run."""
+    expected, found = events(quiet), events(run)
+    steps = Counter(event["step"] for event in found if event["kind"] == "train")
+    ours, theirs = weights(Path(export)), weights(Path(quiet_export))
+    same = found == expected and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    lost = sum(1 for event in expected if event["kind"] == "train" and event["step"] not in steps)
+    return Counter({"lost": lost, "twice": sum(count - 1 for count in steps.values()), "different": not same})
 
 
 def main() -> None:
@@ -210,22 +216,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = Job(Path(folder), options.rollouts)
         job.record()
-        exports = [str(Path(folder) / f"{name}-hf") for name in ("quiet", "chaos")]
-        quiet, chaos = (Path(folder) / name for name in ("quiet", "chaos"))
-        first_s, whole_s = undisturbed(job, quiet, exports[0])
+        quiet, quiet_export = Path(folder) / "quiet", str(Path(folder) / "quiet-hf")
+        first_s, whole_s = undisturbed(job, quiet, quiet_export)
         longest_s = 2.0 * first_s + 2.0 * (whole_s - first_s) / options.rollouts
-        report = disturbed(job, chaos, exports[1], options.kills, longest_s, dice)
-        expected, found = events(quiet), events(chaos)
-        steps = Counter(event["step"] for event in found if event["kind"] == "train")
-        ours, theirs = weights(Path(exports[1])), weights(Path(exports[0]))
+        counted, start = Counter[str](), time.monotonic()
+        while counted["kills"] < options.kills:
+            run = Path(folder) / f"chaos-{counted['runs']}"
+            counted += disturbed(job, run, f"{run}-hf", options.kills - counted["kills"], longest_s, dice)
+            counted += compared(run, f"{run}-hf", quiet, quiet_export)
         result = {
             "bench": "chaos",
             "rollouts": options.rollouts,
             "undisturbed_seconds": round(whole_s, 1),
-            **report,
-            "lost": sum(1 for event in expected if event["kind"] == "train" and event["step"] not in steps),
-            "twice": sum(count - 1 for count in steps.values()),
-            "bit_equal": found == expected and all(torch.equal(ours[name], theirs[name]) for name in theirs),
+            "seconds": round(time.monotonic() - start, 1),
+            **{name: counted[name] for name in ("runs", "kills", "lives_that_advanced", "named", "failed")},
+            "torn_files": {name[5:]: count for name, count in sorted(counted.items()) if name.startswith("torn ")},
+            **{name: counted[name] for name in ("lost", "twice")},
+            "bit_equal": not counted["different"],
         }
     print(json.dumps(result))
     sys.exit(not result["bit_equal"])

@@ -15,7 +15,7 @@ from miles.core.config import Config
 from miles.core.driver import job as job_module
 from miles.core.driver import loop, resume
 from miles.core.driver.job import Job
-from miles.core.errors import EngineError
+from miles.core.errors import CheckpointError, EngineError
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.protocols.backend import TrainReport
 from miles.core.protocols.rollout import RolloutResult
@@ -176,7 +176,7 @@ def run(tmp_path, monkeypatch):
             if until is not None:
                 monkeypatch.setattr(job, "remaining_rollouts", lambda: range(until))
                 monkeypatch.setattr(job, "num_rollout", until + 100)
-            loop.run(job)
+            (loop.run_rollout_only if config.debug_rollout_only else loop.run)(job)
         return actors
 
     return run
@@ -195,6 +195,26 @@ def test_synchronous_training_generates_with_the_newest_weights(run):
     assert actors.trained == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
     assert rollout.version == 4
     assert rollout.stopped
+
+
+def test_a_run_without_a_trainer_only_generates(run):
+    rollout = FakeRollout()
+    assert run(rollout, debug_rollout_only=True, num_rollout=3).trained == []
+    assert list(rollout.generated) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(None, [0, 1, 2, 3]), (2, [2, 3]), (1, [3])])
+def test_so_many_checkpoints_are_kept(run, tmp_path, keep, left):
+    run(FakeRollout(), save_interval=1, save_keep_last=keep)
+    assert sorted(path.name for path in tmp_path.glob("iter_*")) == [f"iter_{number:07d}" for number in left]
+
+
+def test_a_broken_checkpoint_is_skipped_only_where_that_is_wanted(run, tmp_path):
+    run(FakeRollout(), save_interval=1, num_rollout=3)
+    (tmp_path / "iter_0000002" / "driver.json").write_text("torn")
+    with pytest.raises(CheckpointError, match="--skip-broken-checkpoints"):
+        run(FakeRollout(), save_interval=1)
+    assert [rollout_id for rollout_id, _ in run(FakeRollout(), skip_broken_checkpoints=True).trained] == [2, 3]
 
 
 def test_asynchronous_training_generates_the_next_rollout_meanwhile(run):

@@ -1,0 +1,98 @@
+"""A rank that does what its flags say, around a backend that is told to be slow."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from miles.core.config import Config
+from miles.core.driver.local_executor import LocalRank
+from miles.core.weights.sync import SyncReport
+
+OF_THE_ROLLOUT_PACKAGE = {"rollout_temperature": 1.0}
+DEADLINE_S = 10.0
+
+
+class Backend:
+    """Its actor takes as long as ``enough`` says, and is asked for log-probabilities now and then."""
+
+    enough: threading.Event
+    probed: int
+
+    def defaults(self):
+        return {}
+
+    def create(self, config, rank, role):
+        return self
+
+    def train(self, batch):
+        assert self.enough.wait(DEADLINE_S)
+
+    def named_weights(self):
+        return iter([("w", torch.zeros(2))])
+
+    def log_probs(self, batch):
+        type(self).probed += 1
+        return batch.loss_masks
+
+
+@pytest.fixture
+def rank(tmp_path, monkeypatch):
+    """``rank(flag=value, ...)``: a rank of that backend."""
+    module = types.ModuleType("backend_of_a_test")
+    module.Backend = Backend
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    Backend.enough, Backend.probed = threading.Event(), 0
+    threads = torch.get_num_threads()
+
+    def make(**flags):
+        config = Config.of(train_backend="backend_of_a_test.Backend", **OF_THE_ROLLOUT_PACKAGE | flags)
+        made = LocalRank(config, tmp_path, "actor")
+        made.start()
+        return made
+
+    yield make
+    torch.set_num_threads(threads)
+
+
+def test_the_trainer_has_as_many_threads_as_it_is_given(rank):
+    rank(train_num_threads=3)
+    assert torch.get_num_threads() == 3
+    rank(train_num_threads=1)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("timeout_s", "told"), [(0.02, True), (0.0, False)])
+def test_a_rank_that_takes_long_is_told_on(rank, tmp_path, timeout_s, told):
+    log = tmp_path / "logs" / "watchdog-actor-0.log"
+    threading.Timer(0.2, Backend.enough.set).start()
+    rank(watchdog_timeout_s=timeout_s).train(None)
+    assert log.exists() is told
+    if told:
+        assert "rank 0 of the actor has been at train()" in log.read_text()
+
+
+@pytest.mark.parametrize(("interval", "probes"), [(0, 0), (1, 5), (2, 3)])
+def test_engines_are_probed_at_the_interval(rank, monkeypatch, interval, probes):
+    made = rank(update_weight_probe_interval=interval)
+    monkeypatch.setattr(made, "_push", lambda urls, version: SyncReport())
+    for version in range(5):
+        made.update_weights([], version)
+    assert Backend.probed == probes
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_first_update_is_checked_where_that_is_wanted(rank, monkeypatch, wanted):
+    made, done = rank(check_weight_update_equal=wanted, update_weight_probe_interval=0), []
+    made._sender = types.SimpleNamespace(
+        scramble=lambda: done.append("noise"), compare=lambda: done.append("compared"), close=lambda: None
+    )
+    monkeypatch.setattr(made, "_push", lambda urls, version: done.append("sent") or SyncReport())
+    made.update_weights([], 0)
+    made.update_weights([], 1)
+    assert done == (["sent", "noise", "sent", "compared", "sent"] if wanted else ["sent", "sent"])
