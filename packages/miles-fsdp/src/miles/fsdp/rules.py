@@ -120,7 +120,7 @@ def check_true_on_policy(config: Config) -> Iterator[str]:
 def check_lora(config: Config) -> Iterator[str]:
     """Adapters have a rank, and a backend that trains them."""
     lora, backend = config[Lora], config[Training].train_backend
-    if lora.lora_rank and backend != "fsdp":
+    if lora.lora_rank and backend not in ("fsdp", "megatron"):
         yield f"--lora-rank {lora.lora_rank}: the {backend} backend trains no adapters. Use --train-backend fsdp"
     if lora.lora_adapter_path is not None and not lora.lora_rank:
         yield f"--lora-adapter-path {lora.lora_adapter_path} needs --lora-rank, the rank of that adapter"

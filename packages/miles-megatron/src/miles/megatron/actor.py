@@ -11,6 +11,7 @@ import torch
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, TrainReport
+from miles.core.training.model import Scorer
 from miles.core.training.objective_spec import ObjectiveSpec, required_inputs
 from miles.core.training.old_policies import OldPolicies
 from miles.core.training.state_files import Counters
@@ -24,7 +25,7 @@ from miles.megatron.hooks import log_prob_hook, train_step_hook
 from miles.megatron.language_model import Head
 from miles.megatron.multi_token import MultiTokenLoss
 from miles.megatron.parameters import local_parameters
-from miles.megatron.policy import MegatronPolicy, Passes, TaggedPolicy
+from miles.megatron.policy import BasePolicy, MegatronPolicy, Passes, TaggedPolicy
 from miles.megatron.role import MegatronRole
 from miles.megatron.routing import EngineRouting, FirstPassRouting, Routing
 from miles.megatron.site import PipelineRanks
@@ -44,10 +45,14 @@ class MegatronActor(MegatronRole):
         super().__init__(config, rank)
         self._blueprint = Blueprint.of(config, self._site, self._source)
         self._chunks = self._blueprint.build()
+        self._adapters = self._blueprint.adapters(config, self._chunks)
         self._tagged = TaggedWeights(self._tensors)
+        self._ref_update_interval = config[Algorithm].ref_update_interval
         self._keep_reference(config)
         self._keep_teacher(config)
         self._blueprint.load(self._chunks, self._source)
+        if self._adapters is not None:
+            self._adapters.read()
         wrapped = self._ready()
         head, layout = self._blueprint.head(config), self._site.layout
         self._routing = _routing(config, self._blueprint)
@@ -64,13 +69,14 @@ class MegatronActor(MegatronRole):
         # Like a teacher in an engine, this one answers at temperature 1.
         teaching = Passes(wrapped, self._blueprint.head(config, temperature=1.0), layout)
         self._step_hook = train_step_hook(config)
-        self._ref_update_interval = config[Algorithm].ref_update_interval
         policy = MegatronPolicy(passes, self._updater, self._before_step if self._step_hook is not None else None)
-        self._old_policies = OldPolicies(self._tagged, policy) if config[Training].keep_old_actor else None
+        # What training does not change is the same in all of them.
+        self._kept = self._tagged if self._adapters is None else TaggedWeights(self._adapters.tensors)
+        self._old_policies = OldPolicies(self._kept, policy) if config[Training].keep_old_actor else None
         self._trainer = RolloutTrainer(
             config,
             policy,
-            reference=TaggedPolicy(scoring, self._tagged, _REFERENCE) if _REFERENCE in self._tagged else None,
+            reference=self._reference(scoring),
             ranks=PipelineRanks(),
             device=self._site.device,
             old_policies=self._old_policies,
@@ -85,12 +91,20 @@ class MegatronActor(MegatronRole):
         )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {parameter.name: parameter.tensor for parameter in local_parameters(self._chunks)}
+        tensors = {parameter.name: parameter.tensor for parameter in local_parameters(self._chunks)}
+        return tensors if self._adapters is None else tensors | self._adapters.tensors()
+
+    def _reference(self, passes: Passes) -> Scorer | None:
+        """The reference's weights in turn with the policy's; or the policy without its adapters."""
+        if _REFERENCE in self._tagged:
+            return TaggedPolicy(passes, self._tagged, _REFERENCE)
+        return None if self._adapters is None else BasePolicy(passes, self._adapters)
 
     def _keep_reference(self, config: Config) -> None:
-        """Keep the reference's weights, if the objective needs them."""
-        if required_inputs(ObjectiveSpec.from_flags(config)).ref_logp:
-            source = Path(self._checkpoint.ref_load or self._source)
+        """Keep the reference's weights, if the objective needs them and they are not those under the adapters."""
+        source = Path(self._checkpoint.ref_load or self._source)
+        under_adapters = self._adapters is not None and source == self._source and self._ref_update_interval is None
+        if required_inputs(ObjectiveSpec.from_flags(config)).ref_logp and not under_adapters:
             self._blueprint.load(self._chunks, source, self._checkpoint.ref_ckpt_step)
             self._tagged.keep(_REFERENCE)
 
@@ -125,6 +139,11 @@ class MegatronActor(MegatronRole):
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._gatherer.named_weights(self._site.dtype)
 
+    def save_hf(self, directory: Path) -> None:
+        super().save_hf(directory)
+        if self._adapters is not None:
+            self._adapters.save(self._source, directory / "adapter")
+
     def keep_weights(self, version: int) -> None:
         assert self._old_policies is not None, "--keep-old-actor"
         self._old_policies.keep(version)
@@ -139,7 +158,7 @@ class MegatronActor(MegatronRole):
         return [self._prepare_copy(directory / tag, tag) for tag in self._tags_of_state]
 
     def _prepare_copy(self, directory: Path, tag: str) -> Callable[[], None]:
-        with self._tagged.swapped_in(tag):
+        with self._sets_of(tag).swapped_in(tag):
             return checkpoint.prepare(directory, self._chunks, None, self._writer, copies=True)
 
     def _load_tagged(self, directory: Path, counters: Counters) -> None:
@@ -147,7 +166,11 @@ class MegatronActor(MegatronRole):
             self._old_policies.expect(counters.kept_versions)
         for tag in self._tags_of_state:
             checkpoint.read(directory / tag, self._chunks, None)
-            self._tagged.keep(tag)
+            self._sets_of(tag).keep(tag)
+
+    def _sets_of(self, tag: str) -> TaggedWeights:
+        """Where the weights of ``tag`` are kept."""
+        return self._tagged if tag in self._tagged else self._kept
 
 
 def _routing(config: Config, blueprint: Blueprint) -> Routing | None:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
+from miles.core.errors import ConfigError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Role
+from miles.core.weights.adapters import LoraSpec
 from miles.megatron import checkpoint, local_modules
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
 from miles.megatron.conversion import load_weights
@@ -19,6 +22,7 @@ from miles.megatron.flags import Mtp
 from miles.megatron.hf_files import HfTensors
 from miles.megatron.language_model import Head, LanguageModel
 from miles.megatron.layer_specs import decoder_spec, mtp_spec
+from miles.megatron.lora import Adapters
 from miles.megatron.model_map import Architecture, WeightMap
 from miles.megatron.site import Site
 from miles.megatron.value import CriticTensors, ValueHead, critic_weights
@@ -88,13 +92,25 @@ class Blueprint:
         chunk.train()
         return chunk
 
+    def adapters(self, config: Config, chunks: list[LanguageModel]) -> Adapters | None:
+        """Give ``chunks`` the adapters that the flags ask for.  Collective."""
+        spec = LoraSpec.of(config[Lora], self.seed)
+        if spec is None:
+            return None
+        if self.architecture.latent_attention:
+            raise ConfigError(
+                "--lora-rank: the megatron backend trains no adapters on latent attention. Leave it out, or use "
+                "--train-backend fsdp"
+            )
+        return Adapters(chunks, self.weights, spec)
+
     def load(self, chunks: list[LanguageModel], directory: Path, step: int | None = None) -> None:
         """Give the chunks the weights of the checkpoint in ``directory``: Hugging Face's format, or ``torch_dist``.
 
         ``step`` chooses among the checkpoints of a run.
         """
         if checkpoint.is_torch_dist(directory):
-            checkpoint.read(checkpoint.resolve(directory, step), chunks, None)
+            checkpoint.read(checkpoint.resolve(directory, step), chunks, None, adapters=False)
         else:
             load_weights(chunks, self.weights, self._tensors(directory))
 

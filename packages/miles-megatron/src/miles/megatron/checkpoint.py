@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from miles.core.driver.checkpoint import TRACKER_FILE, actor_state
 from miles.core.errors import CheckpointError
 from miles.core.training.writing import Writer
+from miles.megatron.adapted_layers import has_adapters, is_adapter
 from miles.megatron.deferred_tensors import DeferredTensors
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
@@ -49,18 +50,23 @@ def prepare(
     return tensors.write
 
 
-def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
-    """Fill the model, and the optimizer where ``updater`` is given, from any parallel layout.  Collective."""
+def read(
+    directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None, *, adapters: bool | None = None
+) -> None:
+    """Fill the model, and the optimizer where ``updater`` is given, from any parallel layout.  Collective.
+
+    ``adapters``: only these, or only the rest; None: what training changes, as ``write`` does.
+    """
     source = directory / _WEIGHTS
     if not source.is_dir():
         raise CheckpointError(f"{source} is missing: {directory} is not a checkpoint of the megatron backend")
-    state = _model_state(chunks)
+    state = _model_state(chunks, adapters=adapters)
     if updater is not None:
         state["optimizer"] = updater.optimizer.sharded_state_dict(state, is_loading=True, metadata=_metadata())
     try:
         loaded = dist_checkpointing.load(state, str(source))
         for name, chunk in zip(_names(chunks), chunks, strict=True):
-            chunk.load_state_dict(loaded[name])
+            chunk.load_state_dict(loaded[name], strict=not has_adapters(chunk))
         if updater is not None:
             with torch.no_grad():
                 updater.optimizer.load_state_dict(loaded["optimizer"])
@@ -98,11 +104,17 @@ def resolve(directory: Path, step: int | None = None) -> Path:
     return actor_state(directory, step)
 
 
-def _model_state(chunks: Sequence[LanguageModel]) -> dict[str, Any]:
-    metadata = _metadata()
-    return {
-        name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in zip(_names(chunks), chunks, strict=True)
-    }
+def _model_state(chunks: Sequence[LanguageModel], *, adapters: bool | None = None) -> dict[str, Any]:
+    return {name: _chunk_state(chunk, adapters) for name, chunk in zip(_names(chunks), chunks, strict=True)}
+
+
+def _chunk_state(chunk: LanguageModel, adapters: bool | None) -> dict[str, Any]:
+    """Of a model with adapters, training changes these alone."""
+    state: dict[str, Any] = chunk.sharded_state_dict(metadata=_metadata())
+    if not has_adapters(chunk):
+        return state
+    wanted = True if adapters is None else adapters
+    return {name: value for name, value in state.items() if is_adapter(name) == wanted}
 
 
 def _names(chunks: Sequence[LanguageModel]) -> list[str]:

@@ -100,7 +100,7 @@ class WeightGatherer:
 
 def _gathered(parameter: LocalParameter, place: Place) -> torch.Tensor:
     """The parameter whole, on all ranks that share it."""
-    tensor = parameter.tensor.detach().contiguous()
+    tensor = parameter.values().contiguous()
     count = dist.get_world_size(parameter.group)
     if count == 1:
         return place.layout.gather([tensor])

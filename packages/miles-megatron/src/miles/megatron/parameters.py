@@ -12,6 +12,7 @@ from torch import nn
 
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import TransformerLayer
+from miles.megatron.adapted_layers import AdaptedLinear, is_adapter
 
 _LAYER = re.compile(r"(.*?\blayers\.)(\d+)(\..*)")
 _EXPERT = re.compile(r"(.*\.local_experts\.)(\d+)(\..*)")
@@ -26,6 +27,7 @@ class LocalParameter:
     name: str
     tensor: nn.Parameter
     expert: bool
+    owner: nn.Module
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -34,9 +36,15 @@ class LocalParameter:
             return parallel_state.get_expert_tensor_parallel_group()
         return parallel_state.get_tensor_model_parallel_group()
 
+    def values(self) -> torch.Tensor:
+        """What others are to see of it: with adapters added, where its layer has some."""
+        if isinstance(self.owner, AdaptedLinear) and self.tensor is self.owner.weight:
+            return self.owner.merged_weight()
+        return self.tensor.detach()
+
 
 def local_parameters(chunks: Sequence[nn.Module]) -> list[LocalParameter]:
-    """All parameters and expert biases of this rank's part of the model."""
+    """All parameters and expert biases of this rank's part of the model, adapters apart."""
     return [parameter for chunk in chunks for parameter in _of_chunk(chunk)]
 
 
@@ -47,11 +55,12 @@ def _of_chunk(chunk: nn.Module) -> Iterator[LocalParameter]:
     first_expert = _first_expert(chunk.config.num_moe_experts)
     for name, tensor in _tensors(chunk):
         plain = _GROUPED.sub(r"\1.local_experts.\4.\2.\3", name)
-        yield LocalParameter(_numbered(plain, layer_numbers, first_expert), tensor, ".experts." in plain)
+        owner = chunk.get_submodule(name.rpartition(".")[0])
+        yield LocalParameter(_numbered(plain, layer_numbers, first_expert), tensor, ".experts." in plain, owner)
 
 
 def _tensors(chunk: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from chunk.named_parameters()
+    yield from ((name, parameter) for name, parameter in chunk.named_parameters() if not is_adapter(name))
     yield from ((name, buffer) for name, buffer in chunk.named_buffers() if name.endswith("router.expert_bias"))
 
 

@@ -16,6 +16,7 @@ from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
 from miles.core.training.tagged_weights import TaggedWeights
 from miles.megatron.language_model import LanguageModel
+from miles.megatron.lora import Adapters
 from miles.megatron.multi_token import MultiTokenLoss
 from miles.megatron.optimizer import Updater
 from miles.megatron.packed_inputs import Layout, PackedInputs
@@ -194,4 +195,16 @@ class TaggedPolicy:
 
     def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
         with self._weights.swapped_in(self._tag):
+            return self._passes.score(micro_batches, with_entropy=with_entropy)
+
+
+class BasePolicy:
+    """The model that adapters are trained on, without them: a reference that takes no memory of its own."""
+
+    def __init__(self, passes: Passes, adapters: Adapters) -> None:
+        self._passes = passes
+        self._adapters = adapters
+
+    def score(self, micro_batches: Sequence[MicroBatch], *, with_entropy: bool = False) -> list[LogProbs]:
+        with self._adapters.off():
             return self._passes.score(micro_batches, with_entropy=with_entropy)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
+from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
 from miles.megatron.flags import Mtp, Parallelism, TransformerFlags
 
@@ -66,6 +68,7 @@ def _unsupported(config: Config) -> Iterator[str]:
         yield "--qkv-format bshd: the megatron backend packs samples. Use thd, or --train-backend fsdp"
     if config[Mtp].enable_mtp_training and config[Mtp].mtp_num_layers is None:
         yield "--enable-mtp-training trains the layers that --mtp-num-layers counts: give it too"
+    yield from _adapter_problems(config)
     pipelined = config[Parallelism].pipeline_model_parallel_size > 1
     if config[Algorithm].use_routing_replay and _given(config, "recompute_granularity") and pipelined:
         yield (
@@ -75,6 +78,16 @@ def _unsupported(config: Config) -> Iterator[str]:
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
         if _given(config, name):
             yield f"--{name.replace('_', '-')}: losses that balance experts are not trained; leave the flag out"
+
+
+def _adapter_problems(config: Config) -> Iterator[str]:
+    checkpoint, moves = config[Checkpoint], config[Algorithm].ref_update_interval is not None
+    other = checkpoint.ref_load not in (None, checkpoint.hf_checkpoint)
+    if config[Lora].lora_rank and moves and other:
+        yield (
+            f"--ref-load {checkpoint.ref_load} with --lora-rank and --ref-update-interval: checkpoints hold adapters "
+            "alone, and the reference would have other weights under them. Leave one of the three out"
+        )
 
 
 def _given(config: Config, name: str) -> object:
