@@ -19,9 +19,13 @@ def sglang_python() -> str:
 
 @pytest.fixture(scope="module", params=["shm", "broadcast"])
 def finished(request, toy, miles, sglang_python, tmp_path_factory) -> Path:
-    """A finished GRPO run; weights go through memory that both map, or over a process group (gloo)."""
+    """A finished GRPO run; weights go through memory that both map, or over a process group (gloo).
+
+    Engines release their memory while the trainer works, and draw by seeds, in the first run and not in the second.
+    """
     run = tmp_path_factory.mktemp(request.param) / "run"
     how = ("--update-weight-transport", request.param, "--update-weight-buffer-size", "65536")
+    how += ("--offload",) if request.param == "shm" else ("--sglang-enable-deterministic-inference", "false")
     sglang = ("--rollout-engine", "sglang", "--sglang-python", sglang_python, "--sglang-max-total-tokens", "16k")
     miles("train", *toy.flags(run, *sglang, *how))
     return run

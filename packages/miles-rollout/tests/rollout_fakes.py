@@ -81,6 +81,8 @@ class FakeServer:
         self.healthy = True
         self.version: str | None = None
         self.in_flight = self.most_in_flight = 0
+        self.refusals = 0
+        """How often the cache is not flushed: requests are running."""
         self.memory: list[tuple[str, tuple[str, ...]]] = []
         self._aborted = asyncio.Event()
         self._loop = LoopThread("fake-server")
@@ -108,7 +110,7 @@ class FakeServer:
         app.router.add_get("/health_generate", self._health)
         app.router.add_get("/model_info", self._model_info)
         app.router.add_post("/remove_worker", self._ok)
-        app.router.add_post("/flush_cache", self._ok)
+        app.router.add_post("/flush_cache", self._flush)
         app.router.add_post("/release_memory_occupation", self._release)
         app.router.add_post("/resume_memory_occupation", self._resume)
         self._runner = web.AppRunner(app, access_log=None)
@@ -116,6 +118,10 @@ class FakeServer:
         site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
         await site.start()
         self.port = self._runner.addresses[0][1]
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        self.refusals -= 1
+        return web.Response(status=400 if self.refusals >= 0 else 200)
 
     async def _release(self, request: web.Request) -> web.Response:
         self.memory.append(("release", tuple((await request.json())["tags"])))

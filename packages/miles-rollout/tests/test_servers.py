@@ -15,6 +15,7 @@ from rollout_fakes import FakeLauncher, FakeServer, answer
 
 from miles.core.config import Config
 from miles.core.errors import ConfigError, EngineError, WeightSyncError
+from miles.rollout import control
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.servers import Servers, _router_flags, free_ports
 
@@ -226,3 +227,15 @@ def test_an_engine_that_does_not_give_memory_up_is_named(tmp_path: Path) -> None
     with pytest.raises(EngineError, match=rf"{url}/flush_cache gave no answer"):
         servers.release_memory(("kv_cache",))
     servers.stop()
+
+
+def test_an_engine_gets_a_moment_to_become_idle(
+    tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_POLL_S", 0.001)
+    server.refusals = 3
+    assert control.release_memory(server.url, ("kv_cache",)) == 11
+    monkeypatch.setattr(control, "FLUSH_DEADLINE_S", 0.0)
+    server.refusals = 99
+    with pytest.raises(EngineError, match="flush_cache answered 400"):
+        control.release_memory(server.url, ("kv_cache",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Sequence
 from urllib.parse import urlencode, urlsplit
 
@@ -12,6 +13,12 @@ from miles.core.errors import EngineError
 DEADLINE_S = 10.0
 MEMORY_DEADLINE_S = 120.0
 """Tens of gigabytes are given up or taken."""
+FLUSH_DEADLINE_S = 30.0
+_POLL_S = 0.05
+
+
+class Refused(EngineError):
+    """It answered, and not with 200."""
 
 
 def register(router_url: str, engine_url: str) -> None:
@@ -35,7 +42,7 @@ def held_version(engine_url: str) -> str | None:
 
 def release_memory(engine_url: str, tags: Sequence[str]) -> int:
     """Have the engine give the memory of ``tags`` up; the bytes, 0 when it does not tell."""
-    _ask(engine_url, "POST", "/flush_cache", MEMORY_DEADLINE_S)
+    _flush(engine_url)
     answer = _ask(engine_url, "POST", "/release_memory_occupation", MEMORY_DEADLINE_S, {"tags": list(tags)})
     try:
         return int(json.loads(answer)["released_bytes"])
@@ -46,6 +53,20 @@ def release_memory(engine_url: str, tags: Sequence[str]) -> int:
 def resume_memory(engine_url: str, tags: Sequence[str]) -> None:
     """Have the engine take the memory of ``tags`` again."""
     _ask(engine_url, "POST", "/resume_memory_occupation", MEMORY_DEADLINE_S, {"tags": list(tags)})
+
+
+def _flush(engine_url: str) -> None:
+    """Empty the cache.  An engine that has just answered its last request may need a moment until it is idle."""
+    deadline = time.monotonic() + FLUSH_DEADLINE_S
+    while True:
+        try:
+            _ask(engine_url, "POST", "/flush_cache", MEMORY_DEADLINE_S)
+        except Refused:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def heartbeat(engine_url: str, timeout_s: float) -> str | None:
@@ -74,5 +95,5 @@ def _ask(url: str, method: str, path: str, timeout_s: float = DEADLINE_S, payloa
     finally:
         connection.close()
     if response.status != 200:
-        raise EngineError(f"{url}{path} answered {response.status}: {body[:300].decode(errors='replace')}")
+        raise Refused(f"{url}{path} answered {response.status}: {body[:300].decode(errors='replace')}")
     return body

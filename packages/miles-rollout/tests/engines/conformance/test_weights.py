@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 
 import pytest
 import torch
@@ -91,19 +92,35 @@ async def test_auto_finds_shared_memory(served, tmp_path):
     transport.close()
 
 
-async def test_requests_in_flight_survive_an_update_and_tell_who_made_what(client, fleet, reference, tmp_path):
-    await client.ok("/update_weight_version", {"new_version": "20", "abort_all_requests": False})
+def log_probs(model, tokens):
+    """[N] of the tokens after the prompt."""
+    with torch.no_grad():
+        rows = model(torch.tensor([PROMPT + tokens])).logits[0, len(PROMPT) - 1 : -1].float().log_softmax(-1)
+    return rows[range(len(tokens)), tokens].tolist()
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+async def test_requests_in_flight_survive_an_update_and_tell_who_made_what(client, fleet, reference, tmp_path, mode):
     transport = SharedMemoryTransport(tmp_path)
+    await asyncio.to_thread(push, fleet, transport, checkpoint_names(reference), 20)
+    before = copy.deepcopy(reference)
     params = {"max_new_tokens": 400, "temperature": 0.0, "ignore_eos": True}
     tasks = [client.start(sampling_params=params, return_logprob=True) for _ in range(4)]
     await client.generate(sampling_params={**params, "max_new_tokens": 30})
-    await asyncio.to_thread(push, fleet, transport, changed(reference, seed=1), 21)
+    await asyncio.to_thread(push, fleet, transport, changed(reference, seed=1), 21, pause_mode=mode)
     transport.close()
     for answer in await asyncio.gather(*tasks):
+        assert answer["meta_info"]["finish_reason"]["type"] == "length"
         old, new = answer["meta_info"]["weight_versions"]
         assert (old["version"], old["start"], new["version"], new["end"]) == ("20", 0, "21", 400)
         assert 0 < old["end"] == new["start"] < 400
-    await assert_holds(client, reference, "21")
+        told = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
+        cut, tokens = old["end"], answer["output_ids"]
+        assert told[:cut] == pytest.approx(log_probs(before, tokens)[:cut], abs=5e-5)
+        if mode == "retract":  # in place, keys and values of the old weights stay in use
+            assert told[cut:] == pytest.approx(log_probs(reference, tokens)[cut:], abs=5e-5)
+    if mode == "retract":
+        await assert_holds(client, reference, "21")
 
 
 async def test_a_tensor_that_the_model_does_not_take_stops_the_update(client, fleet, reference, tmp_path):

@@ -1,10 +1,10 @@
-import torch
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles.rollout.engines.embedded.kv import KVCache, KVShape
+from miles.rollout.engines.embedded.kv import KVCache, KVShape, Pool
 
-SHAPE = KVShape(num_layers=2, num_heads=2, key_dim=3, value_dim=5, dtype=torch.float32)
+SHAPE = KVShape(num_layers=2, num_heads=2, key_dim=3, value_dim=5)
 
 
 def cache(budget=4096, context=300):
@@ -62,13 +62,24 @@ def test_written_keys_and_values_are_read_back():
     kv = cache()
     pool = kv.pools[0]
     kv.reserve(pool, 2)
-    keys, values = torch.randn(3, 2, 3), torch.randn(3, 2, 5)
-    pool.write(1, torch.tensor([64, 65, 69]), keys, values)
-    read_keys, read_values = pool.read(1, 1, 1, 32)
+    draw = np.random.default_rng(0)
+    keys, values = draw.random((6, 2, 3), np.float32), draw.random((6, 2, 5), np.float32)
+    pool.write(1, slice(0, 2), np.array([[0, 1, 5], [0, 1, 2]]), keys, values)
+    read_keys, read_values = pool.read(1, slice(1, 2), 32)
     assert read_keys.shape == (1, 2, 32, 3)
-    torch.testing.assert_close(read_keys[0, :, [0, 1, 5]], keys.transpose(0, 1))
-    torch.testing.assert_close(read_values[0, :, [0, 1, 5]], values.transpose(0, 1))
+    assert (read_keys[0, :, :3] == keys[3:].swapaxes(0, 1)).all()
+    assert (read_values[0, :, :3] == values[3:].swapaxes(0, 1)).all()
+    assert (pool.keys[1, 0, :, 5] == keys[2]).all()
     assert not pool.keys[0].any()
+
+
+def test_experts_are_read_back_by_token():
+    pool = Pool(KVShape(num_layers=2, num_heads=1, key_dim=1, value_dim=1, experts_per_token=3), 64)
+    pool.resize(2)
+    chosen = np.arange(24).reshape(2, 4, 3)
+    for layer in (0, 1):
+        pool.write_experts(layer, slice(1, 2), np.arange(4)[None], chosen[layer])
+    assert (pool.read_experts(1, 4) == chosen.swapaxes(0, 1)).all()
 
 
 def test_growing_keeps_what_is_held():
@@ -88,8 +99,8 @@ def test_copying_between_pools():
     for number in range(3):
         fill(kv, small, kv.place(small, str(number)), float(number + 1))
     kv.copy([(small, 2, large, 0), (small, 0, large, 1)], 64)
-    assert [large.keys[0, slot, 0, 0].item() for slot in (0, 1)] == [3.0, 1.0]
-    assert not large.keys[:, :, 64:].any()
+    assert [large.keys[0, slot, 0, 0, 0] for slot in (0, 1)] == [3.0, 1.0]
+    assert not large.keys[:, :, :, 64:].any()
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,7 +2,7 @@
 """Sampling by one uniform number per token, made of the request's seed and the token's position.
 
 SGLang on a CPU draws with ``torch.multinomial`` (20 times slower), gives every request without a seed the same one, and
-stops at min-p.
+stops at min-p.  Without ``--enable-deterministic-inference`` it passes no seeds on, and every draw is a new one.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def uniform(seed: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     return _shifted(mixed, 11).double() * 2.0**-53
 
 
-def sample(weights: torch.Tensor, seed: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+def sample(weights: torch.Tensor, seed: torch.Tensor | None, position: torch.Tensor) -> torch.Tensor:
     """[B, 1] indices drawn with probability in proportion to ``weights`` [B, V]."""
     upto = weights.cumsum(-1, dtype=torch.float64)
-    target = uniform(seed, position)[:, None] * upto[:, -1:]
+    drawn = torch.rand(len(weights), dtype=torch.float64) if seed is None else uniform(seed, position)
+    target = drawn[:, None] * upto[:, -1:]
     return torch.searchsorted(upto, target, right=True).clamp_max(weights.shape[1] - 1)
 
 
@@ -60,7 +61,9 @@ def multinomial_with_seed(logprobs: torch.Tensor, seed: torch.Tensor, positions:
     return sample(logprobs.exp(), seed, positions)
 
 
-def sampling_from_probs(probs: torch.Tensor, sampling_seed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def sampling_from_probs(
+    probs: torch.Tensor, sampling_seed: torch.Tensor | None, positions: torch.Tensor
+) -> torch.Tensor:
     """SGLang's ``sampling_from_probs_torch``."""
     return sample(probs, sampling_seed, positions).view(-1).to(torch.int32)
 
@@ -71,7 +74,7 @@ def sampling_from_truncated_probs(
     top_ps: torch.Tensor,
     min_ps: torch.Tensor,
     need_min_p_sampling: bool,
-    sampling_seed: torch.Tensor,
+    sampling_seed: torch.Tensor | None,
     positions: torch.Tensor,
     *,
     return_filtered_probs: bool = False,
