@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from miles.router.server import raise_file_limit
+from miles.router.process import raise_file_limit
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ import pytest
 
 from miles.core.errors import ConfigError, PluginError
 from miles.router import server as server_module
-from miles.router.server import RouterServer, fast_path_fits, listen, raise_file_limit
+from miles.router.process import raise_file_limit
+from miles.router.server import RouterServer, fast_path_fits, listen
 from miles.router.settings import Settings
 
 

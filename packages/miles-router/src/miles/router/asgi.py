@@ -12,7 +12,7 @@ from miles.router.exchange import Exchange, Refusal
 from miles.router.framing import ChunkScanner, Header, ResponseHead
 
 _WATCH_AFTER_S = 0.02
-_HIGH_WATER = 256 * 1024  # bytes that wait for the ASGI server before the worker is not read any more
+_HIGH_WATER = 1024 * 1024  # bytes that wait for the ASGI server before the worker is not read any more
 
 
 class AsgiProxy:

@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 
 import miles.router
 from miles.core.errors import ConfigError, PluginError
-from miles.router.server import RouterServer, listen, raise_file_limit
+from miles.router.process import keep_freed_memory, raise_file_limit
+from miles.router.server import RouterServer, listen
 from miles.router.settings import Settings
 
 _ALIASES = {
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     raise_file_limit()
+    keep_freed_memory()
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_certificate else "http"
     print(f"miles-router {miles.router.__version__} on {scheme}://{host}:{port}", flush=True)

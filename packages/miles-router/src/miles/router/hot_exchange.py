@@ -105,7 +105,7 @@ class HotExchange(Exchange):
     def way_out(self, last_bytes: int) -> tuple[KernelPipe, asyncio.Transport] | None:
         client = self.protocol.transport
         slow = client.get_write_buffer_size() > last_bytes
-        if slow or not self.started or not can_relay(client):
+        if slow or not self.started or client.is_closing() or not can_relay(client):
             return None
         return self.dispatcher.pipe(), client
 

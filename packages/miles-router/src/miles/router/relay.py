@@ -86,18 +86,16 @@ class Relay:
         self._source_fd = os.dup(connection.transport.get_extra_info("socket").fileno())
         self._target_fd = os.dup(target.get_extra_info("socket").fileno())
         connection.transport.pause_reading()
-        # What was written to the transport before goes out at the end of this turn of the loop.
-        self._start: asyncio.Handle = self._loop.call_soon(self._move)
 
     def stop(self) -> None:
         """Touch the sockets no more."""
-        self._start.cancel()
         if self._watching:
             self._loop.remove_reader(self._source_fd)
         os.close(self._source_fd)
         os.close(self._target_fd)
 
-    def _move(self) -> None:
+    def move(self) -> None:
+        """Move what is there; the rest follows as it comes."""
         connection = self._connection
         if self._target.get_write_buffer_size():  # the client is slow: the transports know how to wait
             connection.end_relay(0, b"")
@@ -122,4 +120,4 @@ class Relay:
     def _watch(self) -> None:
         if not self._watching:
             self._watching = True
-            self._loop.add_reader(self._source_fd, self._move)
+            self._loop.add_reader(self._source_fd, self.move)

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
-import resource
 import signal
 import socket
 import threading
@@ -186,12 +185,6 @@ def listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot listen there ({error})") from error
-
-
-def raise_file_limit() -> None:
-    """Allow as many open connections as the system permits: each request takes two."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def fast_path_fits(uvicorn_version: str) -> bool:

@@ -224,6 +224,7 @@ class UpstreamConnection(asyncio.Protocol):
         way = self.sink.way_out(last_bytes)
         if way is not None:
             self._relay = Relay(*way, self)
+            self._relay.move()
 
     def end_relay(self, moved: int, rest: bytes) -> None:
         """``moved`` bytes left the worker's socket; all but ``rest``, the last of them, went to the client."""
