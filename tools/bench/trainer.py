@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,49 +46,60 @@ def main() -> None:
     if flags.only:
         print(json.dumps(measure(flags)))
         return
-    with tempfile.TemporaryDirectory() as directory:
-        make_checkpoint(flags, directory)
-        runs = {name: [] for name in CONTENDERS}
-        for _ in range(flags.repeats):
-            for name in CONTENDERS:
-                runs[name].append(run_alone(name, directory))
-    print(json.dumps(summary(flags, runs)))
+    print(json.dumps(summary(flags, alternating(flags, CONTENDERS))))
 
 
 def parse_flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measured_trainer(__doc__, CONTENDERS, samples=256, max_tokens=4096)
+    parser.add_argument(
+        "--padded-micro-batch", type=int, default=0, help="samples per padded micro-batch; 0: all at once"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def measured_trainer(text: str, contenders: Sequence[str], *, samples: int, max_tokens: int) -> argparse.ArgumentParser:
+    """Flags of a bench of trainers: model, rollouts, and how often."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
     parser.add_argument("--lengths", choices=("even", "lognormal"), default="even")
-    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=samples)
     parser.add_argument("--group", type=int, default=8, help="samples per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=14)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=4096, help="--max-tokens-per-gpu of the trainer")
-    parser.add_argument(
-        "--padded-micro-batch", type=int, default=0, help="samples per padded micro-batch; 0: all at once"
-    )
+    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="--max-tokens-per-gpu of the trainer")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=contenders, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser
 
 
-def run_alone(name: str, directory: str) -> dict[str, float]:
-    command = [sys.executable, *sys.argv, "--only", name, "--checkpoint", directory]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def alternating(flags: argparse.Namespace, contenders: Sequence[str]) -> dict[str, list[Any]]:
+    """What this script prints for each contender in a process of its own, in turns."""
+    runs: dict[str, list[Any]] = {name: [] for name in contenders}
+    with tempfile.TemporaryDirectory() as directory:
+        make_checkpoint(flags, directory)
+        for _ in range(flags.repeats):
+            for name in contenders:
+                command = [sys.executable, *sys.argv, "--only", name, "--checkpoint", directory]
+                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    return runs
+
+
+def conditions(flags: argparse.Namespace) -> dict[str, object]:
+    """What a result belongs to."""
+    shown = {key: value for key, value in vars(flags).items() if key not in ("only", "checkpoint")}
+    return {"machine": platform.processor() or platform.machine(), **shown}
 
 
 def summary(flags: argparse.Namespace, runs: dict[str, list[dict[str, float]]]) -> dict[str, object]:
     medians = {name: {key: statistics.median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
     return {
         "bench": "trainer",
-        "machine": platform.processor() or platform.machine(),
-        **{key: value for key, value in vars(flags).items() if key not in ("only", "checkpoint")},
+        **conditions(flags),
         **medians,
         "speedup": round(medians["miles"]["tokens_per_cpu_s"] / medians["padded"]["tokens_per_cpu_s"], 2),
         "share_of_packed": round(medians["miles"]["tokens_per_cpu_s"] / medians["packed"]["tokens_per_cpu_s"], 3),

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -26,7 +22,7 @@ import torch  # noqa: E402
 from megatron.core.distributed import DistributedDataParallel, finalize_model_grads  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # noqa: E402
-from trainer import CLIP_HIGH, CLIP_LOW, LR, make_checkpoint, make_rollout  # noqa: E402
+from trainer import CLIP_HIGH, CLIP_LOW, LR, alternating, conditions, make_rollout, measured_trainer  # noqa: E402
 
 from miles.core.config import Config  # noqa: E402
 from miles.core.protocols.backend import Rank  # noqa: E402
@@ -45,40 +41,14 @@ def main() -> None:
     if flags.only:
         print(json.dumps(measure(flags)))
         return
-    with tempfile.TemporaryDirectory() as directory:
-        make_checkpoint(flags, directory)
-        runs = {name: [] for name in CONTENDERS}
-        for _ in range(flags.repeats):
-            for name in CONTENDERS:
-                command = [sys.executable, *sys.argv, "--only", name, "--checkpoint", directory]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    runs = alternating(flags, CONTENDERS)
     medians = {name: statistics.median(of) for name, of in runs.items()}
-    shown = {key: value for key, value in vars(flags).items() if key not in ("only", "checkpoint")}
     share = round(medians["miles"] / medians["bare"], 3)
-    machine = platform.processor() or platform.machine()
-    print(
-        json.dumps(
-            {"bench": "trainer_megatron", "machine": machine, **shown, "tokens_per_cpu_s": medians, "share": share}
-        )
-    )
+    print(json.dumps({"bench": "trainer_megatron", **conditions(flags), "tokens_per_cpu_s": medians, "share": share}))
 
 
 def parse_flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", choices=("even", "lognormal"), default="even")
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--group", type=int, default=8, help="samples per prompt")
-    parser.add_argument("--prompt-tokens", type=int, default=14)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--vocab", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int, default=1024, help="--max-tokens-per-gpu of the trainer")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return measured_trainer(__doc__, CONTENDERS, samples=64, max_tokens=1024).parse_args()
 
 
 def measure(flags: argparse.Namespace) -> float:
