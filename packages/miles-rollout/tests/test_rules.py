@@ -32,6 +32,7 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--rollout-task-type", "chess"), "has no effect without --rollout-buffer-url"),
         (("--eval-interval", "5"), "--eval-interval 5"),
         (("--eval-prompt-data", "a", "a.jsonl"), "has no effect without --eval-interval"),
+        (("--offload-rollout", "--eval-async"), "engines have no memory then"),
         (("--eval-prompt-data", "a", "a.jsonl", "b", "--eval-interval", "1"), "--eval-prompt-data"),
         ((), "--rollout-max-response-len is required"),
         (("--rollout-num-gpus", "3", "--rollout-num-gpus-per-engine", "2"), "is no multiple"),

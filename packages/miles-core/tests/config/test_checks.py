@@ -171,7 +171,6 @@ def test_asynchronous_training_needs_accelerators_for_both_and_old_log_probs_for
 def test_trainer_and_engines_take_turns_only_where_one_works_at_a_time(problems):
     (problem,) = problems("--offload", "--async-training", about="--offload-train and --offload-rollout")
     assert "runs both at once" in problem
-    assert problems("--offload-rollout", "--eval-async", about="--eval-async evaluates")
     assert not problems("--offload", about="offload")
 
 

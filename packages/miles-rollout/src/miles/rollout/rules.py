@@ -105,6 +105,11 @@ def check_evaluation(config: Config) -> Iterator[str]:
             f"--eval-interval {evaluation.eval_interval}: a trainer without engines (--debug-train-only, "
             "--load-debug-rollout-data) cannot evaluate. Leave --eval-interval and the data of evaluations out"
         )
+    if evaluation.eval_async and config.offload_rollout:
+        yield (
+            "--eval-async evaluates while the trainer works, and with --offload-rollout engines have no memory then. "
+            "Leave one of them out"
+        )
 
 
 def check_engines(config: Config) -> Iterator[str]:

@@ -37,8 +37,3 @@ def check_offloading(config: Config) -> Iterator[str]:
             f"{' and '.join(given)}: trainer and engines take turns, but asynchronous training runs both at once. Use "
             "`miles train`, or leave it out"
         )
-    if cluster.offload_rollout and config.eval_async:
-        yield (
-            "--eval-async evaluates while the trainer works, and with --offload-rollout engines have no memory then. "
-            "Leave one of them out"
-        )
