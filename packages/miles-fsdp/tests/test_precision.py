@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from miles.core.protocols.backend import Rank
+from miles.core.training.loss_scaling import LossScaler
 from miles.fsdp.backend import FsdpBackend
-from miles.fsdp.scaling import LossScaler
 
 pytestmark = pytest.mark.slow
 

@@ -74,7 +74,6 @@ def test_adapters_need_a_rank(flags, problem):
     [
         (("--fp16",), None),
         (("--fp16", "--train-dtype", "bf16"), "--fp16 and --train-dtype bf16 contradict each other"),
-        (("--fp16", "--train-backend", "megatron"), "the megatron backend scales no losses"),
         (("--fsdp-cpu-offload",), "where --device cpu has them anyway"),
         (("--fsdp-state-dict-cpu-offload",), "where --device cpu has them anyway"),
     ],

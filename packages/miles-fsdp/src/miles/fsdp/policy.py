@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from miles.core.math.logprobs import LogProbs, linear_logprobs
+from miles.core.training.loss_scaling import LossScaler
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Output, StepLoss
 from miles.fsdp.layout import Layout, Packed
 from miles.fsdp.lora import adapters_off, is_adapter
-from miles.fsdp.scaling import LossScaler
 
 PACKED = Packed()
 

@@ -15,6 +15,7 @@ from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
+from miles.core.training.loss_scaling import LossScaler
 from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
 from miles.core.training.state_files import (
     Counters,
@@ -30,7 +31,6 @@ from miles.fsdp import checkpoint
 from miles.fsdp.building import ModuleBuilder, Site
 from miles.fsdp.optimizer import build_optimizer, optimizer_state
 from miles.fsdp.policy import Gradients, RankModule, Trained
-from miles.fsdp.scaling import LossScaler
 
 if TYPE_CHECKING:
     from miles.core.config import Config

@@ -131,7 +131,7 @@ def check_memory(config: Config) -> Iterator[str]:
     training, fsdp = config[Training], config[Fsdp]
     if training.fp16 and training.train_dtype != "fp16":
         yield f"--fp16 and --train-dtype {training.train_dtype} contradict each other. Give one of them"
-    if training.train_dtype == "fp16" and training.train_backend != "fsdp":
+    if training.train_dtype == "fp16" and training.train_backend not in ("fsdp", "megatron"):
         yield f"--train-dtype fp16: the {training.train_backend} backend scales no losses. Use --train-backend fsdp"
     offloads = {
         "--fsdp-cpu-offload": fsdp.fsdp_cpu_offload,

@@ -25,6 +25,7 @@ from miles.megatron.optimizer import Updater
 
 _WEIGHTS = "torch_dist"
 _RELEASE = "release"
+_LOSS_SCALER = "loss_scaler"
 
 
 def write(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
@@ -45,6 +46,8 @@ def prepare(
     if updater is not None:
         updater.complete_state()
         state["optimizer"] = updater.optimizer.sharded_state_dict(state, metadata=_metadata())
+        if updater.scaler is not None:
+            state[_LOSS_SCALER] = {name: float(value) for name, value in updater.scaler.state.items()}
     tensors = DeferredTensors(writer, copies=copies)
     dist_checkpointing.save(state, str(target), sharded_strategy=tensors, content_metadata=_content())
     return tensors.write
@@ -70,6 +73,9 @@ def read(
         if updater is not None:
             with torch.no_grad():
                 updater.optimizer.load_state_dict(loaded["optimizer"])
+            if updater.scaler is not None:
+                for name, value in loaded[_LOSS_SCALER].items():
+                    updater.scaler.state[name].fill_(value)
     except (CheckpointingException, CheckpointException, KeyError, OSError) as error:
         raise CheckpointError(
             f"{source} cannot be read: {error!r}. Megatron-Core loads the optimizer of a model with experts only with "

@@ -88,7 +88,8 @@ def transformer_config(
         "deterministic_mode": training.deterministic_mode,
         "params_dtype": site.dtype,
         "pipeline_dtype": site.dtype if pipelined else None,
-        "bf16": site.dtype.itemsize == 2,
+        "bf16": site.dtype == torch.bfloat16,
+        "fp16": site.dtype == torch.float16,
         # Packs differ in length, and stages have to tell each other.
         "variable_seq_lengths": pipelined,
         "moe_token_dispatcher_type": "alltoall",

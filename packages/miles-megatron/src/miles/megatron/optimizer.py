@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -14,6 +15,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from miles.core.flags.optimizer import Optimizer
+from miles.core.training.loss_scaling import LossScaler
 from miles.megatron.flags import Parallelism
 from miles.megatron.language_model import LanguageModel
 
@@ -68,6 +70,7 @@ class Updater:
     ) -> None:
         self._chunks = list(chunks)
         self._max_norm = flags.clip_grad or math.inf
+        self.scaler = LossScaler() if dtype == torch.float16 else None
         self.optimizer: ChainedOptimizer = get_megatron_optimizer(
             OptimizerConfig(
                 optimizer=flags.optimizer,
@@ -79,6 +82,9 @@ class Updater:
                 sgd_momentum=0.0,
                 clip_grad=self._max_norm,
                 bf16=dtype == torch.bfloat16,
+                fp16=dtype == torch.float16,
+                # Divides by what it is told before every step; one scale for all its parts.
+                loss_scale=None if self.scaler is None else 1.0,
                 params_dtype=dtype,
                 use_distributed_optimizer=_divides_state(flags, parallel),
                 overlap_param_gather=parallel.overlap_param_gather,
@@ -96,13 +102,28 @@ class Updater:
         """See ``Model.step``."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        overflow = self.optimizer.prepare_grads()
-        norm = math.inf if overflow else float(self.optimizer.get_grad_norm())
+        norm = math.inf if self._overflows() else float(self.optimizer.get_grad_norm())
         if math.isfinite(norm):
             self._clip(norm)
             self.optimizer.step_with_ready_grads()
+        if self.scaler is not None:
+            self.scaler.stepped() if math.isfinite(norm) else self.scaler.overflowed()
         self.clear()
         return norm
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """What the backward pass begins with."""
+        return loss if self.scaler is None else loss * self.scaler.scale
+
+    def _overflows(self) -> bool:
+        """Take the gradients without their scale; whether one is not finite, on any rank."""
+        if self.scaler is None:
+            return bool(self.optimizer.prepare_grads())
+        for part in self._parts():
+            part.grad_scaler._scale.fill_(self.scaler.scale)
+        found = torch.tensor(float(self.optimizer.prepare_grads()), device=torch.cuda.current_device())
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found)
 
     def reset(self) -> None:
         """Forget moments and step counts."""

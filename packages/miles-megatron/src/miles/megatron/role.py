@@ -62,6 +62,8 @@ class MegatronRole:
         parallel = self._config[Parallelism]
         wrapped = with_gradients(self._chunks, self._blueprint.transformer, self._optimizer_flags, parallel)
         self._updater = Updater(self._optimizer_flags, parallel, wrapped, self._site.dtype)
+        if self._updater.scaler is not None:
+            self._blueprint.transformer.grad_scale_func = self._updater.scaled
         self._gatherer = WeightGatherer(self._chunks, self._blueprint.weights)
         return wrapped
 

@@ -26,7 +26,7 @@ from miles.megatron.packed_inputs import Layout
 if TYPE_CHECKING:
     from miles.core.config import Config
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
