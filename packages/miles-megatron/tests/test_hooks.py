@@ -70,3 +70,15 @@ def test_flags_that_contradict_the_checkpoint_are_named(config, on_ranks, flags,
 def test_flags_that_repeat_the_checkpoint_are_welcome(config, rollout, on_ranks):
     flags = {"num_layers": 4, "hidden_size": 32, "normalization": "RMSNorm", "padded_vocab_size": 104}
     assert on_ranks(1, lambda make: len(make(config(**flags)).train(rollout()).steps)) == [1]
+
+
+def test_a_contradiction_can_be_meant(config, rollout, on_ranks):
+    # Another epsilon than the checkpoint's builds a model all the same.
+    flags = {"norm_epsilon": 1e-2}
+
+    def run(make):
+        with pytest.raises(Exception, match="--norm-epsilon"):
+            make(config(**flags))
+        return len(make(config(**flags, allow_model_args_mismatch=True)).train(rollout()).steps)
+
+    assert on_ranks(1, run) == [1]

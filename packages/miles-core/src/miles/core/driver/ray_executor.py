@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 PLACEMENT_DEADLINE_S = 300.0
 CONNECT_DEADLINE_S = 10.0
 CLOSING_DEADLINE_S = 30.0
-_WRITING = "writing"  # a thread of each rank that waits for checkpoints while another one trains
 """For all ranks together, and for the rollout side: after this they are killed."""
+DEATH_DEADLINE_S = 5.0
+"""How long after an error of one process Ray may take to tell that another one has died, which is the cause then."""
+_WRITING = "writing"  # a thread of each rank that waits for checkpoints while another one trains
 
 
 class RayExecutor:
@@ -90,6 +92,7 @@ class RayRanks:
     ) -> None:
         self._config, self._training = config, config[Training]
         self._ranks = num_ranks(config[Cluster], role)
+        self._names = [f"rank {index} of the {role}" for index in range(self._ranks)]
         remote = ray.remote(concurrency_groups={_WRITING: 1})(RoleWorker)
         self._workers = [
             remote.options(
@@ -103,7 +106,7 @@ class RayRanks:
 
     def start(self) -> None:
         here = Path.cwd()
-        nodes = _first_failure([worker.__ray_call__.remote(_enter, here) for worker in self._workers])
+        nodes = self._done([worker.__ray_call__.remote(_enter, here) for worker in self._workers])
         (master,) = _first_failure([self._workers[0].__ray_call__.remote(_rendezvous)])
         ranks_on_node = {node: nodes.count(node) for node in nodes}
         calls = []
@@ -112,7 +115,7 @@ class RayRanks:
             calls.append(
                 worker.build.remote(rank, train_threads(self._training.train_num_threads, ranks_on_node[node]))
             )
-        _first_failure(calls)
+        self._done(calls)
 
     def score(self, batch: RolloutBatch) -> Scores:
         scores: Scores = self._all("score", ray.put(batch))[0]
@@ -125,13 +128,17 @@ class RayRanks:
         calls = self._begin("train", ray.put(batch))
 
         def finish() -> TrainReport:
-            report: TrainReport = _first_failure(calls)[0]
+            report: TrainReport = self._done(calls)[0]
             return report
 
         return finish
 
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         report: SyncReport = self._all("update_weights", urls, version)[0]
+        return report
+
+    def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
+        report: SyncReport = _first_failure([self._workers[0].repeat_weights.remote(urls, version)])[0]
         return report
 
     def probe_engines(self) -> float | None:
@@ -148,7 +155,7 @@ class RayRanks:
         self._all("save", directory.absolute())
 
     def finish_save(self) -> None:
-        _first_failure([worker.finish_save.options(concurrency_group=_WRITING).remote() for worker in self._workers])
+        self._done([worker.finish_save.options(concurrency_group=_WRITING).remote() for worker in self._workers])
 
     def load(self, directory: Path) -> None:
         self._all("load", directory.absolute())
@@ -168,7 +175,11 @@ class RayRanks:
         self._workers = []
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return _first_failure(self._begin(method, *arguments))
+        return self._done(self._begin(method, *arguments))
+
+    def _done(self, calls: list[Any]) -> list[Any]:
+        """Results of a call of every rank."""
+        return _first_failure(calls, self._names)
 
     def _begin(self, method: str, *arguments: Any) -> list[Any]:
         return [getattr(worker, method).remote(*arguments) for worker in self._workers]
@@ -250,7 +261,7 @@ class RayRollout:
         self._role = None
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return _first_failure([self._role.call.remote(method, arguments)])[0]
+        return _first_failure([self._role.call.remote(method, arguments)], ["the rollout side"])[0]
 
 
 class _RolloutHost:
@@ -264,8 +275,11 @@ class _RolloutHost:
         return getattr(self._role, method)(*arguments)
 
 
-def _first_failure(calls: list[Any]) -> list[Any]:
-    """Results in order; raises as soon as one call fails, without waiting for ranks that hang because of it."""
+def _first_failure(calls: list[Any], who: Sequence[str] = ()) -> list[Any]:
+    """Results in order; raises as soon as one call fails, without waiting for ranks that hang because of it.
+
+    ``who`` names the process of each call.
+    """
     pending = list(calls)
     while pending:
         done, pending = ray.wait(pending, num_returns=1)
@@ -275,10 +289,32 @@ def _first_failure(calls: list[Any]) -> list[Any]:
             cause = error.as_instanceof_cause()
             if isinstance(cause, MilesError):
                 raise cause from error
+            if (dead := _first_dead(calls, DEATH_DEADLINE_S)) is not None:
+                raise _told_dead(calls, who, *dead) from None
             raise
         except ray.exceptions.RayActorError as error:
-            raise MilesError(f"a process of the run has ended: {error}") from None
+            raise _told_dead(calls, who, done[0], error) from None
     return list(ray.get(calls))
+
+
+def _first_dead(calls: list[Any], deadline_s: float) -> tuple[Any, Exception] | None:
+    """The first call whose process has died, and what Ray says of it: others fail because it no longer answers them."""
+    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=deadline_s)
+    for call in ended:
+        try:
+            ray.get(call)
+        except ray.exceptions.RayActorError as error:
+            return call, error
+        except ray.exceptions.RayTaskError:
+            continue
+    return None
+
+
+def _told_dead(calls: list[Any], who: Sequence[str], call: Any, error: Exception) -> MilesError:
+    name = who[calls.index(call)] if who else "a process of the run"
+    return MilesError(
+        f"{name} has died: {error}. Start the run again with the same command: it goes on from its last checkpoint"
+    )
 
 
 def _enter(worker: RoleWorker, working_directory: Path) -> str:
