@@ -76,3 +76,12 @@ def test_a_hanging_engine_is_ended_and_replaced(toy, undisturbed, tmp_path):
     assert restarts(run) == 1
     assert "/health_generate did not answer within 2 s" in output
     assert_equal_runs(run, undisturbed)
+
+
+def test_beside_training_a_new_engine_gets_the_weights_that_the_others_have(toy, tmp_path):
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    train(toy, undisturbed, "--async-training")
+    train(toy, run, "--async-training", signal="SIGKILL", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
+    assert restarts(run) == 1
+    assert {version for row in samples(run, 1) for version in row[3]} == {"0"}
+    assert_equal_runs(run, undisturbed)

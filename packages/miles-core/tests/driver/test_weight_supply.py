@@ -173,3 +173,19 @@ def test_a_new_engine_gets_weights_of_a_trainer_that_sleeps():
         assert log == ["sent", "sleeps", "wakes", "sent", "sleeps"]
     finally:
         supply.stop()
+
+
+def test_a_new_engine_beside_others_that_work_gets_the_weights_that_they_have():
+    rollout, actors, repeated = FakeRollout(), FakeActors(), []
+    actors.repeat_weights = lambda urls, version: repeated.append((urls, version))
+    supply = WeightSupply(rollout, actors, replaces=True, repeats=True)
+    supply.start()
+    try:
+        supply.update(3)
+        with supply.trainer(becomes=4):
+            rollout.waiting = ["c"]
+        wait_until(lambda: not rollout.waiting)
+        assert repeated == [(["c"], 3)]
+        assert rollout.calls[-1] == (3, ["c"])
+    finally:
+        supply.stop()

@@ -62,6 +62,9 @@ class ActorCritic:
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         return self._actor.update_weights(urls, version)
 
+    def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
+        return self._actor.repeat_weights(urls, version)
+
     def probe_engines(self) -> float | None:
         return self._actor.probe_engines()
 

@@ -27,6 +27,12 @@ class ActorGroup(Protocol):
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
         """Bring the engines to the actor's weights."""
 
+    def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
+        """Bring further engines to ``version``, which the others took last, whatever the actor has learned since.
+
+        Only where a run replaces engines beside training.
+        """
+
     def probe_engines(self) -> float | None:
         """Ask the engines of the last update for a fixed prompt's log-probabilities, if that was due: the difference.
 

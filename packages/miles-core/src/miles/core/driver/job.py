@@ -21,7 +21,7 @@ from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
 from miles.core.driver.saving import Saver
 from miles.core.driver.turns import Offloading, Turns
-from miles.core.driver.weight_supply import WeightSupply
+from miles.core.driver.weight_supply import WeightSupply, replaces_beside_training
 from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
@@ -307,7 +307,14 @@ def _num_rollout(data: Data, per_epoch: int | None) -> int:
 
 def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup, turns: Turns | None) -> WeightSupply:
     heartbeat_s = config.rollout_health_check_interval + config.rollout_health_check_timeout
-    return WeightSupply(rollout, actors, turns, replaces=config.use_fault_tolerance, notice_s=heartbeat_s)
+    return WeightSupply(
+        rollout,
+        actors,
+        turns,
+        replaces=config.use_fault_tolerance,
+        repeats=replaces_beside_training(config),
+        notice_s=heartbeat_s,
+    )
 
 
 def _schedule(config: Config, num_rollout: int, per_epoch: int | None) -> Schedule:

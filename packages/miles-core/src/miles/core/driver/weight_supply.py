@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from miles.core.driver.executor import ActorGroup
 from miles.core.driver.turns import Turns
 from miles.core.errors import EngineError, MilesError
+from miles.core.flags.training import Training
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.weights.sync import SyncReport
+
+if TYPE_CHECKING:
+    from miles.core.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +27,16 @@ _LOOK_INTERVAL_S = 0.5
 _END_DEADLINE_S = 10.0
 
 
+def replaces_beside_training(config: Config) -> bool:
+    """Whether an engine can be replaced while others work with weights that the trainer has left behind."""
+    return bool(config.use_fault_tolerance and (config[Training].async_training or config.eval_async))
+
+
 class WeightSupply:
-    """Owned by the job.  ``replaces``: the rollout side replaces lost engines, and ``notice_s`` is how long it may take
-    to see that one hangs.  ``turns`` says whose turn it is where trainer and engines share memory.
+    """Owned by the job.  ``turns`` says whose turn it is where trainer and engines share memory.
+
+    ``replaces``: the rollout side replaces lost engines, and ``notice_s`` is how long it may take to see that one hangs.
+    ``repeats``: others may be at work meanwhile, so a new engine gets the weights that they have, not the trainer's.
 
     New engines are served from a thread of its own, whenever the trainer is free: a rollout whose only engine is lost
     waits for that.
@@ -37,13 +49,17 @@ class WeightSupply:
         turns: Turns | None = None,
         *,
         replaces: bool = False,
+        repeats: bool = False,
         notice_s: float = 0.0,
     ) -> None:
         self._rollout, self._actors = rollout, actors
         self._turns = turns or Turns(rollout, actors)
-        self._replaces = replaces
+        self._replaces, self._repeats = replaces, repeats
         self._notice_s = DEATH_NOTICE_S + (notice_s if replaces else 0.0)
         self._version: int | None = None
+        """Of the trainer."""
+        self._sent: int | None = None
+        """Of the engines."""
         self._busy = threading.Lock()
         self._ending = threading.Event()
         self._server: threading.Thread | None = None
@@ -77,24 +93,31 @@ class WeightSupply:
             self._version = version
             while urls := self._rollout.engine_urls():
                 try:
-                    return self._push(urls, version)
+                    report = self._push(urls, version, self._send)
+                    self._sent = version
+                    return report
                 except EngineError:
                     if not self._lost_one_of(urls):
                         raise
             return None
 
-    def _push(self, urls: Sequence[str], version: int) -> SyncReport:
+    def _push(self, urls: Sequence[str], version: int, send: Callable[[list[str], int], SyncReport]) -> SyncReport:
         updated: Sequence[str] = ()
         self._rollout.weights_updating()
         try:
-            self._turns.for_sending()
-            report = self._actors.update_weights(list(urls), version)
-            self._turns.for_generating()
-            with report.phase("probe"):
-                report.probe_difference = self._actors.probe_engines()
+            report = send(list(urls), version)
             updated = urls
         finally:
             self._rollout.weights_updated(version, updated)
+        return report
+
+    def _send(self, urls: list[str], version: int) -> SyncReport:
+        """The trainer's weights, proved."""
+        self._turns.for_sending()
+        report = self._actors.update_weights(urls, version)
+        self._turns.for_generating()
+        with report.phase("probe"):
+            report.probe_difference = self._actors.probe_engines()
         return report
 
     def _lost_one_of(self, urls: Sequence[str]) -> bool:
@@ -122,9 +145,10 @@ class WeightSupply:
         with self._busy:
             if self._turns.engines_rest:  # the update that ends this reaches them too
                 return
-            for url in self._rollout.engines_waiting() if self._version is not None else ():
-                assert self._version is not None
+            version, send = (self._sent, self._actors.repeat_weights) if self._repeats else (self._version, self._send)
+            for url in self._rollout.engines_waiting() if version is not None else ():
+                assert version is not None
                 try:
-                    self._push([url], self._version)
+                    self._push([url], version, send)
                 except MilesError as error:
                     self._rollout.replace_engine(url, f"the engine at {url} did not take weights: {error}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from miles.core.driver.watchdog import Watchdog, watched
+from miles.core.driver.weight_supply import replaces_beside_training
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.debug import Debug
 from miles.core.flags.training import Training
@@ -96,6 +97,12 @@ class RoleWorker:
         return report
 
     @watched
+    def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
+        """What ``ActorGroup`` says; of rank 0."""
+        assert self._sender is not None, "update_weights() comes first"
+        return self._sender.send_again(urls, version)
+
+    @watched
     def probe_engines(self) -> float | None:
         """What ``ActorGroup`` says; rank 0 asks."""
         expected, self._probe = self._probe, None
@@ -119,7 +126,12 @@ class RoleWorker:
                 pass
             return SyncReport()
         if self._sender is None:
-            self._sender = WeightSender(self._training, self._run_dir, deadline_s=self._deadline_s)
+            self._sender = WeightSender(
+                self._training,
+                self._run_dir,
+                deadline_s=self._deadline_s,
+                remembers=replaces_beside_training(self._config),
+            )
         return self._sender.send(self.actor.named_weights(), urls, version)
 
     def _prepare_probe(self, urls: list[str], report: SyncReport) -> None:

@@ -32,6 +32,26 @@ class Change:
         return cls(str(value["base_version"]), entries)
 
 
+class SentWeights:
+    """A copy on the host of what was sent last."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def keep(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors as they are, remembered on the way."""
+        for name, tensor in tensors:
+            self.remember(name, tensor)
+            yield name, tensor
+
+    def remember(self, name: str, new: torch.Tensor) -> None:
+        """Keep a copy of ``new`` in the place of the tensor of this name."""
+        kept = self.tensors.get(name)
+        if kept is None or kept.shape != new.shape or kept.dtype != new.dtype:
+            self.tensors[name] = torch.empty_like(new, device="cpu", memory_format=torch.contiguous_format)
+        self.tensors[name].copy_(new.detach())
+
+
 class ChangeTracker:
     """Remembers on the host what was sent last, and finds what differs."""
 
@@ -41,14 +61,12 @@ class ChangeTracker:
         self.entries: dict[str, tuple[str, int]] = {}
         self.checksums: dict[str, str] = {}
         """Of the whole new tensor, of every tensor that is sent as a change."""
-        self._sent: dict[str, torch.Tensor] = {}
+        self._sent = SentWeights()
 
     def whole(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors as they are, remembered on the way."""
         self._begin()
-        for name, tensor in tensors:
-            self._remember(name, _on_host(tensor))
-            yield name, tensor
+        return self._sent.keep(tensors)
 
     def changes(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """What differs from the version before.  A change is described in ``entries``; equal tensors are left out.
@@ -58,14 +76,14 @@ class ChangeTracker:
         self._begin()
         for name, tensor in tensors:
             new = _on_host(tensor)
-            change, count = encode(self._sent[name], new)
+            change, count = encode(self._sent.tensors[name], new)
             if change.numel() >= new.nbytes:
                 yield name, new
             elif count:
                 self.entries[name] = (str(new.dtype).removeprefix("torch."), count)
                 self.checksums[name] = checksum(new)
                 yield name, change
-            self._remember(name, new)
+            self._sent.remember(name, new)
 
     def describe(self, base_version: str, names: Iterable[str]) -> Change:
         """The entries of ``names``."""
@@ -78,13 +96,6 @@ class ChangeTracker:
     def _begin(self) -> None:
         self.version = None
         self.entries, self.checksums = {}, {}
-
-    def _remember(self, name: str, new: torch.Tensor) -> None:
-        kept = self._sent.get(name)
-        if kept is None or kept.shape != new.shape or kept.dtype != new.dtype:
-            self._sent[name] = new.clone()
-        else:
-            kept.copy_(new)
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,23 +9,42 @@ import torch
 
 from miles.core.errors import EngineError, WeightSyncError
 from miles.core.flags.training import Training
-from miles.core.weights.delta import ChangeTracker
+from miles.core.weights.delta import ChangeTracker, SentWeights
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import SyncReport, push_weights
 from miles.core.weights.transport import WeightTransport, create_transport
 
 
 class WeightSender:
-    """``deadline_s`` bounds every answer of an engine.  Used by one thread at a time."""
+    """``deadline_s`` bounds every answer of an engine; ``remembers``: what was sent can be sent again.
 
-    def __init__(self, flags: Training, run_dir: Path, *, deadline_s: float) -> None:
+    Used by one thread at a time.
+    """
+
+    def __init__(self, flags: Training, run_dir: Path, *, deadline_s: float, remembers: bool = False) -> None:
         self._flags, self._run_dir, self._deadline_s = flags, run_dir, deadline_s
+        self._memory = SentWeights() if remembers else None
         self._tracker = ChangeTracker() if flags.update_weight_delta else None
         self._transport: WeightTransport | None = None
         self._fleet: EngineFleet | None = None
 
     def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], urls: list[str], version: int) -> SyncReport:
         """Bring the engines at ``urls`` to ``version``."""
+        remembered = named_tensors if self._memory is None else self._memory.keep(named_tensors)
+        return self._push(remembered, urls, version, self._tracker)
+
+    def send_again(self, urls: list[str], version: int) -> SyncReport:
+        """Bring the engines at ``urls`` to ``version``, which others took with the last ``send``."""
+        assert self._memory is not None, "nothing is remembered"
+        return self._push(self._memory.tensors.items(), urls, version, None)
+
+    def _push(
+        self,
+        named_tensors: Iterable[tuple[str, torch.Tensor]],
+        urls: list[str],
+        version: int,
+        tracker: ChangeTracker | None,
+    ) -> SyncReport:
         fleet, transport = self._connected(urls)
         return push_weights(
             named_tensors,
@@ -34,7 +53,7 @@ class WeightSender:
             version=version,
             bucket_bytes=self._flags.update_weight_buffer_size,
             pause_mode=self._flags.pause_generation_mode,
-            tracker=self._tracker,
+            tracker=tracker,
         )
 
     def scramble(self) -> None:
