@@ -5,46 +5,45 @@ that must be computed for the shape alone are at the end.  Every row's result ha
 computed with it, and a token's row is the same whether it is decoded or part of a prompt:
 
 - the number of rows is a multiple of 16, so matrix products never take the kernels for very few rows;
-- a query head group has at least four rows, for the same reason;
-- keys are read in multiples of 32, and what is masked adds exact zeros at the end of a sum;
+- attention multiplies the same number of queries at a time: the heads of a group, or as many queries of a prompt;
+- keys are read in multiples of 32, and what is masked adds exact zeros to a sum;
 - sums over more than SPAN keys are made span by span, since matrix libraries cut long sums where it suits the length.
 
-M = rows, N = sequences of a segment, Q = rows of one sequence, H = heads, K = key-value heads, D = head dimension,
-T = tokens read.
+Attention computes in float32 whatever the model's precision: its cost is reading keys and values, and small products
+of other precisions are converted on the way.
+
+M = rows, N = sequences of a segment, Q = rows of one sequence, H = heads, K = key-value heads, G = H / K,
+D = head dimension, R = queries multiplied at a time, C = such portions of a key-value head, T = tokens read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from miles.rollout.engines.embedded.kv import Pool
+from miles.rollout.engines.embedded.products import Floats, multiply
 
+Ints = npt.NDArray[np.int64]
 ROW_MULTIPLE = 16
-MIN_QUERY_ROWS = 4
+QUERY_MULTIPLE = 8
+"""A block of a prompt is a multiple of this many rows."""
 SPAN = 128
 """No library cuts a sum this short."""
 
-_MOST_JOINT_HEADS, _LARGEST_JOINT_DIM = 4, 32
-"""Up to here one product over all key-value heads is faster than one for each, though most of it is zeros."""
-
-_flash_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""Returns the result and the logarithm of the sum of exponentials, which ``scaled_dot_product_attention`` keeps."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Span:
-    """Which tokens of a span the queries of a segment see."""
+class _Sight:
+    """Which tokens the queries of a segment see in a layer."""
 
     start: int
-    stop: int
+    """Tokens before are seen by none; a multiple of SPAN."""
     mask: torch.Tensor
-    """[N or 1, 1, Q, stop - start], 0 or -inf; a query that sees nothing sees everything here."""
-    unseeing: torch.Tensor | None
-    """[N or 1, 1, Q] queries that see nothing; None when all see something."""
+    """0 or -inf, [N, 1, 1, T - start] when Q = 1, else [Q, T - start]"""
 
 
 @dataclass(slots=True, eq=False)
@@ -53,35 +52,46 @@ class Segment:
 
     pool: Pool[Any]
     first_slot: int
-    count: int
-    num_queries: int
-    first_row: int
-    index: torch.Tensor
-    """[N x Q] where keys and values go: slot x capacity + position."""
-    positions: torch.Tensor
-    """[N, Q]; the same for all sequences when Q > 1."""
     num_tokens: int
     """T."""
-    _spans: dict[int | None, list[Span]] = field(default_factory=dict)
-    _room: torch.Tensor | None = None
+    first_row: int
+    positions: Ints
+    """[N, Q]; the same for all sequences when Q > 1, and Q is then a multiple of QUERY_MULTIPLE."""
+    _sights: dict[int | None, _Sight] = field(default_factory=dict)
+    _rooms: dict[str, Floats] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return int(self.positions.shape[0])
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return int(self.positions.shape[1])
 
     @property
     def rows(self) -> slice:
-        return slice(self.first_row, self.first_row + self.count * self.num_queries)
+        return slice(self.first_row, self.first_row + self.positions.size)
 
-    def spans(self, window: int | None, dtype: torch.dtype) -> list[Span]:
-        """The spans to read; ``window`` is how far back a sliding layer sees, itself included."""
-        spans = self._spans.get(window)
-        if spans is None:
-            positions = self.positions if self.num_queries == 1 else self.positions[:1]
-            spans = self._spans[window] = list(_spans(positions, self.num_tokens, window, dtype))
-        return spans
+    @property
+    def slots(self) -> slice:
+        return slice(self.first_slot, self.first_slot + self.count)
 
-    def zeros(self, *size: int, dtype: torch.dtype) -> torch.Tensor:
-        """Memory that is zero at first and the same in every layer."""
-        if self._room is None:
-            self._room = torch.zeros(*size, dtype=dtype)
-        return self._room
+    def sight(self, window: int | None) -> _Sight:
+        """What is seen; ``window`` is how far back a sliding layer sees, itself included."""
+        found = self._sights.get(window)
+        if found is None:
+            positions = self.positions[:, None] if self.num_queries == 1 else self.positions[0]
+            found = self._sights[window] = _sight(positions, self.num_tokens, window)
+        return found
+
+    def room(self, name: str, *size: int) -> Floats:
+        """Memory that all layers use, zero at first."""
+        room = self._rooms.get(name)
+        if room is None or room.shape != size:
+            room = self._rooms[name] = np.zeros(size, np.float32)
+        return room
 
 
 @dataclass(slots=True, eq=False)
@@ -111,138 +121,110 @@ def attend(
 
     ``window`` is how far back a sliding layer sees; ``softcap`` bounds the scores (arXiv:2408.00118).
     """
-    num_heads, num_kv_heads = queries.shape[1], keys.shape[1]
-    group = num_heads // num_kv_heads
-    joint = (
-        softcap is None and values.shape[2] == keys.shape[2] and _worth_joining(num_heads, num_kv_heads, keys.shape[2])
-    )
+    asked, new_keys, new_values = (rows.float().numpy() for rows in (queries, keys, values))
     for segment in plan.segments:
-        rows, count = segment.rows, segment.count
-        segment.pool.write(layer, segment.index, keys[rows], values[rows])
-        held = segment.pool.read(layer, segment.first_slot, count, segment.num_tokens)
-        spans = segment.spans(window, queries.dtype)
-        if segment.num_queries > 1:
-            stacked = queries[rows].view(count, segment.num_queries, num_heads, -1).transpose(1, 2)
-            result = _over_spans(stacked, *held, spans, scale, softcap)
-            out[rows].view(count, segment.num_queries, num_heads, -1).copy_(result.transpose(1, 2))
-        elif joint:
-            wide = segment.zeros(count, num_kv_heads, group, num_kv_heads, queries.shape[2], dtype=queries.dtype)
-            result = _over_spans(_spread(queries[rows], wide), *_joined(*held), spans, scale, softcap)
-            blocks = result.view(wide.shape).diagonal(dim1=1, dim2=3)
-            out[rows].view(count, num_kv_heads, group, -1).copy_(blocks.permute(0, 3, 1, 2))
-        else:  # the heads that share keys are the rows of the product
-            grouped = _grouped(queries[rows], num_kv_heads, group)
-            result = _over_spans(grouped, *held, spans, scale, softcap)
-            out[rows].view(count, num_kv_heads, group, -1).copy_(result[:, :, :group])
+        rows = segment.rows
+        segment.pool.write(layer, segment.slots, segment.positions, new_keys[rows], new_values[rows])
+        held = segment.pool.read(layer, segment.slots, segment.num_tokens)
+        sight = segment.sight(window)
+        if segment.num_queries == 1:
+            _decode(segment, asked[rows], *held, sight, out[rows], scale, softcap)
+        else:
+            _compute_blocks(segment, asked[rows], *held, sight, out[rows], scale, softcap)
 
 
-def _over_spans(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    spans: list[Span],
+def _decode(
+    segment: Segment,
+    queries: Floats,
+    keys: Floats,
+    values: Floats,
+    sight: _Sight,
+    out: torch.Tensor,
     scale: float,
     softcap: float | None,
-) -> torch.Tensor:
-    """Attention of ``queries`` [N, H, Q, D] to ``keys`` and ``values`` [N, K, T, D].
-
-    Spans are joined by their sums of exponentials, first to last; one that a query does not see has the weight 0.
-    """
-    parts, log_sums = [], []
-    for span in spans:
-        tokens = slice(span.start, span.stop)
-        part, log_sum = _over_span(queries, keys[:, :, tokens], values[:, :, tokens], span.mask, scale, softcap)
-        if span.unseeing is not None:
-            log_sum = log_sum.masked_fill(span.unseeing, float("-inf"))
-        parts.append(part)
-        log_sums.append(log_sum)
-    if len(parts) == 1:
-        return parts[0]
-    stacked = torch.stack(log_sums)
-    weights = (stacked - stacked.amax(0)).exp_()
-    total = weights[0].clone()
-    for weight in weights[1:]:
-        total += weight
-    weights /= total
-    result = parts[0] * weights[0, ..., None]
-    for part, weight in zip(parts[1:], weights[1:], strict=True):
-        result.addcmul_(part, weight[..., None])
-    return result.to(queries.dtype)
+) -> None:
+    """Attention of one query [N, H, D] per sequence; the heads that share keys are multiplied together."""
+    count, num_heads, dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    group = num_heads // num_kv_heads
+    portion = portion_size(group)
+    filled = -(-group // portion) * portion
+    room = segment.room("queries", count, num_kv_heads, filled, dim)
+    np.multiply(queries.reshape(count, num_kv_heads, group, dim), np.float32(scale), out=room[:, :, :group])
+    portions = room.reshape(count, num_kv_heads, -1, portion, dim)
+    scores = segment.room("scores", *portions.shape[:-1], segment.num_tokens - sight.start)
+    result = segment.room("result", *portions.shape[:-1], values.shape[3])
+    _score(portions, keys[:, :, sight.start :], scores)
+    _weigh(torch.from_numpy(scores).view(count, num_kv_heads, filled, -1), sight.mask, softcap)
+    _mix(scores, values[:, :, sight.start :], result)
+    heads = torch.from_numpy(result).view(count, num_kv_heads, filled, -1)[:, :, :group]
+    out.view(count, num_kv_heads, group, -1).copy_(heads)
 
 
-def _over_span(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
+def _compute_blocks(
+    segment: Segment,
+    queries: Floats,
+    keys: Floats,
+    values: Floats,
+    sight: _Sight,
+    out: torch.Tensor,
     scale: float,
     softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention [N, H, Q, D] within one span, and the logarithm [N, H, Q] of its sum of exponentials."""
-    if softcap is None and keys.shape[3] == values.shape[3]:
-        part, log_sum = _flash_attention(queries, keys, values, 0.0, False, attn_mask=mask, scale=scale)
-        return part, log_sum
-    count, num_heads, num_queries, dim = queries.shape
-    rows = queries.reshape(count, keys.shape[1], -1, dim)
-    scores = torch.matmul(rows, keys.transpose(2, 3)).view(count, num_heads, num_queries, -1).float()
-    scores.mul_(scale)
+) -> None:
+    """Attention of Q queries [N x Q, H, D] per sequence; one key-value head at a time bounds the memory for scores."""
+    count, num_queries, num_kv_heads = segment.count, segment.num_queries, keys.shape[1]
+    num_heads, dim = queries.shape[1:]
+    group = num_heads // num_kv_heads
+    portion = portion_size(group)
+    asked = queries.reshape(count, num_queries, num_kv_heads, group, dim)
+    places = out.view(count, num_queries, num_kv_heads, group, -1)
+    room = segment.room("queries", count, group, num_queries, dim)
+    portions = room.reshape(count, 1, -1, portion, dim)
+    scores = segment.room("scores", *portions.shape[:-1], segment.num_tokens - sight.start)
+    result = segment.room("result", *portions.shape[:-1], values.shape[3])
+    for head in range(num_kv_heads):
+        np.multiply(asked[:, :, head].transpose(0, 2, 1, 3), np.float32(scale), out=room)
+        _score(portions, keys[:, head : head + 1, sight.start :], scores)
+        _weigh(torch.from_numpy(scores).view(count, group, num_queries, -1), sight.mask, softcap)
+        _mix(scores, values[:, head : head + 1, sight.start :], result)
+        heads = torch.from_numpy(result).view(count, group, num_queries, -1)
+        places[:, :, head].copy_(heads.transpose(1, 2))
+
+
+def portion_size(group: int) -> int:
+    """R, of a model whose key-value heads serve ``group`` heads each; divides QUERY_MULTIPLE."""
+    return 2 if group <= 2 else 4 if group <= 4 else QUERY_MULTIPLE
+
+
+def _score(queries: Floats, keys: Floats, scores: Floats) -> None:
+    """``scores`` [N, K, C, R, T] of ``queries`` [N, K, C, R, D] and ``keys`` [N, K, T, D]."""
+    for start in range(0, keys.shape[2], SPAN):
+        span = keys[:, :, None, start : start + SPAN].swapaxes(3, 4)
+        multiply(queries, span, scores[..., start : start + SPAN])
+
+
+def _weigh(scores: torch.Tensor, mask: torch.Tensor, softcap: float | None) -> None:
+    """Turn ``scores`` [..., T] into weights."""
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
-    weights = scores.add_(mask).softmax(-1)
-    log_sum = scores.amax(-1) - weights.amax(-1).log_()  # the largest weight is 1 over the sum
-    weights = weights.to(values.dtype).view(count, keys.shape[1], rows.shape[2], -1)
-    return torch.matmul(weights, values).view(count, num_heads, num_queries, -1), log_sum
+    torch.softmax(scores.add_(mask), -1, out=scores)
 
 
-def _worth_joining(num_heads: int, num_kv_heads: int, dim: int) -> bool:
-    return num_heads >= MIN_QUERY_ROWS and 1 < num_kv_heads <= _MOST_JOINT_HEADS and dim <= _LARGEST_JOINT_DIM
+def _mix(weights: Floats, values: Floats, result: Floats) -> None:
+    """``result`` [N, K, C, R, D]: ``values`` [N, K, T, D] by ``weights`` [N, K, C, R, T]; spans are added in order."""
+    multiply(weights[..., :SPAN], values[:, :, None, :SPAN], result)
+    if values.shape[2] > SPAN:
+        part = np.empty_like(result)
+        for start in range(SPAN, values.shape[2], SPAN):
+            multiply(weights[..., start : start + SPAN], values[:, :, None, start : start + SPAN], part)
+            result += part
 
 
-def _spread(queries: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
-    """``queries`` [N, H, D] as [N, 1, H, K x D]: each in the columns of its own keys, zeros in those of the others.
-
-    A product with the keys of all heads side by side adds exact zeros to what each head gives alone.
-    ``wide`` [N, K, G, K, D] is zero outside of these columns.
-    """
-    count, num_kv_heads, group, _, dim = wide.shape
-    own = queries.view(count, num_kv_heads, group, dim)
-    wide.diagonal(dim1=1, dim2=3).copy_(own.permute(0, 2, 3, 1))
-    return wide.view(count, 1, num_kv_heads * group, num_kv_heads * dim)
-
-
-def _joined(keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [N, K, T, D] as [N, 1, T, K x D], which is how they are stored."""
-    return keys.transpose(1, 2).flatten(2)[:, None], values.transpose(1, 2).flatten(2)[:, None]
-
-
-def _grouped(queries: torch.Tensor, num_kv_heads: int, group: int) -> torch.Tensor:
-    """``queries`` [N, H, D] as [N, K, R, D]; only the first ``group`` of the R >= MIN_QUERY_ROWS rows are meant.
-
-    Where memory goes on behind the queries the other rows are whatever lies there, without a copy.
-    """
-    count, _, dim = queries.shape
-    if group >= MIN_QUERY_ROWS:
-        return queries.view(count, num_kv_heads, group, dim)
-    row, head, element = queries.stride()
-    last_head = (num_kv_heads - 1) * group + MIN_QUERY_ROWS - 1
-    end = queries.storage_offset() + (count - 1) * row + last_head * head + (dim - 1) * element
-    if end < queries.untyped_storage().nbytes() // queries.element_size():
-        return queries.as_strided((count, num_kv_heads, MIN_QUERY_ROWS, dim), (row, group * head, head, element))
-    padded = queries.new_zeros(count, num_kv_heads, MIN_QUERY_ROWS, dim)
-    padded[:, :, :group] = queries.view(count, num_kv_heads, group, dim)
-    return padded
-
-
-def _spans(positions: torch.Tensor, num_tokens: int, window: int | None, dtype: torch.dtype) -> Iterator[Span]:
-    """The spans of T tokens that anyone at ``positions`` [N, Q] sees."""
-    for start in range(0, num_tokens, SPAN):
-        stop = min(start + SPAN, num_tokens)
-        token = torch.arange(start, stop)
-        hidden = token > positions[:, None, :, None]
-        if window is not None:
-            hidden |= token <= positions[:, None, :, None] - window
-        unseeing = hidden.all(-1)
-        if unseeing.all():
-            continue
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden & ~unseeing[..., None], float("-inf"))
-        yield Span(start, stop, mask, unseeing if unseeing.any() else None)
+def _sight(positions: Ints, num_tokens: int, window: int | None) -> _Sight:
+    """What queries at ``positions`` [...] see of T tokens; the mask is [..., T - start]."""
+    start = 0 if window is None else max(int(positions.min()) - window + 1, 0) // SPAN * SPAN
+    tokens = np.arange(start, num_tokens)
+    hidden = tokens > positions[..., None]
+    if window is not None:
+        hidden |= tokens <= positions[..., None] - window
+    return _Sight(start, torch.from_numpy(np.where(hidden, np.float32("-inf"), np.float32(0))))

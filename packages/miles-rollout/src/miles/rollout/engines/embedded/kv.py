@@ -8,7 +8,7 @@ attention of long ones.
 Where routed experts are to be returned, their numbers are kept beside keys and values: they belong to a token like
 these, and are copied with a prefix.
 
-L = layers, S = slots, T = tokens of a slot, W = key-value heads x head dimension, A = experts per token.
+L = layers, S = slots, K = key-value heads, T = tokens of a slot, D = head dimension, A = experts per token.
 """
 
 from __future__ import annotations
@@ -16,36 +16,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Store = npt.NDArray[Any]
 Owner = TypeVar("Owner")
 
 TOKEN_MULTIPLE = 32
 """Attention reads keys in multiples of this: masked zeros at the end then change no partial sum."""
-_EXPERT_BYTES = 4
+_NUMBER_BYTES = 4
 _SMALLEST_SLOT = 64
 _FEWEST_SLOTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one token stores."""
+    """What one token stores: float32 numbers, whatever the model's precision (see attention.py)."""
 
     num_layers: int
     num_heads: int
     key_dim: int
     value_dim: int
-    dtype: torch.dtype
     experts_per_token: int = 0
     """A; 0: routed experts are not kept."""
 
     @property
     def token_bytes(self) -> int:
         """Bytes that one token stores in all layers."""
-        attention = self.num_heads * (self.key_dim + self.value_dim) * int(self.dtype.itemsize)
-        return self.num_layers * (attention + self.experts_per_token * _EXPERT_BYTES)
+        numbers = self.num_heads * (self.key_dim + self.value_dim) + self.experts_per_token
+        return self.num_layers * numbers * _NUMBER_BYTES
 
 
 @dataclass(slots=True, eq=False)
@@ -58,19 +61,19 @@ class Pool(Generic[Owner]):
     """Who uses slot i."""
     reserved: int = 0
     """Slots behind the used ones that are promised to someone."""
-    keys: torch.Tensor = field(init=False)
-    """[L, S, T, W]"""
-    values: torch.Tensor = field(init=False)
-    """[L, S, T, W]"""
-    experts: torch.Tensor = field(init=False)
-    """[L, S, T, A] int32"""
+    keys: Floats = field(init=False)
+    """[L, S, K, T, D]: what attention reads at once lies together."""
+    values: Floats = field(init=False)
+    """[L, S, K, T, D]"""
+    experts: npt.NDArray[np.int32] = field(init=False)
+    """[L, S, 1, T, A]"""
 
     def __post_init__(self) -> None:
         self.keys, self.values, self.experts = self._storage(0)
 
     @property
-    def stores(self) -> tuple[torch.Tensor, ...]:
-        """Everything that is kept per token, each [L, S, T, ...]."""
+    def stores(self) -> tuple[Store, ...]:
+        """Everything that is kept per token, each [L, S, ..., T, ...]."""
         return (self.keys, self.values, self.experts)
 
     @property
@@ -96,39 +99,32 @@ class Pool(Generic[Owner]):
             new[:, :used] = old[:, :used]
         self.keys, self.values, self.experts = stores
 
-    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store ``keys`` and ``values`` [N, heads, dim] at ``index`` [N] = slot x capacity + position."""
-        self.keys[layer].view(self.num_tokens, -1).index_copy_(0, index, keys.flatten(1))
-        self.values[layer].view(self.num_tokens, -1).index_copy_(0, index, values.flatten(1))
+    def write(self, layer: int, slots: slice, positions: Ints, keys: Floats, values: Floats) -> None:
+        """Store ``keys`` and ``values`` [N x Q, K, D] of ``slots`` at ``positions`` [N, Q]."""
+        _put(self.keys[layer, slots], positions, keys)
+        _put(self.values[layer, slots], positions, values)
 
-    def write_experts(self, layer: int, index: torch.Tensor, chosen: torch.Tensor) -> None:
-        """Store the experts ``chosen`` [N, A] at ``index`` [N] = slot x capacity + position."""
-        self.experts[layer].view(self.num_tokens, -1).index_copy_(0, index, chosen.to(torch.int32))
+    def write_experts(self, layer: int, slots: slice, positions: Ints, chosen: Store) -> None:
+        """Store the experts ``chosen`` [N x Q, A] of ``slots`` at ``positions`` [N, Q]."""
+        _put(self.experts[layer, slots], positions, chosen[:, None])
 
-    def read_experts(self, slot: int, num_tokens: int) -> torch.Tensor:
+    def read_experts(self, slot: int, num_tokens: int) -> npt.NDArray[np.int32]:
         """A copy [num_tokens, L, A] of the experts of a slot's first tokens."""
-        return self.experts[:, slot, :num_tokens].transpose(0, 1).contiguous()
+        return np.ascontiguousarray(self.experts[:, slot, 0, :num_tokens].swapaxes(0, 1))
 
-    def read(self, layer: int, first: int, count: int, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [count, heads, num_tokens, dim] of the slots from ``first``; views."""
-        heads = self.shape.num_heads
-        keys = self.keys[layer, first : first + count, :num_tokens]
-        values = self.values[layer, first : first + count, :num_tokens]
-        return (
-            keys.view(count, num_tokens, heads, -1).transpose(1, 2),
-            values.view(count, num_tokens, heads, -1).transpose(1, 2),
-        )
+    def read(self, layer: int, slots: slice, num_tokens: int) -> tuple[Floats, Floats]:
+        """Keys and values [N, K, num_tokens, D] of ``slots``; views."""
+        return self.keys[layer, slots, :, :num_tokens], self.values[layer, slots, :, :num_tokens]
 
-    def _storage(self, num_slots: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _storage(self, num_slots: int) -> tuple[Floats, Floats, npt.NDArray[np.int32]]:
         # Zeros, not uninitialized memory: a masked weight of 0 times a NaN would be a NaN.
         shape = self.shape
-        size = (shape.num_layers, num_slots, self.capacity)
-        with torch.inference_mode(False):  # slots are also moved between steps
-            return (
-                torch.zeros(*size, shape.num_heads * shape.key_dim, dtype=shape.dtype),
-                torch.zeros(*size, shape.num_heads * shape.value_dim, dtype=shape.dtype),
-                torch.zeros(*size, shape.experts_per_token, dtype=torch.int32),
-            )
+        size = (shape.num_layers, num_slots, shape.num_heads, self.capacity)
+        return (
+            np.zeros((*size, shape.key_dim), np.float32),
+            np.zeros((*size, shape.value_dim), np.float32),
+            np.zeros((shape.num_layers, num_slots, 1, self.capacity, shape.experts_per_token), np.int32),
+        )
 
 
 class KVCache(Generic[Owner]):
@@ -188,9 +184,9 @@ class KVCache(Generic[Owner]):
         """Copy the first ``num_tokens`` tokens of slots: (pool, slot) to (pool, slot).  No slot is both."""
         for (source, target), pairs in _by_pools(moves):
             span = min(num_tokens, source.capacity, target.capacity)
-            old, new = (torch.tensor(slots) for slots in zip(*pairs, strict=True))
             for there, here in zip(target.stores, source.stores, strict=True):
-                there[:, new, :span] = here[:, old, :span]
+                for old, new in pairs:
+                    there[:, new, :, :span] = here[:, old, :, :span]
 
     def release(self, pool: Pool[Owner], slots: Seq[int], num_tokens: int) -> list[int]:
         """Free ``slots`` and fill the holes with the last sequences.  Returns the slots whose owners are new."""
@@ -222,3 +218,8 @@ def _by_pools(
     for source, old, target, new in moves:
         groups.setdefault((id(source), id(target)), ((source, target), []))[1].append((old, new))
     yield from groups.values()
+
+
+def _put(store: Store, positions: Ints, rows: Store) -> None:
+    """Write ``rows`` [N x Q, K, D] to ``positions`` [N, Q] of ``store`` [N, K, T, D]."""
+    store[np.arange(len(positions))[:, None], :, positions] = rows.reshape(*positions.shape, *rows.shape[1:])

@@ -106,13 +106,13 @@ class _Buffers(NamedTuple):
 
     @classmethod
     def allocate(cls, num_rows: int, shape: _Shape, dtype: torch.dtype) -> _Buffers:
-        """One row more than ``num_rows``: attention may read a few heads beyond the last row's (see attention.py)."""
+        """Memory for ``num_rows``; zero, so that rows nobody computed are numbers."""
         turned = shape.heads + shape.kv_heads
         return cls(
-            hidden=torch.zeros(num_rows + 1, shape.hidden, dtype=dtype),
-            qkv=torch.zeros(num_rows + 1, (turned + shape.kv_heads) * shape.dim, dtype=dtype),
-            rotated=torch.zeros(num_rows + 1, turned, shape.dim, dtype=dtype),
-            attended=torch.zeros(num_rows + 1, shape.heads * shape.dim, dtype=dtype),
+            hidden=torch.zeros(num_rows, shape.hidden, dtype=dtype),
+            qkv=torch.zeros(num_rows, (turned + shape.kv_heads) * shape.dim, dtype=dtype),
+            rotated=torch.zeros(num_rows, turned, shape.dim, dtype=dtype),
+            attended=torch.zeros(num_rows, shape.heads * shape.dim, dtype=dtype),
         )
 
 
@@ -127,7 +127,7 @@ class FastModel:
         self.dtype = dtype
         self.hidden_size, self.vocab_size = shape.hidden, shape.vocab
         chosen = experts_per_token(checkpoint) if keep_experts else 0
-        self.kv_shape = KVShape(shape.layers, shape.kv_heads, shape.dim, shape.dim, dtype, chosen)
+        self.kv_shape = KVShape(shape.layers, shape.kv_heads, shape.dim, shape.dim, chosen)
         self._embedding = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
         self._head = Projection(self._embedding if shape.tied else torch.empty_like(self._embedding))
         self._norm = torch.empty(shape.hidden, dtype=dtype)
@@ -205,7 +205,7 @@ class FastModel:
                     projection.lay_out()
 
     def _rows(self, num_rows: int) -> _Buffers:
-        if num_rows >= self._buffers.hidden.shape[0]:
+        if num_rows > self._buffers.hidden.shape[0]:
             self._buffers = _Buffers.allocate(num_rows, self._shape, self.dtype)
         return _Buffers(*(buffer[:num_rows] for buffer in self._buffers))
 
@@ -247,8 +247,9 @@ class FastModel:
 
 
 def _keep_experts(plan: Plan, layer: int, chosen: torch.Tensor) -> None:
+    numbers = chosen.numpy()
     for segment in plan.segments:
-        segment.pool.write_experts(layer, segment.index, chosen[segment.rows])
+        segment.pool.write_experts(layer, segment.slots, segment.positions, numbers[segment.rows])
 
 
 def _feed_forward(config: dict[str, Any], number: int, dtype: torch.dtype) -> FeedForward:

@@ -55,7 +55,7 @@ class GeneralModel:
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self._base: nn.Module = getattr(model, model.base_model_prefix)
         self._head = _HeadOnly(model)
-        self.kv_shape = self._probe(checkpoint, config.num_hidden_layers, dtype)
+        self.kv_shape = self._probe(checkpoint, config.num_hidden_layers)
         found = self._row_log_probs()
         difference = float((found - wanted).abs().max())
         if not difference < _TOLERANCE[dtype]:
@@ -79,7 +79,7 @@ class GeneralModel:
         with torch.inference_mode():
             out.copy_(self._head(hidden))
 
-    def _probe(self, checkpoint: Checkpoint, num_layers: int, dtype: torch.dtype) -> KVShape:
+    def _probe(self, checkpoint: Checkpoint, num_layers: int) -> KVShape:
         """What a token stores, found by running the model once without storing anything."""
         zeros = torch.zeros(ROW_MULTIPLE, dtype=torch.int64)
         self.forward(Plan(zeros, zeros, []))
@@ -89,7 +89,7 @@ class GeneralModel:
         if len(set(seen.values())) != 1:
             raise _refusal(checkpoint, f"its layers store different shapes: {sorted(set(seen.values()))}")
         heads, key_dim, value_dim = seen[0]
-        return KVShape(num_layers, heads, key_dim, value_dim, dtype)
+        return KVShape(num_layers, heads, key_dim, value_dim)
 
     def _row_log_probs(self) -> torch.Tensor:
         """Log-probabilities of ``_check_tokens`` computed as a block, then two more rows one by one beside another."""
@@ -105,7 +105,7 @@ class GeneralModel:
 
     def _run_rows(self, pool: Pool[None], tokens: torch.Tensor, positions: torch.Tensor, slot: int) -> torch.Tensor:
         count = len(tokens)
-        segment = Segment(pool, slot, 1, count, 0, slot * pool.capacity + positions, positions[None], TOKEN_MULTIPLE)
+        segment = Segment(pool, slot, TOKEN_MULTIPLE, 0, positions.numpy()[None])
         filling = torch.zeros(-count % ROW_MULTIPLE, dtype=torch.int64)
         plan = Plan(torch.cat([tokens, filling]), torch.cat([positions, filling]), [segment])
         hidden = self.forward(plan)

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from miles.rollout.engines.embedded.attention import ROW_MULTIPLE, Plan, Segment
+from miles.rollout.engines.embedded.attention import QUERY_MULTIPLE, ROW_MULTIPLE, Ints, Plan, Segment
 from miles.rollout.engines.embedded.kv import TOKEN_MULTIPLE, Pool
 from miles.rollout.engines.embedded.sequence import Seats, Sequence
 
 CHUNK = 512
 """Prompt tokens of one sequence that are computed at once: bounds the attention weights held in memory."""
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -40,8 +37,8 @@ class Block:
 
 
 def padded_length(num_tokens: int) -> int:
-    """Rows for a block: blocks of about one length are computed together.  At least MIN_QUERY_ROWS."""
-    quantum = 8 if num_tokens <= 64 else 16 if num_tokens <= 128 else TOKEN_MULTIPLE
+    """Rows for a block: blocks of about one length are computed together."""
+    quantum = QUERY_MULTIPLE if num_tokens <= 64 else 16 if num_tokens <= 128 else TOKEN_MULTIPLE
     return -(-num_tokens // quantum) * quantum
 
 
@@ -96,16 +93,5 @@ def _alike(blocks: list[Block]) -> Iterator[list[Block]]:
 
 
 def _segment(pool: Pool[Sequence], first_slot: int, positions: Ints, first_row: int) -> Segment:
-    count, num_queries = positions.shape
-    slots = np.arange(first_slot, first_slot + count)[:, None]
     num_tokens = -(-(int(positions.max()) + 1) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-    return Segment(
-        pool=pool,
-        first_slot=first_slot,
-        count=count,
-        num_queries=num_queries,
-        first_row=first_row,
-        index=torch.from_numpy((slots * pool.capacity + positions).reshape(-1)),
-        positions=torch.from_numpy(positions),
-        num_tokens=num_tokens,
-    )
+    return Segment(pool, first_slot, num_tokens, first_row, positions)

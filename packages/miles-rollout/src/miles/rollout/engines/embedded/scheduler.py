@@ -331,7 +331,7 @@ class Scheduler:
             if sequence.wants_experts and sequence.pool is not None:
                 # Of all tokens that were computed: all but the newest, and no more than that for a prompt alone.
                 computed = min(int(self.seats.held[sequence.seat]), len(sequence.prompt) + self._made(sequence) - 1)
-                sequence.experts = sequence.pool.read_experts(sequence.slot, computed).numpy()
+                sequence.experts = sequence.pool.read_experts(sequence.slot, computed)
         for pool in self.kv.pools:
             leaving = [sequence for sequence in sequences if sequence.pool is pool]
             if not leaving:
