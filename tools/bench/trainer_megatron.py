@@ -84,7 +84,8 @@ def run_config(flags: argparse.Namespace) -> Config:
 def bare_step(flags: argparse.Namespace, actor: MegatronActor) -> Callable[[RolloutBatch], object]:
     """Forward, loss, backward and optimizer step of the actor's own model, on packs that are given to it."""
     (chunk,), updater = actor._chunks, actor._updater
-    chunk._postprocess = GPTModel._postprocess.__get__(chunk)
+    # Megatron-Core's own end of the forward pass, which computes logits when it is told of no labels.
+    chunk._postprocess = lambda **passed: GPTModel._postprocess(chunk, **passed | {"labels": None})
     (wrapped,) = updater._chunks
     assert isinstance(wrapped, DistributedDataParallel)
 
