@@ -32,7 +32,6 @@ def test_flags_without_an_implementation_are_refused_by_name(flag):
         ("--tensor-model-parallel-size 2", "does not divide the 1 trainer ranks"),
         ("--actor-num-gpus-per-node 2 --expert-model-parallel-size 4", "--expert-model-parallel-size 4"),
         ("--virtual-pipeline-model-parallel-size 2", "give --pipeline-model-parallel-size"),
-        ("--async-save", "--async-save"),
         ("--qkv-format bshd", "packs samples"),
         ("--enable-mtp-training", "--mtp-num-layers counts"),
         (

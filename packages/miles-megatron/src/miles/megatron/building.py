@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -16,6 +17,7 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Role
 from miles.core.weights.adapters import LoraSpec
 from miles.megatron import checkpoint, local_modules
+from miles.megatron.architecture_flags import checked
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
 from miles.megatron.conversion import load_weights
 from miles.megatron.flags import Mtp
@@ -24,6 +26,7 @@ from miles.megatron.language_model import Head, LanguageModel
 from miles.megatron.layer_specs import decoder_spec, mtp_spec
 from miles.megatron.lora import Adapters
 from miles.megatron.model_map import Architecture, WeightMap
+from miles.megatron.provider import Provider, layer_spec
 from miles.megatron.site import Site
 from miles.megatron.value import CriticTensors, ValueHead, critic_weights
 
@@ -44,13 +47,16 @@ class Blueprint:
     seed: int
     trains_mtp: bool
     """Whether layers of multi-token prediction learn."""
+    layer_spec: Callable[[TransformerConfig, int | None], Any] | None = None
+    """Layers of the user's own."""
+    provider: Provider | None = None
 
     @classmethod
     def of(cls, config: Config, site: Site, directory: Path, role: Role = "actor") -> Blueprint:
         """From the ``config.json`` of ``directory`` and the flags."""
         hf = read_hf_config(directory)
         family = model_map(hf, config[Checkpoint].model_name)
-        architecture = family.architecture(hf)
+        architecture = checked(family.architecture(hf), config)
         padded = padded_rows(config, architecture)
         weights = family.weights(hf, padded)
         return cls(
@@ -61,6 +67,8 @@ class Blueprint:
             role=role,
             seed=config[Algorithm].seed,
             trains_mtp=config[Mtp].enable_mtp_training,
+            layer_spec=layer_spec(config),
+            provider=Provider.of(config),
         )
 
     def build(self) -> list[LanguageModel]:
@@ -71,26 +79,39 @@ class Blueprint:
 
     def _chunk(self, part: int | None) -> LanguageModel:
         whole = {"ignore_virtual": part is None, "vp_stage": part}
-        decoder = decoder_spec(self.transformer, self.architecture, part)
-        chunk = LanguageModel(
+        first, last = parallel_state.is_pipeline_first_stage(**whole), parallel_state.is_pipeline_last_stage(**whole)
+        if self.provider is None:
+            chunk = self._own_chunk(first, last, part)
+        else:
+            chunk = self.provider.model(first, last, part, self._own_chunk)
+        if self.role == "critic" and chunk.post_process:
+            chunk.output_layer = ValueHead(self.transformer.hidden_size, chunk.output_layer.weight.device)
+            chunk.share_embeddings_and_output_weights = False
+        if chunk.mtp_process and not self.trains_mtp:
+            chunk.mtp.requires_grad_(False)
+        chunk.train()
+        return chunk
+
+    def _own_chunk(self, pre_process: bool, post_process: bool, part: int | None) -> LanguageModel:
+        own_spec = self.layer_spec
+        decoder = (
+            decoder_spec(self.transformer, self.architecture, part)
+            if own_spec is None
+            else own_spec(self.transformer, part)
+        )
+        return LanguageModel(
             config=self.transformer,
             transformer_layer_spec=decoder,
             mtp_block_spec=mtp_spec(self.transformer, decoder, part),
             vocab_size=self.padded,
             max_sequence_length=self.architecture.max_positions,
-            pre_process=parallel_state.is_pipeline_first_stage(**whole),
-            post_process=parallel_state.is_pipeline_last_stage(**whole),
+            pre_process=pre_process,
+            post_process=post_process,
             share_embeddings_and_output_weights=self.architecture.tied and self.role == "actor",
             position_embedding_type="rope" if self.architecture.yarn is None else "yarn",
             vp_stage=part,
             **self.architecture.rotary,
         )
-        if self.role == "critic" and chunk.post_process:
-            chunk.output_layer = ValueHead(self.transformer.hidden_size, chunk.output_layer.weight.device)
-        if chunk.mtp_process and not self.trains_mtp:
-            chunk.mtp.requires_grad_(False)
-        chunk.train()
-        return chunk
 
     def adapters(self, config: Config, chunks: list[LanguageModel]) -> Adapters | None:
         """Give ``chunks`` the adapters that the flags ask for.  Collective."""

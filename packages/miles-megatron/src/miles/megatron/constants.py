@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
@@ -18,12 +20,15 @@ from miles.core.flags.system import System
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Role
 from miles.core.registry import Registry
-from miles.megatron.flags import Megatron, Mtp, Parallelism, TransformerFlags
+from miles.megatron.architecture_flags import given_fields
+from miles.megatron.flags import Megatron, Mtp, Parallelism
 from miles.megatron.model_map import Architecture, HfConfig, ModelMap
 from miles.megatron.site import Site
 
 if TYPE_CHECKING:
     from miles.core.config import Config
+
+_LOG = logging.getLogger(__name__)
 
 
 def read_hf_config(directory: Path) -> HfConfig:
@@ -107,13 +112,9 @@ def transformer_config(
         decided |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
     kind = MLATransformerConfig if architecture.latent_attention else TransformerConfig
     known = {field.name for field in fields(kind)}
-    given: dict[str, Any] = {
-        name: value for name, value in config[TransformerFlags].model_dump().items() if value is not None
-    }
-    if not training.allow_model_args_mismatch:
-        _check_shape(architecture, given)
-    values = decided | architecture.transformer | given
+    values = decided | architecture.transformer | given_fields(config)
     _check_layout(architecture, values)
+    _check_kernels(values, site)
     made = kind(**{name: value for name, value in values.items() if name in known})
     for name, value in (architecture.yarn or {}).items():
         setattr(made, name, value)
@@ -146,37 +147,25 @@ def _check_layout(architecture: Architecture, values: Mapping[str, Any]) -> None
         )
 
 
-# What the weights of a checkpoint fix.
-_SHAPE = (
-    "num_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_query_groups",
-    "kv_channels",
-    "ffn_hidden_size",
-    "layernorm_epsilon",
-    "normalization",
-    "gated_linear_unit",
-    "add_bias_linear",
-    "add_qkv_bias",
-    "qk_layernorm",
-    "num_moe_experts",
-    "moe_router_topk",
-    "moe_ffn_hidden_size",
-    "moe_layer_freq",
-)
+# Kernels of Transformer Engine that compute what plain operations do.
+_FUSIONS = ("moe_permute_fusion", "moe_router_fusion", "apply_rope_fusion")
 
 
-def _check_shape(architecture: Architecture, given: dict[str, Any]) -> None:
-    """Flags that describe the model agree with its checkpoint."""
-    known = architecture.transformer
-    wrong = [name for name in _SHAPE if name in given and name in known and given[name] != known[name]]
-    if wrong:
-        text = ", ".join(f"--{name.replace('_', '-')} {given[name]} (config.json: {known[name]})" for name in wrong)
-        raise TrainingError(
-            f"the checkpoint has another architecture than the flags say: {text}. Leave the flags out, since "
-            "config.json says it all, or give --allow-model-args-mismatch"
-        )
+def _check_kernels(values: dict[str, Any], site: Site) -> None:
+    """Precisions that only Transformer Engine has; and without it, do without its kernels where others do the same."""
+    for name in ("fp8", "fp4"):
+        if values.get(name) and not (HAVE_TE and site.device.type == "cuda"):
+            raise TrainingError(
+                f"--{name} {values[name]} needs Transformer Engine and a GPU; this rank computes on the "
+                f"{site.device.type} {'with' if HAVE_TE else 'without'} Transformer Engine. Leave the flag out"
+            )
+    missing = [name for name in _FUSIONS if values.get(name)]
+    if HAVE_TE or not missing:
+        return
+    values.update(dict.fromkeys(missing, False))
+    if site.rank.rank == 0:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        _LOG.warning("%s: Transformer Engine is not installed; plain operations compute the same", flags)
 
 
 def padded_rows(config: Config, architecture: Architecture) -> int:

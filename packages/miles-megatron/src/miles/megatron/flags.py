@@ -9,6 +9,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 from miles.core.config.group import Flag, Group
 from miles.core.flags import GROUPS as CORE_GROUPS
 from miles.megatron.dataclass_flags import flag_group
+from miles.megatron.model_args import ModelArgs
 
 
 class Megatron(Group):
@@ -19,6 +20,10 @@ class Megatron(Group):
         Flag(unsupported_values={"bridge": "Megatron-Bridge cannot be installed beside SGLang; raw does the same"}),
     ] = "raw"
     """How weights get Hugging Face names: by Miles' own tables (``raw``) or by Megatron-Bridge (``bridge``)."""
+
+    spec: list[str] | None = None
+    """Layers of the user's own: module and name of a layer spec of Megatron-Core, or of a function that makes it from
+    ``(args, config, vp_stage)``. Their parameters must have the names that the model's map knows."""
 
     make_vocab_size_divisible_by: PositiveInt = 128
     """Rows of the vocabulary on each tensor-parallel rank are padded to a multiple of this, unless the vocabulary is
@@ -72,7 +77,7 @@ class Mtp(Group):
     """Weight of the multi-token-prediction loss."""
 
 
-_OWN: tuple[type[Group], ...] = (Megatron, Parallelism, Mtp)
+_OWN: tuple[type[Group], ...] = (Megatron, ModelArgs, Parallelism, Mtp)
 # What a run derives or decides itself.
 _DECIDED = {
     "use_cpu_initialization",

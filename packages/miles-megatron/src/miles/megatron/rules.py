@@ -12,6 +12,7 @@ from miles.core.flags.cluster import Cluster
 from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
 from miles.megatron.flags import Mtp, Parallelism, TransformerFlags
+from miles.megatron.model_args import ModelArgs
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -23,6 +24,7 @@ def layout_problems(config: Config) -> Iterator[str]:
     yield from _division_problems(config, parallel)
     yield from _pipeline_problems(config, parallel)
     yield from _unsupported(config)
+    yield from config[ModelArgs].unreadable()
     if parallel.expert_model_parallel_size > 1 < parallel.tensor_model_parallel_size and not parallel.sequence_parallel:
         yield (
             "--expert-model-parallel-size with --tensor-model-parallel-size needs --sequence-parallel: without it, "
@@ -76,7 +78,7 @@ def _unsupported(config: Config) -> Iterator[str]:
             "micro-batches again after it has seen others, whose routing it would replay. Leave one of them out"
         )
     for name in ("moe_aux_loss_coeff", "moe_z_loss_coeff"):
-        if _given(config, name):
+        if any(_all_of(_given(config, name))):
             yield f"--{name.replace('_', '-')}: losses that balance experts are not trained; leave the flag out"
 
 
@@ -93,3 +95,8 @@ def _adapter_problems(config: Config) -> Iterator[str]:
 def _given(config: Config, name: str) -> object:
     """The flag of a field of Megatron-Core's; None where it was not given, or no Megatron-Core is installed."""
     return getattr(config[TransformerFlags], name, None)
+
+
+def _all_of(value: object) -> list[object]:
+    """What a flag that takes one or several values was given."""
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,35 @@
+# DeepSeek-V3, from its config.json: python -m miles.megatron.recipe
+MODEL_ARGS=(
+    --num-layers 61
+    --hidden-size 7168
+    --ffn-hidden-size 18432
+    --num-attention-heads 128
+    --multi-latent-attention
+    --q-lora-rank 1536
+    --kv-lora-rank 512
+    --qk-head-dim 128
+    --qk-pos-emb-head-dim 64
+    --v-head-dim 128
+    --qk-layernorm
+    --swiglu
+    --disable-bias-linear
+    --normalization RMSNorm
+    --norm-epsilon 1e-06
+    --position-embedding-type rope
+    --rotary-base 10000
+    --rotary-scaling-factor 40
+    --mscale 1
+    --mscale-all-dim 1
+    --num-experts 256
+    --moe-layer-freq '[0]*3+[1]*58'
+    --moe-ffn-hidden-size 2048
+    --moe-shared-expert-intermediate-size 2048
+    --moe-router-topk 8
+    --moe-router-num-groups 8
+    --moe-router-group-topk 4
+    --moe-router-score-function sigmoid
+    --moe-router-topk-scaling-factor 2.5
+    --moe-router-enable-expert-bias
+    --vocab-size 129280
+    --untie-embeddings-and-output-weights
+)

@@ -1,0 +1,18 @@
+# Qwen2.5-1.5B-Instruct, from its config.json: python -m miles.megatron.recipe
+MODEL_ARGS=(
+    --num-layers 28
+    --hidden-size 1536
+    --ffn-hidden-size 8960
+    --num-attention-heads 12
+    --group-query-attention
+    --num-query-groups 2
+    --kv-channels 128
+    --swiglu
+    --disable-bias-linear
+    --add-qkv-bias
+    --normalization RMSNorm
+    --norm-epsilon 1e-06
+    --position-embedding-type rope
+    --rotary-base 1000000
+    --vocab-size 151936
+)

@@ -1,0 +1,24 @@
+# Qwen3-235B-A22B, from its config.json: python -m miles.megatron.recipe
+MODEL_ARGS=(
+    --num-layers 94
+    --hidden-size 4096
+    --ffn-hidden-size 12288
+    --num-attention-heads 64
+    --group-query-attention
+    --num-query-groups 4
+    --kv-channels 128
+    --qk-layernorm
+    --swiglu
+    --disable-bias-linear
+    --normalization RMSNorm
+    --norm-epsilon 1e-06
+    --position-embedding-type rope
+    --rotary-base 1000000
+    --num-experts 128
+    --moe-layer-freq '[1]*94'
+    --moe-ffn-hidden-size 1536
+    --moe-router-topk 8
+    --moe-router-score-function softmax
+    --vocab-size 151936
+    --untie-embeddings-and-output-weights
+)
