@@ -35,7 +35,7 @@ def replaces_beside_training(config: Config) -> bool:
 class WeightSupply:
     """Owned by the job.  ``turns`` says whose turn it is where trainer and engines share memory.
 
-    ``replaces``: the rollout side replaces lost engines, and ``notice_s`` is how long it may take to see that one hangs.
+    ``replaces``: the rollout side replaces lost engines; ``notice_s`` is how long it may take to see that one hangs.
     ``repeats``: others may be at work meanwhile, so a new engine gets the weights that they have, not the trainer's.
 
     New engines are served from a thread of its own, whenever the trainer is free: a rollout whose only engine is lost
