@@ -70,7 +70,6 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch, checkpoint, capsys
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, f"miles.router.{own}", raising=False)
     monkeypatch.delitem(sys.modules, "miles.router.sessions.service", raising=False)
-    monkeypatch.delitem(sys.modules, "miles.router.sessions.increments", raising=False)
     assert main(["--sessions", "--tokenizer", str(checkpoint("chatml"))]) == 2
     assert f"needs {missing}, which is not installed: pip install 'miles-router[sessions]'" in capsys.readouterr().err
 

@@ -116,8 +116,8 @@ def test_answers_of_several_calls(tmp_path: Path) -> None:
     ("template", "problem"),
     [
         (REFUSES, "no tools"),
-        ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not write what the assistant says"),
-        (COUNTS, "differently when a tool's answer"),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out what the assistant says"),
+        (COUNTS, "differently when messages follow"),
     ],
 )
 def test_templates_that_cannot_be_used_are_refused_at_once(tmp_path: Path, template: str, problem: str) -> None:

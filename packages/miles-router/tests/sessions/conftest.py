@@ -12,7 +12,7 @@ import pytest
 from chat_templates import END_TOKENS
 from speaker import Speaker
 
-from miles.router.sessions.increments import Increments
+from miles.core.continuation import Continuation
 from miles.router.sessions.template import ChatTemplate
 from miles.router.tokenizer import CheckpointTokenizer
 
@@ -26,8 +26,8 @@ def template(checkpoint: Callable[[str], Path]) -> Callable[..., ChatTemplate]:
 
 
 @pytest.fixture
-def increments(template: Callable[..., ChatTemplate]) -> Callable[..., Increments]:
-    return lambda *arguments, **variables: Increments(template(*arguments, **variables))
+def continuation(template: Callable[..., ChatTemplate]) -> Callable[..., Continuation]:
+    return lambda *arguments, **variables: Continuation(template(*arguments, **variables))
 
 
 @dataclass

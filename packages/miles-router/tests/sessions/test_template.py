@@ -7,8 +7,9 @@ import json
 import pytest
 from chat_templates import FAMILIES
 
+from miles.core.continuation import TemplateRefusalError
 from miles.core.errors import ConfigError
-from miles.router.sessions.template import ChatTemplate, TemplateRefusalError
+from miles.router.sessions.template import ChatTemplate
 from miles.router.tokenizer import CheckpointTokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "a < b & ä", "parameters": {}}}]

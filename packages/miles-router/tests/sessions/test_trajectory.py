@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from miles.router.sessions.increments import Increments
+from miles.core.continuation import Continuation
 from miles.router.sessions.messages import BadMessageError
 from miles.router.sessions.trajectory import Generation, Plan, Trajectory, Turn, accumulate, make_plan
 
@@ -93,7 +93,7 @@ def test_plan_drops_an_end_token_that_gives_way(template):
     first = encode(made.render([user("a")], prompt=True))
     turns = [Turn([user("a")], said("b"), 0, first, generation(encode("b<|endoftext|>")))]
     messages = [user("a"), said("b"), user("c")]
-    plan = make_plan(made, Increments(made), turns, messages, None, {})
+    plan = make_plan(made, Continuation(made), turns, messages, None, {})
     assert plan.trimmed == 1
     assert plan.ids == encode(made.render(messages, prompt=True))
     assert plan.messages == [user("c")]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from miles.core.continuation import Continuation, TemplateRefusalError
 from miles.core.errors import ConfigError
 from miles.router.dispatcher import Dispatcher
 from miles.router.settings import Settings
@@ -30,7 +31,6 @@ def prepare_sessions(settings: Settings) -> Callable[[Dispatcher], SessionServic
     """Check what ``--sessions`` needs; what is returned makes the service once there is a dispatcher."""
     tokenizer = load_tokenizer(settings, "--sessions")
     try:
-        from miles.router.sessions.increments import Increments
         from miles.router.sessions.service import SessionService
         from miles.router.sessions.speech import Listener
         from miles.router.sessions.template import ChatTemplate
@@ -39,7 +39,11 @@ def prepare_sessions(settings: Settings) -> Callable[[Dispatcher], SessionServic
     template = ChatTemplate(tokenizer, settings.session_chat_template, settings.session_template_kwargs)
     reasoning = settings.session_reasoning == "auto"
     listener = Listener(settings.session_tool_parser, template.source, reasoning=reasoning)
-    return partial(SessionService, settings, template, Increments(template), listener)
+    try:
+        continuation = Continuation(template)
+    except TemplateRefusalError as error:
+        raise ConfigError(f"--sessions: the chat template cannot be used for sessions: {error}") from error
+    return partial(SessionService, settings, template, continuation, listener)
 
 
 def _missing(flag: str, error: ModuleNotFoundError) -> ConfigError:

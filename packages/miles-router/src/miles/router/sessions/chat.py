@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from miles.core.continuation import Message
 from miles.router.sessions.messages import read_messages
 from miles.router.sessions.speech import Listener
-from miles.router.sessions.template import Message
 from miles.router.sessions.trajectory import Generation
 from miles.router.tokenizer import CheckpointTokenizer
 

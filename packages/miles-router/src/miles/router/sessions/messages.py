@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from miles.router.sessions.template import Message
+from miles.core.continuation import Message
 
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 

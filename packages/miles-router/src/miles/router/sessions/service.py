@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from miles.core.continuation import MAX_TRIM_TOKENS, Continuation, TemplateRefusalError
 from miles.router.asgi import AsgiProxy
 from miles.router.dispatcher import Dispatcher
 from miles.router.exchange import Refusal
@@ -21,13 +22,12 @@ from miles.router.fanout import FAN_OUT_PATHS
 from miles.router.fetch import FetchedResponse
 from miles.router.inner import RefusedError, ask
 from miles.router.sessions import chat
-from miles.router.sessions.increments import MAX_TRIM_TOKENS, Increments
 from miles.router.sessions.messages import BadMessageError
 from miles.router.sessions.mismatch import count_mismatches
 from miles.router.sessions.samples import SampleError, assemble
 from miles.router.sessions.speech import Listener
 from miles.router.sessions.store import Session, SessionStore, TooManySessionsError
-from miles.router.sessions.template import ChatTemplate, TemplateRefusalError
+from miles.router.sessions.template import ChatTemplate
 from miles.router.sessions.trajectory import Generation, Plan, Trajectory, Turn, accumulate, make_plan
 from miles.router.sessions.wire import write_samples
 from miles.router.settings import Settings
@@ -54,14 +54,14 @@ class SessionService:
         self,
         settings: Settings,
         template: ChatTemplate,
-        increments: Increments,
+        continuation: Continuation,
         listener: Listener,
         dispatcher: Dispatcher,
     ) -> None:
         self._settings = settings
         self._template = template
         self._tokenizer = template.tokenizer
-        self._increments = increments
+        self._continuation = continuation
         self._dispatcher = dispatcher
         self._store = SessionStore(settings.max_sessions, settings.session_idle_timeout_s)
         self._listener = listener
@@ -195,7 +195,7 @@ class SessionService:
     async def _plan(self, trajectory: Trajectory, request: chat.ChatRequest) -> Plan:
         kept = trajectory.kept_turns(request.messages, request.tools)
         turns = trajectory.turns[:kept]
-        arguments = (self._template, self._increments, turns, request.messages, request.tools, request.variables)
+        arguments = (self._template, self._continuation, turns, request.messages, request.tools, request.variables)
         return await self._in_thread(make_plan, *arguments)
 
     async def _generate(self, session: Session, request: chat.ChatRequest, plan: Plan) -> FetchedResponse:
@@ -225,7 +225,7 @@ class SessionService:
     def _count_mismatches(self, turns: list[Turn], trajectory: Trajectory) -> dict[str, int]:
         ids = accumulate(turns)
         sampled = _sampled(turns)
-        rest = self._increments.end_of_turn(ids)
+        rest = self._continuation.end_of_turn(ids)
         canonical = self._tokenizer.encode(
             self._template.render(trajectory.messages(), tools=trajectory.tools, prompt=False)
         )

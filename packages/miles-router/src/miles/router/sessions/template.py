@@ -14,16 +14,11 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from miles.core.continuation import Message, TemplateRefusalError
 from miles.core.errors import ConfigError
 from miles.router.tokenizer import CheckpointTokenizer
 
-Message = dict[str, Any]
-
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-
-
-class TemplateRefusalError(ValueError):
-    """The chat template cannot write these messages."""
 
 
 class ChatTemplate:
@@ -37,6 +32,8 @@ class ChatTemplate:
     ) -> None:
         settings = tokenizer.settings
         self.tokenizer = tokenizer
+        self.encode = tokenizer.encode
+        self.special_ids = tokenizer.special_ids
         specials = {name: _content(settings[name]) for name in _SPECIAL_NAMES if settings.get(name) is not None}
         self._variables = specials | dict(variables)
         sources = _template_sources(tokenizer.directory, template_file, settings)

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from miles.router.sessions.increments import Increments
+from miles.core.continuation import Continuation, Message
 from miles.router.sessions.messages import BadMessageError, same
-from miles.router.sessions.template import ChatTemplate, Message
+from miles.router.sessions.template import ChatTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Trajectory:
 
 def make_plan(
     template: ChatTemplate,
-    increments: Increments,
+    continuation: Continuation,
     turns: Sequence[Turn],
     messages: Sequence[Message],
     tools: list[Any] | None,
@@ -118,7 +118,7 @@ def make_plan(
         return Plan(0, list(messages), 0, added, added)
     new = list(messages[sum(len(turn.messages) + 1 for turn in turns) :])
     ids = accumulate(turns)
-    trimmed, added = increments.extend(ids, turns[-1].reply, new, variables)
+    trimmed, added = continuation.extend(ids, turns[-1].reply, new, variables)
     return Plan(len(turns), new, trimmed, added, ids[: len(ids) - trimmed] + added)
 
 
