@@ -53,14 +53,9 @@ class Training(Group):
     """Keep no copies of weights in host memory, and refuse what needs one: ``--keep-old-actor``, and on the megatron
     backend a reference model or teacher, which take turns with the policy in one model."""
 
-    custom_model_provider_path: Annotated[
-        str | None,
-        Flag(
-            path=True,
-            unsupported="the maps of families build models; add one (miles.model_maps)",
-        ),
-    ] = None
-    """Dotted path of a function that builds the model: ``(pre_process, post_process[, vp_stage])``."""
+    custom_model_provider_path: Annotated[str | None, Flag(path=True)] = None
+    """Dotted path of a function that builds the model of a stage of the megatron backend: ``(pre_process, post_process[,
+    vp_stage])``. ``miles.megatron.provider.default_model`` of the same arguments gives the model to begin with."""
 
     recompute_loss_function: bool = False
     """Compute the loss again in the backward pass instead of keeping what it needs. Matters for a custom loss, whose
