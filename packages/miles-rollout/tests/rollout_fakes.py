@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from aiohttp import web
+from served_app import ServedApp
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from miles.core.errors import EngineError
 from miles.core.protocols.reward import RewardOutcome
 from miles.core.types.sample import Group, Sample
-from miles.rollout.loop_thread import LoopThread
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -65,7 +65,7 @@ def answer(payload: Payload, *, version: str = "3", finish: str = "stop", num_to
     }
 
 
-class FakeServer:
+class FakeServer(ServedApp):
     """Engine and router in one: answers ``/generate``, takes aborts, counts requests.  Runs in a thread of its own.
 
     ``respond`` maps a payload to an answer, or to an HTTP status to fail with; ``hold(payload)`` makes a request wait
@@ -73,6 +73,7 @@ class FakeServer:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.respond: Callable[[Payload], Any] = answer
         self.hold: Callable[[Payload], bool] = lambda payload: False
         self.payloads: list[Payload] = []
@@ -85,39 +86,30 @@ class FakeServer:
         """How often the cache is not flushed: requests are running."""
         self.memory: list[tuple[str, tuple[str, ...]]] = []
         self._aborted = asyncio.Event()
-        self._loop = LoopThread("fake-server")
-        self.port = 0
-
-    def __enter__(self) -> FakeServer:
-        self._loop.run(self._start())
-        return self
+        for path, handler in (
+            ("/generate", self._generate),
+            ("/abort_request", self._abort),
+            ("/add_worker", self._ok),
+            ("/remove_worker", self._ok),
+            ("/flush_cache", self._flush),
+            ("/release_memory_occupation", self._release),
+            ("/resume_memory_occupation", self._resume),
+        ):
+            self.app.router.add_post(path, handler)
+        for path, handler in (
+            ("/health", self._ok),
+            ("/health_generate", self._health),
+            ("/model_info", self._model_info),
+        ):
+            self.app.router.add_get(path, handler)
 
     def __exit__(self, *exc: object) -> None:
         self._aborted.set()
-        self._loop.run(self._runner.cleanup())
-        self._loop.stop()
+        super().__exit__(*exc)
 
     @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def _start(self) -> None:
-        app = web.Application()
-        app.router.add_post("/generate", self._generate)
-        app.router.add_post("/abort_request", self._abort)
-        app.router.add_post("/add_worker", self._ok)
-        app.router.add_get("/health", self._ok)
-        app.router.add_get("/health_generate", self._health)
-        app.router.add_get("/model_info", self._model_info)
-        app.router.add_post("/remove_worker", self._ok)
-        app.router.add_post("/flush_cache", self._flush)
-        app.router.add_post("/release_memory_occupation", self._release)
-        app.router.add_post("/resume_memory_occupation", self._resume)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     async def _flush(self, request: web.Request) -> web.Response:
         self.refusals -= 1

@@ -8,16 +8,16 @@ import numpy as np
 import orjson
 from aiohttp import web
 from safetensors.numpy import save
-
-from miles.rollout.loop_thread import LoopThread
+from served_app import ServedApp
 
 PROMPT_IDS = [10, 11, 12]
 
 
-class FakeSessions:
+class FakeSessions(ServedApp):
     """Every turn is answered with the text ``turn N`` and two tokens; a turn adds one token of the agent's."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.turns: dict[str, int] = {}
         self.deleted: list[str] = []
         self.requests: list[dict[str, Any]] = []
@@ -25,28 +25,10 @@ class FakeSessions:
         self.offered = True
         self.experts = False
         self.status = "completed"
-        self._loop = LoopThread("fake-sessions")
-        self.url = ""
-
-    def __enter__(self) -> FakeSessions:
-        self._loop.run(self._start())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._loop.run(self._runner.cleanup())
-        self._loop.stop()
-
-    async def _start(self) -> None:
-        app = web.Application()
-        app.router.add_post("/sessions", self._open)
-        app.router.add_post("/sessions/{id}/v1/chat/completions", self._chat)
-        app.router.add_post("/sessions/{id}/samples", self._samples)
-        app.router.add_delete("/sessions/{id}", self._delete)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1)
-        await site.start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.app.router.add_post("/sessions", self._open)
+        self.app.router.add_post("/sessions/{id}/v1/chat/completions", self._chat)
+        self.app.router.add_post("/sessions/{id}/samples", self._samples)
+        self.app.router.add_delete("/sessions/{id}", self._delete)
 
     async def _open(self, request: web.Request) -> web.Response:
         if not self.offered:

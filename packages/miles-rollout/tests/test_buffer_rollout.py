@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from rollout_fakes import FakeServer
+from served_app import ServedApp
 from test_manager import make, prompts, rewards, server  # noqa: F401  (fixtures)
 
 from miles.core.config import Config
 from miles.core.errors import DataError, RolloutError
 from miles.rollout.derive import BUFFER_ROLLOUT
-from miles.rollout.loop_thread import LoopThread
 from miles.rollout.manager import RolloutManager
 
 Make = Callable[..., RolloutManager]
@@ -35,31 +35,16 @@ def record(instance: int, number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-class Service:
+class Service(ServedApp):
     """Hands out ``batches``, one per question; counts failures and what it was started with."""
 
     def __init__(self, batches: list[Any]) -> None:
+        super().__init__()
         self.batches = batches
         self.started: list[dict[str, Any]] = []
         self.failures = 0
-        self._loop = LoopThread("buffer-service")
-
-    def __enter__(self) -> Service:
-        self._loop.run(self._start())
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._loop.run(self._runner.cleanup())
-        self._loop.stop()
-
-    async def _start(self) -> None:
-        app = web.Application()
-        app.router.add_post("/start_rollout", self._begin)
-        app.router.add_post("/get_rollout_data", self._give)
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, shutdown_timeout=0.1).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.app.router.add_post("/start_rollout", self._begin)
+        self.app.router.add_post("/get_rollout_data", self._give)
 
     async def _begin(self, request: web.Request) -> web.Response:
         self.started.append(await request.json())
