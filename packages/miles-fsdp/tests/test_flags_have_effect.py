@@ -1,7 +1,7 @@
 """Set a flag, and something that a user can see changes: metrics of the steps, or the weights after them.
 
 ``EFFECTS`` is a table from a flag to the settings that give it something to act on, and to the value that it changes
-to.  It covers all flags of the sections Algorithm and Optimizer; those that act before the trainer are in ``BEFORE``.
+to.  ``tests/fast/test_effects_are_tested.py`` sees to it that every flag is here or in another test.
 """
 
 import json
@@ -9,20 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from miles.core.config.discover import flag_table
 from miles.core.protocols.backend import Rank
 from miles.fsdp.backend import FsdpBackend
-
-SECTIONS = ("Algorithm and RL Arguments", "Optimizer")
-# Flags of these sections that act outside the trainer, and the tests of what they do.
-BEFORE = {
-    "grpo_std_normalization": "miles-core/tests/advantages/test_group_reward.py",
-    "rewards_normalization": "miles-core/tests/advantages/test_group_reward.py",
-    "num_critic_only_steps": "miles-core/tests/driver/test_actor_critic.py",
-    "use_checkpoint_lr_scheduler": "miles-fsdp/tests/test_checkpoint.py",
-    "use_routing_replay": "a mixture of experts",
-    "use_rollout_routing_replay": "a mixture of experts",
-}
 
 STEPS = {"num_steps_per_rollout": 2, "lr": 5e-2}
 KL = STEPS | {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k2"}
@@ -86,6 +74,7 @@ EFFECTS = {
     "lr_warmup_iters": ({}, 4),
     "lr_warmup_init": ({"lr_warmup_iters": 4}, 1e-3),
     "lr_warmup_fraction": ({}, 0.5),
+    "warmup_ratio": ({}, 0.5),
     "lr_decay_style": ({"lr_decay_iters": 4}, "cosine"),
     "lr_decay_iters": ({"lr_decay_style": "linear"}, 4),
     "min_lr": (DECAY, 5e-3),
@@ -116,16 +105,6 @@ def constant_divisor(total_lengths, response_lengths, loss_masks, calculate_per_
 def _own_losses(tmp_path, monkeypatch):
     (tmp_path / "own_losses.py").write_text(OWN_LOSSES)
     monkeypatch.syspath_prepend(tmp_path)
-
-
-def supported(section):
-    flags = flag_table().flags.values()
-    return {spec.name for spec in flags if spec.group.title == section and not spec.flag.unsupported}
-
-
-def test_the_table_is_whole():
-    known = set(EFFECTS) | set(BEFORE)
-    assert {name for section in SECTIONS for name in supported(section)} <= known
 
 
 def with_teacher(batch):
