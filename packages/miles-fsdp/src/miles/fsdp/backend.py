@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from miles.core.protocols.backend import Actor, Rank, Role
+from miles.core.protocols.backend import Learner, Rank, Role
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class FsdpBackend:
     """FSDP2 over any causal language model that transformers loads."""
 
-    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
+    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Learner:
         # Late: both need torch and transformers.
         from miles.fsdp.actor import FsdpActor
         from miles.fsdp.critic import FsdpCritic

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from miles.core.protocols.backend import Rank
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.value_head import critic_source
-from miles.core.types.batch import Floats, RolloutBatch
 from miles.fsdp import export
 from miles.fsdp.role import FsdpRole
 from miles.fsdp.value import Critic, save_value_head
@@ -29,15 +25,6 @@ class FsdpCritic(FsdpRole):
         module = self._builder.build_critic(str(self._source), seed=config.seed)
         self._model: Critic = Critic(module, self._optimizer(module), self._gradients)
         self._trainer = CriticTrainer(config, self._model, ranks=self._ranks(), device=self._site.device)
-
-    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
-        raise NotImplementedError("the critic gives values, no probabilities")
-
-    def keep_weights(self, version: int) -> None:
-        raise NotImplementedError("engines generate with the actor")
-
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        raise NotImplementedError("engines generate with the actor; the critic's weights stay here")
 
     def save_hf(self, directory: Path) -> None:
         """The body as transformers loads it, and the value head beside it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from miles.core.protocols.backend import Actor, Rank, Role
+from miles.core.protocols.backend import Learner, Rank, Role
 from miles.megatron.rules import layout_problems
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class MegatronBackend:
     """Megatron-Core: tensor, sequence, pipeline, context, expert and data parallelism."""
 
-    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
+    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Learner:
         # Late: the adaptation must come before anything of Megatron-Core, and all of it needs torch.
         from miles.megatron import cpu
 

@@ -11,7 +11,6 @@ import torch
 from miles.core.protocols.backend import Rank
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.value_head import critic_source, write_value_head
-from miles.core.types.batch import Floats, RolloutBatch
 from miles.megatron.building import Blueprint
 from miles.megatron.policy import MegatronValues, Passes
 from miles.megatron.role import MegatronRole
@@ -35,15 +34,6 @@ class MegatronCritic(MegatronRole):
         self._trainer = CriticTrainer(
             config, MegatronValues(passes, self._updater), ranks=PipelineRanks(), device=self._site.device
         )
-
-    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
-        raise NotImplementedError("the critic gives values, no probabilities")
-
-    def keep_weights(self, version: int) -> None:
-        raise NotImplementedError("engines generate with the actor")
-
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        raise NotImplementedError("engines generate with the actor; the critic's weights stay here")
 
     def _exported(
         self, weights: Iterator[tuple[str, torch.Tensor]], directory: Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from miles.core.driver.weight_supply import replaces_beside_training
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.debug import Debug
 from miles.core.flags.training import Training
-from miles.core.protocols.backend import Actor, Rank, Role, Scores, TrainBackend, TrainReport
+from miles.core.protocols.backend import Actor, Learner, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.core.training.memory import allocated_bytes
@@ -37,7 +37,7 @@ class RoleWorker:
         self._config = config
         self._training = config[Training]
         self._run_dir = run_dir
-        self._actor: Actor | None = None
+        self._learner: Learner | None = None
         self._rank = Rank()
         self._deadline_s = 60.0 * config[Cluster].distributed_timeout_minutes
         self._sender: WeightSender | None = None
@@ -62,20 +62,25 @@ class RoleWorker:
         self._rank = rank
         self._watchdog = self._watchdog_of(rank)
         with self._watchdog.watching("building the model"):
-            self._actor = backend.create(self._config, rank, self._role)
+            self._learner = backend.create(self._config, rank, self._role)
+
+    @property
+    def learner(self) -> Learner:
+        assert self._learner is not None, "build() comes first"
+        return self._learner
 
     @property
     def actor(self) -> Actor:
-        assert self._actor is not None, "build() comes first"
-        return self._actor
+        assert self._role == "actor", "engines generate with the actor"
+        return cast(Actor, self.learner)
 
     @watched
     def score(self, batch: RolloutBatch) -> Scores:
-        return self.actor.score(batch)
+        return self.learner.score(batch)
 
     @watched
     def train(self, batch: RolloutBatch) -> TrainReport:
-        return self.actor.train(batch)
+        return self.learner.train(batch)
 
     @watched
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
@@ -112,13 +117,13 @@ class RoleWorker:
     def offload(self) -> int:
         """Move this rank to host memory; the bytes of its accelerator that this frees."""
         before = allocated_bytes()
-        self.actor.offload()
+        self.learner.offload()
         return before - allocated_bytes()
 
     @watched
     def onload(self) -> None:
         """Undo ``offload``."""
-        self.actor.onload()
+        self.learner.onload()
 
     def _push(self, urls: list[str], version: int) -> SyncReport:
         if self._rank.rank != 0:
@@ -143,24 +148,24 @@ class RoleWorker:
 
     @watched
     def save(self, directory: Path) -> None:
-        self.actor.save(directory)
+        self.learner.save(directory)
 
     def finish_save(self) -> None:
-        self.actor.finish_save()
+        self.learner.finish_save()
 
     @watched
     def load(self, directory: Path) -> None:
-        self.actor.load(directory)
+        self.learner.load(directory)
 
     @watched
     def save_hf(self, directory: Path) -> None:
-        self.actor.save_hf(directory)
+        self.learner.save_hf(directory)
 
     def close(self) -> None:
         """Leave the group and free buffers.  Safe to call twice."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
-        if self._actor is not None:
-            self._actor.close()
-            self._actor = None
+        if self._learner is not None:
+            self._learner.close()
+            self._learner = None

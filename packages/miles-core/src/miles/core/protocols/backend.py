@@ -44,8 +44,11 @@ class TrainReport:
     """Seconds per phase (``log_probs``, ``ref_log_probs``, ``actor_train`` ...)."""
 
 
-class Actor(Protocol):
-    """One rank of the model being trained.  Every rank calls a method at the same time, unless its text says local."""
+class Learner(Protocol):
+    """One rank of a model being trained: of the actor, or of PPO's critic.
+
+    Every rank calls a method at the same time, unless its text says local.
+    """
 
     def score(self, batch: RolloutBatch) -> Scores:
         """What the other role needs of this one before both train: the critic's ``values``; the actor's ``log_probs``
@@ -54,19 +57,6 @@ class Actor(Protocol):
 
     def train(self, batch: RolloutBatch) -> TrainReport:
         """Train on one rollout.  ``batch`` is the whole rollout on every rank; a rank picks its own share."""
-
-    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
-        """[R] natural-log probabilities of every sample's response, with the weights as they are.  Of the actor."""
-
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full tensors under their Hugging Face names, one after another, in a fixed order.  Of the actor only.
-
-        Rank 0 gets the tensors; other ranks take part in the gathering and may get placeholders.
-        """
-
-    def keep_weights(self, version: int) -> None:
-        """Remember the weights as they are, which engines get as ``version`` now, for the old log-probabilities of what
-        they generate.  Of the actor, with ``--keep-old-actor`` only."""
 
     def save(self, directory: Path) -> None:
         """Write everything that training needs to go on bit for bit into the existing, empty ``directory``."""
@@ -94,11 +84,31 @@ class Actor(Protocol):
         """Leave the process group and free everything.  Local."""
 
 
+class Actor(Learner, Protocol):
+    """One rank of the policy, which engines generate with."""
+
+    def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:
+        """[R] natural-log probabilities of every sample's response, with the weights as they are."""
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Full tensors under their Hugging Face names, one after another, in a fixed order.
+
+        Rank 0 gets the tensors; other ranks take part in the gathering and may get placeholders.
+        """
+
+    def keep_weights(self, version: int) -> None:
+        """Remember the weights as they are, which engines get as ``version`` now, for the old log-probabilities of what
+        they generate.  With ``--keep-old-actor`` only."""
+
+
 class TrainBackend(Protocol):
     """A way to train: ``miles.train_backends`` entry points name a class without arguments."""
 
-    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Actor:
-        """Join the process group, build model, optimizer and schedule from the configuration's checkpoint flags."""
+    def create(self, config: Config, rank: Rank, role: Role = "actor") -> Learner:
+        """Join the process group, build model, optimizer and schedule from the configuration's checkpoint flags.
+
+        An ``Actor``, where that is the role.
+        """
 
     def check(self, config: Config) -> list[str]:
         """Problems that would stop this backend, found before any device is taken.  Imports nothing heavy."""
