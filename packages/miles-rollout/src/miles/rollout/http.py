@@ -12,6 +12,7 @@ import orjson
 from yarl import URL
 
 from miles.core.errors import EngineError
+from miles.rollout.turns import Turns
 
 Answer = Any
 """Parsed JSON."""
@@ -38,12 +39,15 @@ class JsonClient:
         self.num_retries = 0
         """Requests that were tried again, over the client's life."""
         self._deadline_s, self._attempts = deadline_s, attempts
+        self._turns = Turns()
         self._urls: dict[str, URL] = {}
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, path: str, payload: Any, headers: dict[str, str] | None = None) -> Answer:
         """The answer's JSON; EngineError when there is none in time."""
-        return _parse(path, await self.fetch("POST", path, orjson.dumps(payload), headers))
+        content = await self.fetch("POST", path, orjson.dumps(payload), headers)
+        await self._turns.take()
+        return _parse(path, content)
 
     async def fetch(
         self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None

@@ -25,6 +25,7 @@ from miles.core.types.batch import RolloutBatch
 from miles.core.types.rollout import EvalResult, RolloutFnEvalOutput, RolloutFnTrainOutput
 from miles.core.types.sample import Group, Sample
 from miles.rollout import convert, metrics
+from miles.rollout.collector_pause import full_collections_wait
 from miles.rollout.data import PromptDataset, open_dataset
 from miles.rollout.data_source import RolloutDataSource
 from miles.rollout.eval_datasets import EvalDataset, eval_datasets
@@ -252,11 +253,12 @@ class RolloutManager:
         assert self._source is not None, "a replay has no data source"
         if self._runtime is not None:
             self._runtime.progress = Progress()
-        output: Any = function(self._args, rollout_id, self._source, evaluation=evaluation)
-        if inspect.iscoroutine(output):
-            assert self._runtime is not None, "an asynchronous rollout function needs engines"
-            return self._runtime.run(output)
-        return output
+        with full_collections_wait():
+            output: Any = function(self._args, rollout_id, self._source, evaluation=evaluation)
+            if inspect.iscoroutine(output):
+                assert self._runtime is not None, "an asynchronous rollout function needs engines"
+                return self._runtime.run(output)
+            return output
 
     def _replayed(self, rollout_id: int) -> RolloutFnTrainOutput:
         """The samples of ``--load-debug-rollout-data``; a share keeps whole groups of the file's beginning and end."""
