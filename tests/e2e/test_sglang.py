@@ -51,6 +51,18 @@ def test_evaluations_are_there_and_the_server_told_its_story(finished):
     assert (finished / "logs" / "engine-0.log").stat().st_size > 0
 
 
+def test_megatron_trains_what_sglang_samples(toy, miles, sglang_python, tmp_path):
+    run = tmp_path / "run"
+    sglang = ("--rollout-engine", "sglang", "--sglang-python", sglang_python, "--sglang-max-total-tokens", "16k")
+    megatron = ("--train-backend", "megatron", "--actor-num-gpus-per-node", "2", "--tensor-model-parallel-size", "2")
+    short = ("--num-rollout", "2", "--eval-interval", "1000", "--skip-eval-before-train")
+    miles("train", *toy.flags(run, *sglang, *megatron, "--sequence-parallel", *short))
+    train = events(run, "train")
+    assert len(train) == 4
+    for event in train[::2]:  # the second step of a rollout is off-policy
+        assert event["metrics"]["train/train_rollout_logprob_abs_diff"] < 1e-4
+
+
 def test_a_misspelt_argument_of_the_server_is_answered_before_anything_starts(toy, miles, sglang_python, tmp_path):
     run = tmp_path / "run"
     done = miles(

@@ -1,5 +1,6 @@
 """One rollout trained in every parallel layout, against a single process and against FSDP."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,8 +28,10 @@ MIXTURE = {
     "dp": (2, {}),
     "tp sp etp": (2, SP),
     "pp": (2, PP),
+    "pp virtual": (2, VIRTUAL),
     "cp": (2, CP),
     "ep": (2, EP),
+    "tp pp etp": (4, SP | PP),
     "tp ep": (2, SP | EP | ETP1),
     "tp ep etp": (4, SP | EP),
 }
@@ -36,11 +39,12 @@ PLAIN = {"optimizer": "sgd", "lr": 0.3}
 
 
 def trained(make, config, rollouts):
-    """Step metrics, rollout metrics and weights after ``rollouts``."""
+    """Step metrics, rollout metrics and weights after ``rollouts``, and log-probabilities of the first one by these."""
     actor = make(config)
     reports = [actor.train(batch) for batch in rollouts]
     weights = {name: tensor.clone() for name, tensor in actor.named_weights()}
-    return [report.steps for report in reports], [_of_rollout(report) for report in reports], weights
+    log_probs = np.concatenate(actor.log_probs(rollouts[0]))
+    return [report.steps for report in reports], [_of_rollout(report) for report in reports], weights, log_probs
 
 
 def _of_rollout(report):
@@ -56,6 +60,7 @@ def assert_equal(result, expected):
     assert result[2].keys() == expected[2].keys()
     for name, tensor in result[2].items():
         torch.testing.assert_close(tensor, expected[2][name], atol=2e-6, rtol=1e-4)
+    np.testing.assert_allclose(result[3], expected[3], atol=2e-5)
 
 
 _ALONE = {}
@@ -161,3 +166,4 @@ def test_fsdp_comes_to_the_same(alone, config, rollout, family):
                 assert step[name] == pytest.approx(fsdp_step[name], rel=1e-4, abs=1e-6)
     for name, tensor in megatron[2].items():
         torch.testing.assert_close(tensor, fsdp[2][name], atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(megatron[3], fsdp[3], atol=5e-5)
