@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from miles.core.math.blocked_logprobs import linear_logprobs_in_blocks
+
 # How many logits one chunk holds: what stays in a CPU's cache, and what keeps an accelerator busy (512 MiB of fp32).
 _CPU_CHUNK_NUMEL = 2**20
 _ACCELERATOR_CHUNK_NUMEL = 2**27
@@ -70,8 +72,9 @@ def linear_logprobs(
     """Log-probabilities of ``target_T`` under the language-model head, ``chunk_size`` tokens at a time.
 
     Neither the forward nor the backward pass holds more logits than those of one chunk: the backward pass computes
-    them again.  Only what fits one chunk is kept instead.  ``chunk_size`` None: chunks of the fastest size, and the
-    logits of all tokens are kept where they fit a small budget of memory.
+    them again.  Only what fits one chunk is kept instead.  ``chunk_size`` None: the fastest way.  The logits of all
+    tokens are kept where they fit a small budget of memory; else chunks are of the fastest size, or, on CPUs, it is
+    the vocabulary that is cut (``blocked_logprobs``).
 
     Results are in fp32 (fp64 for fp64 inputs), and so are logits, softmax and the sum of the head's gradient over
     chunks, whatever the dtype of hidden states and head.
@@ -87,6 +90,12 @@ def linear_logprobs(
         chunk_numel = _CPU_CHUNK_NUMEL if on_cpu else _ACCELERATOR_CHUNK_NUMEL
         chunk_size = max(chunk_numel // vocabulary, _MIN_CHUNK_TOKENS)
         keep = num_tokens * vocabulary <= (_CPU_KEPT_NUMEL if on_cpu else _ACCELERATOR_KEPT_NUMEL)
+        if on_cpu and not keep and shard is None:
+            return LogProbs(
+                *linear_logprobs_in_blocks(
+                    hidden_TD, weight_VD, bias_V, target_T, temperature, with_entropy=with_entropy
+                )
+            )
     else:
         keep = num_tokens <= chunk_size
     plan = _Plan(tuple(_chunks(num_tokens, chunk_size)), keep, temperature, with_entropy, shard)
