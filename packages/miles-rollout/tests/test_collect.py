@@ -52,6 +52,7 @@ class World:
         return group
 
     async def judge(self, group: Group) -> DynamicFilterOutput:
+        assert all(sample.reward is not None for sample in group), "filters look at rewards"
         keep = group[0].group_index not in self.drops
         return DynamicFilterOutput(keep, None if keep else "boring")
 

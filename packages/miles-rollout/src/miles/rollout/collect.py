@@ -139,6 +139,8 @@ class Collector:
         error = failure(group)
         if error is not None:
             return _Outcome(group, DynamicFilterOutput(False), error)
+        if _is_cut(group):  # judged when it is complete, in a later rollout
+            return _Outcome(group, DynamicFilterOutput(True))
         return _Outcome(group, await self._steps.judge(group))
 
     async def _take_ready(self) -> None:
@@ -202,8 +204,7 @@ class Collector:
                 self._result.surplus.append(slot.group)
                 continue
             outcome = slot.task.result()
-            unfinished = any(sample.status is Status.ABORTED for sample in outcome.group)
-            if unfinished and outcome.error is None:
+            if _is_cut(outcome.group) and outcome.error is None:
                 self._result.surplus.append(outcome.group)
             else:
                 self._count(outcome)
@@ -219,6 +220,10 @@ class Collector:
         result, limits = self._result, self._limits
         kept = len(result.groups)
         return Shortfall(limits.target, kept, self._cursor, limits.max_groups, result.drops, result.failures).text()
+
+
+def _is_cut(group: Group) -> bool:
+    return any(sample.status is Status.ABORTED for sample in group)
 
 
 @dataclass(frozen=True, slots=True)
