@@ -4,7 +4,7 @@ A forward pass computes a flat list of rows: first the decoding sequences, one r
 that must be computed for the shape alone are at the end.  Every row's result has the same bits whatever rows are
 computed with it, and a token's row is the same whether it is decoded or part of a prompt:
 
-- the number of rows is a multiple of 16, so matrix products never take the kernels for very few rows;
+- the number of rows is a multiple of 4 or more, so matrix products never take the kernels for very few rows;
 - attention multiplies the same number of queries at a time: the heads of a group, or as many queries of a prompt;
 - keys are read in multiples of 32, and what is masked adds exact zeros to a sum;
 - sums over more than SPAN keys are made span by span, since matrix libraries cut long sums where it suits the length.
@@ -30,6 +30,7 @@ from miles.rollout.engines.embedded.products import Floats, multiply
 
 Ints = npt.NDArray[np.int64]
 ROW_MULTIPLE = 16
+"""Rows that suit every operation; a model may do with fewer (see Model)."""
 QUERY_MULTIPLE = 8
 """A block of a prompt is a multiple of this many rows."""
 SPAN = 128
@@ -99,7 +100,7 @@ class Plan:
     """One forward pass."""
 
     tokens: torch.Tensor
-    """[M] token ids; M is a multiple of ROW_MULTIPLE."""
+    """[M] token ids; M is a multiple of the model's ``row_multiple``."""
     positions: torch.Tensor
     """[M]"""
     segments: list[Segment]

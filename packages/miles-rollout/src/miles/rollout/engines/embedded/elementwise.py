@@ -12,12 +12,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+ELEMENT_MULTIPLE = 128
+"""Elements that two threads share without cutting two vectors."""
 _SERIAL_SIZE = 32768
 """torch does not share a tensor of this many elements, or fewer, among threads."""
 
 
 def silu_(values: torch.Tensor) -> torch.Tensor:
-    """``x * sigmoid(x)`` in place.  ``values`` is contiguous and has a multiple of 128 elements."""
+    """``x * sigmoid(x)`` in place.  ``values`` is contiguous and has a multiple of ELEMENT_MULTIPLE elements."""
     flat = values.view(-1)
     if _undivided(flat):
         F.silu(flat, inplace=True)
@@ -28,7 +30,7 @@ def silu_(values: torch.Tensor) -> torch.Tensor:
 
 
 def piecewise(function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
-    """``function`` of each element.  The number of elements is a multiple of 128."""
+    """``function`` of each element.  The number of elements is a multiple of ELEMENT_MULTIPLE."""
     flat = values.reshape(-1)
     if _undivided(flat):
         return function(flat).view(values.shape)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from miles.rollout.engines.embedded.attention import ROW_MULTIPLE
 from miles.rollout.engines.embedded.model import Model
 from miles.rollout.engines.embedded.sampling import SamplingRows, log_probs, padded_vocabulary, sample, scale
 from miles.rollout.engines.embedded.sequence import Seats, Sequence
@@ -75,7 +74,7 @@ class Head:
     def _compute(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [N, V] of ``hidden`` [N, hidden], in a buffer that the next call reuses."""
         count = hidden.shape[0]
-        num_rows = -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
+        num_rows = -(-count // self._model.row_multiple) * self._model.row_multiple
         if num_rows > self._logits.shape[0]:
             size = (num_rows, padded_vocabulary(self._model.vocab_size))
             self._logits = torch.full(size, float("-inf"))

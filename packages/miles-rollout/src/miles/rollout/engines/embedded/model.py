@@ -22,6 +22,8 @@ class Model(Protocol):
     """``fast`` or ``general``, for the curious."""
     batch_invariant: bool
     """A row's bits do not depend on the rows beside it."""
+    row_multiple: int
+    """The number of rows that it computes must be a multiple of this; divides ROW_MULTIPLE."""
     kv_shape: KVShape
     hidden_size: int
     vocab_size: int
@@ -34,7 +36,7 @@ class Model(Protocol):
         """Hidden states [M, hidden] after the last norm, valid until the next call; keys and values are stored."""
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the logits [N, V] of ``hidden`` [N, hidden]; N is a multiple of ROW_MULTIPLE."""
+        """Write the logits [N, V] of ``hidden`` [N, hidden]; N is a multiple of ``row_multiple``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ M = rows, H = heads, K = key-value heads, D = head dimension.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from miles.rollout.engines.embedded.attention import Plan, attend
+from miles.rollout.engines.embedded.elementwise import ELEMENT_MULTIPLE
 from miles.rollout.engines.embedded.feed_forward import Experts, FeedForward, GatedNetwork
 from miles.rollout.engines.embedded.kv import KVShape
 from miles.rollout.engines.embedded.memory import available_memory
@@ -26,6 +28,8 @@ from miles.rollout.engines.embedded.weights import WeightStore
 
 _COPY_SHARE = 4
 """Weights are laid out a second time only when they take less than this part of the free memory."""
+_FEWEST_ROWS = 4
+"""Fewer rows take other kernels of matrix products, with other roundings."""
 _QWEN3 = ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
 _ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", *_QWEN3)
 
@@ -127,6 +131,7 @@ class FastModel:
         self.dtype = dtype
         self.hidden_size, self.vocab_size = shape.hidden, shape.vocab
         chosen = experts_per_token(checkpoint) if keep_experts else 0
+        self.row_multiple = _row_multiple(checkpoint.config)
         self.kv_shape = KVShape(shape.layers, shape.kv_heads, shape.dim, shape.dim, chosen)
         self._embedding = torch.empty(shape.vocab, shape.hidden, dtype=dtype)
         self._head = Projection(self._embedding if shape.tied else torch.empty_like(self._embedding))
@@ -250,6 +255,12 @@ def _keep_experts(plan: Plan, layer: int, chosen: torch.Tensor) -> None:
     numbers = chosen.numpy()
     for segment in plan.segments:
         segment.pool.write_experts(layer, segment.slots, segment.positions, numbers[segment.rows])
+
+
+def _row_multiple(config: dict[str, Any]) -> int:
+    """Rows that fill the vectors of elementwise functions (see elementwise.py), and enough for matrix products."""
+    sizes = [config[name] for name in ("intermediate_size", "moe_intermediate_size") if config.get(name)]
+    return max([_FEWEST_ROWS, *(ELEMENT_MULTIPLE // math.gcd(ELEMENT_MULTIPLE, size) for size in sizes)])
 
 
 def _feed_forward(config: dict[str, Any], number: int, dtype: torch.dtype) -> FeedForward:

@@ -37,6 +37,7 @@ class GeneralModel:
     """See the module's text."""
 
     kind = "general"
+    row_multiple = ROW_MULTIPLE
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._attention = _SlotAttention()

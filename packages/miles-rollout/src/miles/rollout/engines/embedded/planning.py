@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from miles.rollout.engines.embedded.attention import QUERY_MULTIPLE, ROW_MULTIPLE, Ints, Plan, Segment
+from miles.rollout.engines.embedded.attention import QUERY_MULTIPLE, Ints, Plan, Segment
 from miles.rollout.engines.embedded.kv import TOKEN_MULTIPLE, Pool
 from miles.rollout.engines.embedded.sequence import Seats, Sequence
 
@@ -43,9 +43,9 @@ def padded_length(num_tokens: int) -> int:
 
 
 def make_plan(
-    decoding: Iterable[tuple[Pool[Sequence], int]], blocks: list[Block], seats: Seats
+    decoding: Iterable[tuple[Pool[Sequence], int]], blocks: list[Block], seats: Seats, row_multiple: int
 ) -> tuple[Plan, list[int]]:
-    """Plan one row for each of the first sequences of each pool, and ``blocks``.
+    """Plan one row for each of the first sequences of each pool, and ``blocks``; a multiple of ``row_multiple`` rows.
 
     Returns the plan and the row of each block's last token.
     """
@@ -72,7 +72,7 @@ def make_plan(
             tokens.append(row)
             last_rows.append(num_rows + len(wanted) - 1)
             num_rows += width
-    filling = np.zeros(-num_rows % ROW_MULTIPLE, np.int64)
+    filling = np.zeros(-num_rows % row_multiple, np.int64)
     plan = Plan(
         torch.from_numpy(np.concatenate([*tokens, filling])),
         torch.from_numpy(np.concatenate([*positions, filling])),

@@ -2,7 +2,7 @@
 
 oneDNN keeps a copy of a large weight in blocks that it reads in the order of computing: a fifth less time for many
 rows, two fifths for few.  Both ways give a row the same bits whatever the number of rows, when that is a multiple of
-ROW_MULTIPLE; which way a weight goes depends on its size alone.
+four; which way a weight goes depends on its size alone.
 
 M = rows, N = outputs, K = inputs.
 """
@@ -17,9 +17,11 @@ _WORTH_LAYING_OUT = 1 << 16
 """Elements of a weight from which on a call of oneDNN costs less than it saves."""
 
 
-def can_lay_out() -> bool:
-    """Whether this build of torch has oneDNN for linear layers."""
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def can_lay_out(dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN for linear layers, and oneDNN this processor's instructions for them."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Projection:
@@ -34,7 +36,7 @@ class Projection:
 
     def lay_out(self) -> None:
         """Copy a large weight into oneDNN's layout."""
-        if self.weight.numel() >= _WORTH_LAYING_OUT and can_lay_out():
+        if self.weight.numel() >= _WORTH_LAYING_OUT and can_lay_out(self.weight.dtype):
             self._blocks = torch.ops.mkldnn._reorder_linear_weight(self.weight)
 
     def forget_layout(self) -> int:

@@ -156,7 +156,7 @@ class Scheduler:
         batch = self._admit()
         for block in batch.blocks:
             self._compute_long_prompt(block)
-        plan, last_rows = make_plan(batch.decoding, batch.blocks, self.seats)
+        plan, last_rows = make_plan(batch.decoding, batch.blocks, self.seats, self.model.row_multiple)
         hidden = self.model.forward(plan)
         self.counters.steps += 1
         rows, states = self._settle(batch, hidden, last_rows)
@@ -231,7 +231,7 @@ class Scheduler:
         """All chunks of a prompt but the last."""
         while len(block.tokens) - block.start > CHUNK:
             piece = Block(block.sequence, block.tokens[: block.start + CHUNK], block.start)
-            plan, _ = make_plan([], [piece], self.seats)
+            plan, _ = make_plan([], [piece], self.seats, self.model.row_multiple)
             self._score(piece, self.model.forward(plan)[:CHUNK])
             block.start += CHUNK
 
