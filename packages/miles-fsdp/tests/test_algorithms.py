@@ -68,6 +68,7 @@ ALGORITHMS = {
     "fresh optimizer": {"reset_optimizer_states": True},
     "dynamic global batch size": {"use_dynamic_global_batch_size": True},
     "whitened": {"normalize_advantages": True, **STEPS},
+    "adapters": {"lora_rank": 8, "lora_alpha": 32.0},
 }
 
 
@@ -78,11 +79,11 @@ def _own_functions(tmp_path, monkeypatch):
 
 
 @torch.no_grad()
-def sample(module, rollout_id, estimator):
+def sample(actor, rollout_id, estimator):
     """One rollout of the policy itself, its reward the share of wanted tokens."""
     generator = torch.Generator().manual_seed(rollout_id)
     ids = torch.arange(PROMPTS).repeat_interleave(PER_PROMPT)[:, None] + torch.tensor([[11, 23, 42]])
-    twin, logps = plain_model(module), []
+    twin, logps = plain_model(actor), []
     for _ in range(RESPONSE):
         positions = torch.arange(ids.shape[1]).expand_as(ids)
         mask = torch.full((ids.shape[1],) * 2, -torch.inf).triu(1)[None, None].expand(len(ids), 1, -1, -1)
@@ -93,11 +94,11 @@ def sample(module, rollout_id, estimator):
     return to_batch(rollout_id, ids.numpy(), torch.stack(logps, dim=1).numpy(), estimator)
 
 
-def plain_model(module):
-    """transformers' own model of these weights, with attention that takes a mask."""
-    twin = Qwen3ForCausalLM(module.lm.config)
+def plain_model(actor):
+    """transformers' own model of the weights that engines get, with attention that takes a mask."""
+    twin = Qwen3ForCausalLM(actor._model.module.lm.config)
     twin.config._attn_implementation = "eager"
-    twin.load_state_dict(module.lm.state_dict())
+    twin.load_state_dict(dict(actor.named_weights()), strict=False)  # a tied head comes once
     return twin
 
 
@@ -124,26 +125,74 @@ def to_batch(rollout_id, ids, logps, estimator):
     )
 
 
+class Trainer:
+    """Actor and, where the algorithm has one, critic."""
+
+    def __init__(self, settings):
+        self.actor = FsdpBackend().create(settings, Rank())
+        has_critic = settings.advantage_estimator == "ppo"
+        self.critic = FsdpBackend().create(settings, Rank(), "critic") if has_critic else None
+
+    def train(self, batch):
+        """Reports of both."""
+        if self.critic is None:
+            return [self.actor.train(batch)]
+        batch = batch.having(self.critic.score(batch))
+        batch = batch.having(self.actor.score(batch))
+        return [self.critic.train(batch), self.actor.train(batch)]
+
+    @property
+    def roles(self):
+        return {"actor": self.actor} | ({} if self.critic is None else {"critic": self.critic})
+
+
+FLAGS = {
+    "rollout_batch_size": PROMPTS,
+    "n_samples_per_prompt": PER_PROMPT,
+    "lr": 1e-2,
+    "use_dynamic_batch_size": True,
+    "max_tokens_per_gpu": 4096,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_reward_rises(config, name):
-    flags = {
-        "rollout_batch_size": PROMPTS,
-        "n_samples_per_prompt": PER_PROMPT,
-        "lr": 1e-2,
-        "use_dynamic_batch_size": True,
-    }
-    settings = config(**flags | {"max_tokens_per_gpu": 4096} | ALGORITHMS[name])
-    actor = FsdpBackend().create(settings, Rank())
-    critic = FsdpBackend().create(settings, Rank(), "critic") if settings.advantage_estimator == "ppo" else None
-    rewards = []
+    settings = config(**FLAGS | ALGORITHMS[name])
+    trainer, rewards = Trainer(settings), []
     for rollout_id in range(ROLLOUTS):
-        batch = sample(actor._model.module, rollout_id, settings.advantage_estimator)
+        batch = sample(trainer.actor, rollout_id, settings.advantage_estimator)
         rewards.append(np.mean(batch.raw_rewards))
-        if critic is not None:
-            batch = batch.having(critic.score(batch))
-            batch = batch.having(actor.score(batch))
-            critic.train(batch)
-        report = actor.train(batch)
-        assert all(np.isfinite(list(step.values())).all() for step in report.steps)
+        for report in trainer.train(batch):
+            assert all(np.isfinite(list(step.values())).all() for step in report.steps)
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1, rewards
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ALGORITHMS, "sft"])
+def test_a_resumed_run_trains_on_bit_for_bit(config, rollout, tmp_path, name):
+    algorithm = ALGORITHMS.get(name, {"loss_type": "sft_loss"})
+    settings = config(lr_decay_style="cosine", async_save=True, **{"lr": 1e-2} | algorithm)
+    batches = [taught(rollout(rollout_id=number)) for number in range(5)]
+    uninterrupted = Trainer(settings)
+    for batch in batches[:3]:
+        uninterrupted.train(batch)
+    for role, learner in uninterrupted.roles.items():
+        (tmp_path / role).mkdir()
+        learner.save(tmp_path / role)
+    expected = [uninterrupted.train(batch) for batch in batches[3:]]
+    resumed = Trainer(settings)
+    for role, learner in uninterrupted.roles.items():
+        learner.finish_save()
+        resumed.roles[role].load(tmp_path / role)
+    found = [resumed.train(batch) for batch in batches[3:]]
+    assert [[report.steps for report in reports] for reports in found] == [
+        [report.steps for report in reports] for reports in expected
+    ]
+    weights = dict(uninterrupted.actor.named_weights())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in resumed.actor.named_weights())
+
+
+def taught(batch):
+    """With log-probabilities of a teacher."""
+    return batch.having({"teacher_log_probs": tuple(logp + 0.5 for logp in batch.rollout_log_probs)})

@@ -36,6 +36,8 @@ ALGORITHMS = {
         "tis_batch_normalize": True,
     },
     "off-policy sequences masked": {"use_opsm": True, "opsm_delta": 0.01, "num_steps_per_rollout": 2},
+    "reinforce++ baseline": {"advantage_estimator": "reinforce_plus_plus_baseline", "normalize_advantages": True},
+    "ppo": {"advantage_estimator": "ppo", "gamma": 0.9, "lambd": 0.8, "num_steps_per_rollout": 2},
     "distillation": {"advantage_estimator": "on_policy_distillation"},
     "sft": {"loss_type": "sft_loss"},
 }
@@ -70,7 +72,7 @@ def alone():
 
 @pytest.mark.parametrize(("algorithm", "layout"), CASES)
 def test_layouts_do_not_change_the_result(config, rollout, on_ranks, alone, algorithm, layout):
-    rollouts = [with_teacher(rollout(rollout_id=i)) for i in range(2)]
+    rollouts = [with_columns(rollout(rollout_id=i)) for i in range(2)]
     common = ALGORITHMS[algorithm] | {"optimizer": "sgd", "lr": 0.3}
     if algorithm not in alone:
         flags = config(**common, **ONE_PACKING)
@@ -93,8 +95,10 @@ def assert_same(reports, weights, expected_reports, expected_weights):
         torch.testing.assert_close(tensor, expected_weights[name], atol=2e-6, rtol=2e-4)
 
 
-def with_teacher(batch):
-    return replace(batch, teacher_log_probs=tuple(logp + 0.5 for logp in batch.rollout_log_probs))
+def with_columns(batch):
+    """Log-probabilities of a teacher, and values of a critic."""
+    teacher = tuple(logp + 0.5 for logp in batch.rollout_log_probs)
+    return replace(batch, teacher_log_probs=teacher, values=tuple(0.1 * logp for logp in batch.rollout_log_probs))
 
 
 @pytest.mark.parametrize("flags", [{"attn_implementation": "eager"}, {"gradient_checkpointing": True}])

@@ -111,6 +111,8 @@ class Oracle:
                 advantage = oracle_advantages.discounted_returns(rewards, spec.gamma)
             elif spec.advantage_estimator == "on_policy_distillation":
                 advantage = self.batch.teacher_log_probs[i] - logp
+            elif spec.advantage_estimator == "reinforce_plus_plus_baseline":
+                advantage = np.full(len(mask), reward) - spec.kl_coef * kl
             else:
                 advantage = np.full(len(mask), reward)
             if spec.use_opd:
@@ -120,7 +122,8 @@ class Oracle:
 
     def steps(self, count):
         """Loss and gradient of each of ``count`` steps; the weights follow."""
-        old, advantages = [self.scores(self.weights, i)[0] for i in range(len(self.batch))], self.advantages()
+        old = [self.scores(self.weights, i)[0] for i in range(len(self.batch))]
+        advantages = self.advantages() if self.spec.compute_advantages_and_returns else old
         reference = [self.scores(self.reference, i)[0] for i in range(len(self.batch))]
         size = len(self.batch) // count
         for first in range(0, len(self.batch), size):
@@ -134,11 +137,19 @@ class Oracle:
                     samples.append(OracleSample(mask, logp, entropy, old[i], reference[i], rollout, advantages[i]))
                 per_token = self.spec.calculate_per_token_loss
                 total = sum(max(float(sample.mask.sum()), 1.0) for sample in samples) if per_token else len(samples)
+                if self.spec.loss_type == "sft_loss":
+                    return sum(_negative_mean(sample, per_token) for sample in samples) / total
                 return policy_objective(samples, self.spec)[0] / total
 
             gradient = numerical_gradient(loss, self.weights)
             yield loss(self.weights), gradient
             self.weights = self.weights - RATE * gradient
+
+
+def _negative_mean(sample, per_token):
+    """Of the log-probabilities that train, or their sum."""
+    trained = float((sample.mask * sample.logp).sum())
+    return -trained if per_token else -trained / max(float(sample.mask.sum()), 1.0)
 
 
 def numerical_gradient(function, weights):
@@ -170,6 +181,14 @@ CASES = {
         "kl_coef": 0.2,
         "gamma": 0.9,
     },
+    "reinforce++ baseline": {
+        "advantage_estimator": "reinforce_plus_plus_baseline",
+        "normalize_advantages": True,
+        "kl_coef": 0.2,
+        "kl_loss_type": "k2",
+    },
+    "sft": {"loss_type": "sft_loss"},
+    "sft per token": {"loss_type": "sft_loss", "calculate_per_token_loss": True, "num_steps_per_rollout": 2},
     "ppo": {"advantage_estimator": "ppo", "gamma": 0.9, "lambd": 0.8, "num_steps_per_rollout": 2},
     "distillation": {"advantage_estimator": "on_policy_distillation", "num_steps_per_rollout": 2},
     "grpo and distillation": {"use_opd": True, "opd_kl_coef": 0.3},

@@ -85,13 +85,11 @@ def _functions_of_whole_samples(algorithm: Algorithm) -> dict[str, str]:
 
 
 def check_layout(config: Config) -> Iterator[str]:
-    """Rows of single samples have a backend that makes them, and ranks that hold them whole."""
+    """Rows of single samples have ranks that hold them whole."""
     training = config[Training]
-    if training.qkv_format == "thd":
+    if training.train_backend != "fsdp" or training.qkv_format == "thd":
         return
-    if training.train_backend != "fsdp":
-        yield f"--qkv-format bshd: the {training.train_backend} backend packs samples. Use thd, or --train-backend fsdp"
-    elif training.context_parallel_size > 1:
+    if training.context_parallel_size > 1:
         yield (
             f"--qkv-format bshd keeps samples whole, and --context-parallel-size {training.context_parallel_size} "
             "gives every rank a part of each. Use thd there"
