@@ -1,11 +1,7 @@
 """A tiny checkpoint, rollouts to train on, and ranks: real processes, forked so that nothing is imported twice."""
 
-import os
-import pickle
-import signal
-import socket
-import time
-import traceback
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +12,10 @@ from miles.core.config import Config
 from miles.core.protocols.backend import Rank
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp.backend import FsdpBackend
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "utils"))
+
+from forked_ranks import run_on_ranks
 
 VOCABULARY = 96
 # Flags that the trainer reads and another package owns, which need not be installed here.
@@ -121,50 +121,4 @@ def rollout():
 @pytest.fixture
 def on_ranks(tmp_path):
     """``on_ranks(count, function)``: ``function(rank)`` in ``count`` processes; their results in rank order."""
-
-    def run(count, function, deadline_s=120.0):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            master = f"127.0.0.1:{probe.getsockname()[1]}"
-        ranks = [Rank(rank=r, world_size=count, local_rank=r, master=master) for r in range(count)]
-        pids = [_fork(function, rank, tmp_path / f"result-{rank.rank}") for rank in ranks]
-        failed = _wait(pids, time.monotonic() + deadline_s)
-        results = [pickle.loads((tmp_path / f"result-{r}").read_bytes()) for r in range(count) if r not in failed]
-        assert not failed, f"ranks {failed} failed"
-        return results
-
-    return run
-
-
-def _fork(function, rank, result_path):
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        result_path.write_bytes(pickle.dumps(function(rank)))
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def _wait(pids, deadline):
-    """Ranks that failed.  Kills all of them when one fails or the deadline passes."""
-    waiting = dict(enumerate(pids))
-    failed = []
-    while waiting:
-        for rank, pid in list(waiting.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                del waiting[rank]
-                failed += [rank] if status else []
-        if failed or time.monotonic() > deadline:
-            for rank, pid in waiting.items():
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                failed.append(rank)
-            return failed
-        time.sleep(0.005)
-    return failed
+    return lambda count, function, deadline_s=120.0: run_on_ranks(count, function, tmp_path, deadline_s)

@@ -1,12 +1,8 @@
 """Tiny checkpoints, rollouts to train on, and ranks: real processes, forked so that Megatron-Core is imported once."""
 
 import multiprocessing
-import os
-import pickle
-import signal
-import socket
-import time
-import traceback
+import sys
+from pathlib import Path
 
 from miles.megatron import cpu
 
@@ -20,9 +16,12 @@ import transformers  # noqa: E402
 import miles.megatron.actor  # noqa: E402
 import miles.megatron.critic  # noqa: E402, F401
 from miles.core.config import Config  # noqa: E402
-from miles.core.protocols.backend import Rank  # noqa: E402
 from miles.core.types.batch import RolloutBatch  # noqa: E402
 from miles.megatron.backend import MegatronBackend  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "tests" / "utils"))
+
+from forked_ranks import run_on_ranks  # noqa: E402
 
 VOCABULARY = 96
 # Flags that the trainer reads and another package owns, which need not be installed here.
@@ -186,57 +185,26 @@ def on_ranks(tmp_path):
     The maker takes a configuration (and a role) and returns an actor, which is closed at the end.
     """
 
-    def run(count, function, deadline_s=120.0):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            master = f"127.0.0.1:{probe.getsockname()[1]}"
-        ranks = [Rank(rank=number, world_size=count, local_rank=number, master=master) for number in range(count)]
-        children = {_child(function, rank, tmp_path / f"result-{rank.rank}"): rank.rank for rank in ranks}
-        failed = _ended(children, time.monotonic() + deadline_s)
-        assert not failed, f"ranks {failed} failed"
-        return [pickle.loads((tmp_path / f"result-{number}").read_bytes()) for number in range(count)]
-
-    return run
+    return lambda count, function, deadline_s=120.0: run_on_ranks(count, with_maker(function), tmp_path, deadline_s)
 
 
-def _child(function, rank, result):
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
+def with_maker(function):
+    """``function(actor's maker)`` as a function of the rank."""
+
+    def run(rank):
         actors = []
 
         def make(config, role="actor"):
             actors.append(MegatronBackend().create(config, rank, role))
             return actors[-1]
 
-        result.write_bytes(pickle.dumps(function(make)))
-        for actor in actors:
-            actor.close()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        for process in multiprocessing.active_children():  # writers of checkpoints
-            process.terminate()
-        os._exit(status)
+        try:
+            result = function(make)
+            for actor in actors:
+                actor.close()
+            return result
+        finally:
+            for process in multiprocessing.active_children():  # writers of checkpoints
+                process.terminate()
 
-
-def _ended(children, deadline):
-    """Wait for all; ranks that failed.  When one does, or the deadline passes, the others are killed."""
-    failed = []
-    while children:
-        for pid, rank in list(children.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                del children[pid]
-                failed += [rank] if status else []
-        if failed or time.monotonic() > deadline:
-            for pid, rank in children.items():
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                failed.append(rank)
-            return failed
-        time.sleep(0.005)
-    return failed
+    return run
