@@ -14,7 +14,7 @@ def test_nothing_else_reads_the_environment(sources):
     for source in sources:
         if source.module in ALLOWED:
             continue
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             attribute = isinstance(node, ast.Attribute) and node.attr in NAMES
             if attribute and isinstance(node.value, ast.Name) and node.value.id == "os":
                 wrong.append(f"{source.path}:{node.lineno}")

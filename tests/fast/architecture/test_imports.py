@@ -45,7 +45,7 @@ def test_imports_are_absolute(sources):
     wrong = [
         f"{source.path}:{node.lineno}"
         for source in sources
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert not wrong

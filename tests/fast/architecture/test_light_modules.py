@@ -6,8 +6,6 @@ import resource
 import subprocess
 import sys
 
-import pytest
-
 HEAVY = ("torch", "transformers", "ray", "sglang", "megatron", "pyarrow", "sympy", "wandb", "tensorboard")
 
 LIGHT = (
@@ -44,28 +42,43 @@ LIGHT = (
 )
 
 
-def heavy_after(code: str) -> list[str]:
-    """Heavy modules in ``sys.modules`` of a fresh interpreter that ran ``code``."""
-    probe = f"import sys\n{code}\nprint('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
+PROBE = """
+import sys
+for name, code in {steps!r}:
+    exec(code)
+    print("LOADED", name, *[heavy for heavy in {heavy!r} if heavy in sys.modules], sep="\\t")
+"""
+
+
+def heavy_after(steps: dict[str, str]) -> dict[str, list[str]]:
+    """Heavy modules in ``sys.modules`` of a fresh interpreter after each of ``steps`` (code by name), in order.
+
+    One interpreter for all: what the last one does not find, none brought along.
+    """
+    probe = PROBE.format(steps=list(steps.items()), heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("LOADED")]
-    return line.split()[1:]
+    rows = [line.split("\t")[1:] for line in done.stdout.splitlines() if line.startswith("LOADED")]
+    found = {name: heavy for name, *heavy in rows}
+    assert list(found) == list(steps)
+    return found
 
 
-@pytest.mark.parametrize("module", LIGHT)
-def test_importing_it_brings_nothing_heavy(module):
-    assert heavy_after(f"import {module}") == []
+def test_importing_light_modules_brings_nothing_heavy():
+    found = heavy_after({module: f"import {module}" for module in LIGHT})
+    assert {module: heavy for module, heavy in found.items() if heavy} == {}
 
 
 def test_a_configuration_is_resolved_and_checked_without_anything_heavy():
-    code = "from miles.core.config import Config; Config.examine(['--rollout-batch-size', '8', '--rm-type', 'math'])"
-    assert heavy_after(code) == []
+    arguments = ["--rollout-batch-size", "8", "--rm-type", "math"]
+    code = f"from miles.core.config import Config; Config.examine({arguments!r})"
+    assert heavy_after({"examine": code}) == {"examine": []}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["plugins"], ["config", "--unsupported"]])
-def test_the_command_answers_without_anything_heavy(arguments):
-    assert heavy_after(f"from miles.core.cli import main; main({arguments!r})") == []
+def test_the_command_answers_without_anything_heavy():
+    commands = (["--help"], ["train", "--help"], ["plugins"], ["config", "--unsupported"])
+    found = heavy_after({" ".join(each): f"from miles.core.cli import main; main({each!r})" for each in commands})
+    assert {command: heavy for command, heavy in found.items() if heavy} == {}
 
 
 def test_help_is_fast():

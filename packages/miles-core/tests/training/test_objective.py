@@ -83,7 +83,7 @@ def run(spec, samples):
     return build_objective(spec, spec)(scores, batch)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(SPECS, batches())
 def test_loss_and_metrics_equal_the_oracle(spec, samples):
     output = run(spec, samples)
@@ -93,7 +93,7 @@ def test_loss_and_metrics_equal_the_oracle(spec, samples):
         np.testing.assert_allclose(output.token_metrics[name].item(), value, rtol=1e-8, atol=1e-10, err_msg=name)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(SPECS, batches(max_samples=2))
 def test_gradients_equal_numerical_ones_of_the_oracle(spec, samples):
     scores, batch = packed(samples)
@@ -138,7 +138,7 @@ LAW_SPECS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(LAW_SPECS, batches(), st.data())
 def test_packing_changes_neither_loss_nor_gradient_nor_metrics(spec, samples, data):
     """Splitting the samples of a step into micro-batches, some of them empty, is invisible."""

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.rewards.pool.reply import Answers, read_reply
@@ -10,7 +10,8 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner))
 
 
-@given(st.lists(values))
+@settings(max_examples=40, deadline=None)
+@given(st.lists(values, max_size=8))
 def test_values_arrive_as_json_would_carry_them(returned):
     answers = Answers(batch=7, first=3)
     for value in returned:
