@@ -5,6 +5,7 @@ S = samples of the rollout, A = their response tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,15 @@ class Columns:
         weights_A = sample_mean_weights(self.mask_A, self.layout.sum(self.mask_A), self.layout)
         sums = torch.stack(list(known.values())).double() @ weights_A.double()
         return {name: value / self.layout.num_samples for name, value in zip(known, sums.tolist(), strict=True)}
+
+    def entropy_of(self, raw_rewards: Sequence[float]) -> dict[str, float]:
+        """Mean over the samples with a reward of 1 of their mean entropy, as it is logged; nothing without one."""
+        correct = torch.tensor([reward == 1 for reward in raw_rewards])
+        if self.entropy_A is None or not correct.any():
+            return {}
+        masses = self.layout.sum(self.mask_A)
+        means = self.layout.sum(self.entropy_A * self.mask_A) / masses.clamp_min(1)
+        return {"correct_entropy": float(means.cpu()[correct].mean())}
 
     def known(self) -> dict[str, torch.Tensor]:
         """Every column there is, by the name that users know it by."""

@@ -15,7 +15,10 @@ import torch
 
 from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
+from miles.core.flags.logging import Logging
 from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Scores, TrainReport
@@ -23,6 +26,7 @@ from miles.core.registry import load_object
 from miles.core.training.clock import PhaseClock
 from miles.core.training.columns import Columns, batch_means
 from miles.core.training.debugging import Debugging
+from miles.core.training.flops import ModelFlops
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Model, Output, Scorer
 from miles.core.training.objective import build_advantages, build_objective
@@ -83,6 +87,9 @@ class RolloutTrainer(Procedure):
         self._critic_needs = required_inputs(spec, role="critic")
         self._compares_old_policy = self._needs[False].old_logp
         self._log_entropy = algorithm.use_rollout_entropy
+        self._log_correct = config[Logging].log_correct_samples
+        self._flops = ModelFlops.of_checkpoint(config[Checkpoint].hf_checkpoint)
+        self._num_ranks = config[Cluster].actor_num_nodes * config[Cluster].actor_num_gpus_per_node
         self._debugging = Debugging(config, "actor", process_rank())
         self._postprocess = _postprocess(config)
 
@@ -127,6 +134,10 @@ class RolloutTrainer(Procedure):
         tokens = sum(batch.total_lengths)
         means = batch_means(batch) | columns.means()
         means["perf/actor_train_tok_per_s"] = tokens / clock.seconds["actor_train"]
+        if self._flops is not None:
+            means |= self._flops.rates(batch.total_lengths, clock.seconds, self._num_ranks)
+        if self._log_correct and columns.entropy_A is not None:
+            means |= columns.entropy_of(batch.raw_rewards)
         report = TrainReport(metrics=means, steps=tuple(metrics), timings=clock.seconds)
         self._debugging.trained(batch, columns, steps, report)
         return report
