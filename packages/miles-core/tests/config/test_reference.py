@@ -1,15 +1,28 @@
 import json
 import re
 
-from miles.core.config.discover import flag_table
+from miles.core.config.discover import build_table, flag_table
+from miles.core.config.group import Group
 from miles.core.config.help import all_flags, explain
 from miles.core.config.reference import json_schema, markdown
 
 
 def test_every_flag_has_a_row():
     page = markdown(flag_table())
-    for spelling in flag_table().by_spelling:
-        assert f"| `{spelling}` |" in page
+    for spelling, spec in flag_table().by_spelling.items():
+        assert (f"| `{spelling}` |" in page) is (spec.group.read_from is None)
+
+
+def test_flags_of_an_installed_library_are_not_on_a_page_that_every_version_shares():
+    class Read(Group):
+        title = "Read From A Library"
+        read_from = "some-library"
+
+        its_flag: int | None = None
+
+    page = markdown(build_table([("miles", (Read,))]))
+    assert "--its-flag" not in page
+    assert "the installed some-library declares" in page
 
 
 def test_every_row_has_four_cells():

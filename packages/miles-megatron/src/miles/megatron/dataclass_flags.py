@@ -70,8 +70,9 @@ def flag_group(name: str, title: str, taken: Collection[str]) -> type[Group]:
         for field in fields
     }
     unset: dict[str, Any] = dict.fromkeys((field.name for field in fields), None)
-    annotations["title"] = ClassVar[str]
-    body = {"__module__": "miles.megatron.flags", "__annotations__": annotations, "title": title}
+    annotations |= {"title": ClassVar[str], "read_from": ClassVar[str | None]}
+    shown = {"title": title, "read_from": "megatron-core"}
+    body = {"__module__": "miles.megatron.flags", "__annotations__": annotations, **shown}
     made: type[Group] = types.new_class(name, (Group,), exec_body=lambda namespace: namespace.update(body, **unset))
     return made
 

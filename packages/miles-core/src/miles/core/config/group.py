@@ -49,3 +49,6 @@ class Group(BaseModel):
 
     title: ClassVar[str]
     """Heading of the group in ``--help`` and in the reference."""
+
+    read_from: ClassVar[str | None] = None
+    """The installed library that the flags are read from, if they are: then they differ with its version."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from miles.core.config.discover import FlagTable
 from miles.core.config.flag import FlagSpec
-from miles.core.config.help import default_text, ordered_groups, unsupported_text
+from miles.core.config.group import Group
+from miles.core.config.help import default_text, unsupported_text
 
 _INTRODUCTION = """# Command line
 
@@ -20,15 +21,18 @@ The same names, with dashes or underscores, stand in a YAML or TOML file of `--c
 
 
 def markdown(table: FlagTable) -> str:
-    """The reference, one table per group."""
-    groups = ordered_groups(table)
+    """The reference, one table per group; the same with every version of the libraries that flags are read from."""
+    groups = [group for group in table.groups if group.read_from or table.of(group)]
     contents = "\n".join(f"- [{group.title}](#{_anchor(group.title)})" for group in groups)
-    sections = [
-        f"## {group.title}\n\n| Flag | Meaning | Default | Values |\n| :--- | :--- | :--- | :--- |\n"
-        + "\n".join(_row(spec) for spec in table.of(group))
-        for group in groups
-    ]
+    sections = [f"## {group.title}\n\n{_section(table, group)}" for group in groups]
     return "\n\n".join([_INTRODUCTION.rstrip(), contents, *sections]) + "\n"
+
+
+def _section(table: FlagTable, group: type[Group]) -> str:
+    if group.read_from:
+        return f"Flags that the installed {group.read_from} declares; `miles train --help` lists them."
+    head = "| Flag | Meaning | Default | Values |\n| :--- | :--- | :--- | :--- |\n"
+    return head + "\n".join(_row(spec) for spec in table.of(group))
 
 
 def json_schema(table: FlagTable) -> dict[str, Any]:
