@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,11 +42,20 @@ class Source:
 
     def imports(self) -> Iterator[tuple[int, str]]:
         """Line and dotted name of everything imported, wherever in the file."""
-        for node in self.nodes:
-            if isinstance(node, ast.Import):
-                yield from ((node.lineno, alias.name) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        return _imported(self.nodes)
+
+    def late_imports(self) -> Iterator[tuple[int, str]]:
+        """The same of what is imported when a function is called."""
+        functions = (node for node in self.nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        return _imported(node for function in functions for node in ast.walk(function))
+
+
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 
 PACKAGES = ("core", "router", "rollout", "rewards", "fsdp", "megatron")
+GATEWAYS = {
+    "miles.core.cli",  # the command answers without torch
+    "miles.core.driver.executor",  # Ray
+    "miles.core.tracking.console",  # rich
+    "miles.fsdp.backend",  # torch, for a light plugin
+    "miles.megatron.backend",  # torch and Megatron-Core
+    "miles.megatron.convert",  # the same, for a command's help
+    "miles.megatron.cpu",  # after Megatron-Core was adapted
+    "miles.megatron.recipe",  # Megatron-Core, for a light plugin
+    "miles.rewards.cli",  # uvicorn
+    "miles.rewards.types.ifbench",  # libraries of an extra
+    "miles.rollout.engines.embedded.model",  # one of two models
+    "miles.rollout.engines.sglang.server.miles_sglang.serve_cpu",  # SGLang's environment has nothing else of ours
+    "miles.router.extras",  # libraries of an extra
+}
 VAGUE = {"utils", "util", "misc", "common", "helpers", "helper", "base"}
 
 
@@ -49,6 +65,31 @@ def test_imports_are_absolute(sources):
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert not wrong
+
+
+def test_own_modules_are_imported_late_only_where_that_is_the_point(sources):
+    """Gateways: what lies behind them is heavy, or wants a library that need not be installed."""
+    found = {
+        source.module
+        for source in sources
+        for line, name in source.late_imports()
+        if name.startswith(("miles.", "miles_sglang"))
+    }
+    assert found <= GATEWAYS, "import at the top of the file, or say here why not"
+
+
+def test_nothing_of_the_standard_library_is_imported_late(sources):
+    wrong = [
+        f"{source.path}:{line}: {name}"
+        for source in sources
+        for line, name in source.late_imports()
+        if name.split(".")[0] in sys.stdlib_module_names
+    ]
+    assert not wrong
+
+
+def test_every_module_says_what_it_is(sources):
+    assert not [str(source.path) for source in sources if not ast.get_docstring(source.tree)]
 
 
 def test_the_namespace_belongs_to_nobody(sources):
