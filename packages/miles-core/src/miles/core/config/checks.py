@@ -360,7 +360,7 @@ def check_prompt_data(config: Config) -> Iterator[str]:
         return
     for part in data.prompt_data.split(","):
         path = part.strip().rpartition("@[")[0] if part.strip().endswith("]") else part.strip()
-        if not own_source and not Path(path).is_file():
+        if not own_source and "://" not in path and not Path(path).is_file():
             yield f"--prompt-data {part.strip()}: there is no such file"
 
 

@@ -28,7 +28,8 @@ class Data(Group):
     """Class that serves prompts, by name or dotted path."""
 
     prompt_data: str | None = None
-    """Prompt file, JSONL or Parquet; ``file@[start:end]`` takes some of its rows."""
+    """Prompt file, JSONL or Parquet; ``file@[start:end]`` takes some of its rows. An address works too: ``https://...``
+    or ``hf://datasets/OWNER/NAME[@REVISION]/FILE``."""
 
     input_key: str = "input"
     """Column of the prompt: text, or a list of messages."""

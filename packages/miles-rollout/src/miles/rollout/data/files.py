@@ -14,6 +14,7 @@ import numpy.typing as npt
 import orjson
 
 from miles.core.errors import DataError
+from miles.rollout.data.remote import fetch, is_remote
 
 Row = dict[str, Any]
 
@@ -27,6 +28,8 @@ class DataPath:
 
     path: Path
     rows: slice = field(default_factory=lambda: slice(None))
+    address: str | None = None
+    """Where the file is, when it is not on this machine (``remote.fetch``)."""
 
 
 class Rows(Protocol):
@@ -48,14 +51,15 @@ def parse_paths(text: str) -> list[DataPath]:
 
 def _parse_path(text: str) -> DataPath:
     match = _SLICED.fullmatch(text)
-    if match is None:
-        return DataPath(Path(text))
-    bounds = [int(match[name]) if match[name] else None for name in ("start", "stop")]
-    return DataPath(Path(match["path"]), slice(*bounds))
+    place = text if match is None else match["path"]
+    bounds = [int(match[name]) if match and match[name] else None for name in ("start", "stop")]
+    return DataPath(Path(place), slice(*bounds), place if is_remote(place) else None)
 
 
 def open_rows(source: DataPath, columns: Collection[str]) -> Rows:
     """Open a ``.jsonl``/``.json`` or ``.parquet`` file.  Only ``columns`` of a Parquet file are read."""
+    if source.address is not None:
+        source = DataPath(fetch(source.address), source.rows)
     if not source.path.is_file():
         raise DataError(f"{source.path}: no such file")
     match source.path.suffix:
