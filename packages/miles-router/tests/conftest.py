@@ -27,11 +27,10 @@ DEADLINE_S = 20.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A warning is an error, but for what the harness leaves open: uvloop does not survive an error while it closes."""
+    """A warning is an error, that of something left open included."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("error"))
-            item.add_marker(pytest.mark.filterwarnings("default::ResourceWarning"))
             # pytest-asyncio's newer way to choose a loop is not in the versions that we allow
             item.add_marker(pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy:DeprecationWarning"))
 

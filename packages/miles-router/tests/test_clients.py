@@ -243,6 +243,7 @@ async def test_a_worker_that_takes_nothing_stops_the_upload(make_worker, make_ro
         while rest:
             rest -= len(await reader.read(1 << 20))
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
 
     router = await make_router(worker, hot_path=path, health_check_interval_s=60)
     await worker.kill()
@@ -371,7 +372,8 @@ async def test_an_answer_before_the_end_of_the_request_arrives_and_the_connectio
     async def early(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 No\r\ncontent-length: 3\r\n\r\nbig")
-        await writer.drain()
+        await reader.read()
+        writer.close()
 
     router = await make_router(worker, health_check_interval_s=60, buffered_body_bytes=10)
     await worker.kill()

@@ -266,6 +266,7 @@ async def test_a_router_in_another_thread_leaves_signals_alone(make_worker, unti
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(b"GET /liveness HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
         assert signal.getsignal(signal.SIGTERM) is before
     finally:
         server.stop()

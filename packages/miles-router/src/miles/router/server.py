@@ -96,6 +96,7 @@ class RouterServer:
             self.dispatcher.stop()
             if sessions is not None:
                 sessions.close()
+            _let_go(self._uvicorn)
             await monitor.stop()
         if self._failure is not None:
             raise self._failure
@@ -208,6 +209,14 @@ def _survived_signals(reload: Any) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGHUP)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _let_go(server: uvicorn.Server) -> None:
+    """Close what uvicorn left open because it was cancelled."""
+    for listener in getattr(server, "servers", ()):
+        listener.close()
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
 
 
 def _read_token(settings: Settings) -> str | None:
