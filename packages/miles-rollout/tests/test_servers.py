@@ -239,3 +239,12 @@ def test_an_engine_gets_a_moment_to_become_idle(
     server.refusals = 99
     with pytest.raises(EngineError, match="flush_cache answered 400"):
         control.release_memory(server.url, ("kv_cache",))
+
+
+def test_engines_listen_where_they_are_told(tmp_path: Path, server: FakeServer) -> None:
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, engine_host="127.0.0.2")
+    servers.launch()
+    assert [spec.host for spec in FakeLauncher.specs] == ["127.0.0.2"]
+    servers.stop()
+    with pytest.raises(ConfigError, match=r"--engine-host 192\.0\.2\.1: no address of this machine"):
+        make(tmp_path, engine_host="192.0.2.1").launch()

@@ -197,6 +197,10 @@ class Engines(Group):
     engine_num_threads: NonNegativeInt = 0
     """CPU threads of one engine; 0: an equal share of the machine's cores."""
 
+    engine_host: str | None = None
+    """Address of their machine at which engines listen. Left out: 127.0.0.1, and that of the Ray node where the trainer
+    is on several nodes. Engines answer whoever reaches them, so it belongs to a network of your own."""
+
     sglang_python: str | None = None
     """Interpreter of the environment that has SGLang, which cannot be the trainer's when both want their own torch.
     Defaults to ``MILES_SGLANG_PYTHON``, else to the one that runs."""

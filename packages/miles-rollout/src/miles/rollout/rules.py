@@ -132,11 +132,11 @@ def check_engines(config: Config) -> Iterator[str]:
             f"--rollout-num-gpus-per-engine {per_engine} = {gpus // per_engine}. Leave one of them out"
         )
     own_engines = engines.rollout_num_engines and not config[Rollout].rollout_external
-    if own_engines and config.actor_num_nodes > 1:
+    if own_engines and config.actor_num_nodes > 1 and config.colocate:
         yield (
-            f"--actor-num-nodes {config.actor_num_nodes}: engines that a run starts itself answer on their own machine "
-            "only, so trainers on others cannot send them weights yet. Use one node, or engines that already run "
-            "(--rollout-external)"
+            f"--colocate with --actor-num-nodes {config.actor_num_nodes}: engines that a run starts itself are all on "
+            "one machine, so they cannot share the accelerators of several. Give them accelerators of their own "
+            "(--rollout-num-gpus), or use engines that already run (--rollout-external)"
         )
     if own_engines and engines.rollout_engine in ENGINES:
         yield from ENGINES.get(engines.rollout_engine)().check(engine_options(config))

@@ -89,7 +89,7 @@ class Servers:
     def launch(self) -> None:
         """Start everything and return at once."""
         engines, addresses = self._config[Engines], self._config[Rollout].rollout_external_engine_addrs
-        *ports, router_port = free_ports(engines.rollout_num_engines + 1)
+        *ports, router_port = free_ports(engines.rollout_num_engines + 1, engine_host(self._config))
         self._router_address = self._start_router(engines, router_port)
         if self._config[Rollout].rollout_external:
             self._engines = [ExternalEngine(address) for address in addresses or ()]
@@ -211,7 +211,7 @@ class Servers:
 
     def _keeper(self, launcher: EngineLauncher, index: int) -> EngineKeeper:
         def start() -> EngineProcess:
-            (port,) = free_ports(1)
+            (port,) = free_ports(1, engine_host(self._config))
             self._engines[index] = launcher.launch(engine_spec(self._config, index, port, self._logs))
             return self._engines[index]
 
@@ -295,7 +295,7 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         raise ConfigError("--hf-checkpoint is not set: the engines load model and tokenizer from it")
     return EngineSpec(
         model_path=checkpoint,
-        host=LOOPBACK,
+        host=engine_host(config),
         port=port,
         index=index,
         seed=config[Algorithm].seed + index,
@@ -311,12 +311,20 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
     )
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+def engine_host(config: Config) -> str:
+    """Where engines listen."""
+    return config[Engines].engine_host or LOOPBACK
+
+
+def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
+    """Ports of ``host`` that nobody listens on, all different; ConfigError when it is no address of this machine."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
-            probe.bind((LOOPBACK, 0))
+            try:
+                probe.bind((host, 0))
+            except OSError as error:
+                raise ConfigError(f"--engine-host {host}: no address of this machine ({error})") from None
         return [probe.getsockname()[1] for probe in probes]
     finally:
         for probe in probes:

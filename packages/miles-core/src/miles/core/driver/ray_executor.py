@@ -269,6 +269,9 @@ class _RolloutHost:
 
     def __init__(self, config: Config, run_dir: Path, working_directory: Path) -> None:
         os.chdir(working_directory)
+        if config[Cluster].actor_num_nodes > 1 and config.engine_host is None:
+            here = ray.util.get_node_ip_address()
+            config = config.with_value("engine_host", here, "this node's, where trainers on others reach it")
         self._role: RolloutRole = ROLES.get("rollout")(config, run_dir)
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -297,7 +300,7 @@ def _first_failure(calls: list[Any], who: Sequence[str] = ()) -> list[Any]:
     return list(ray.get(calls))
 
 
-def _first_dead(calls: list[Any], deadline_s: float) -> tuple[Any, Exception] | None:
+def _first_dead(calls: list[Any], deadline_s: float) -> tuple[Any, ray.exceptions.RayActorError] | None:
     """The first call whose process has died, and what Ray says of it: others fail because it no longer answers them."""
     ended, _ = ray.wait(calls, num_returns=len(calls), timeout=deadline_s)
     for call in ended:
@@ -310,8 +313,10 @@ def _first_dead(calls: list[Any], deadline_s: float) -> tuple[Any, Exception] | 
     return None
 
 
-def _told_dead(calls: list[Any], who: Sequence[str], call: Any, error: Exception) -> MilesError:
+def _told_dead(calls: list[Any], who: Sequence[str], call: Any, error: ray.exceptions.RayActorError) -> MilesError:
     name = who[calls.index(call)] if who else "a process of the run"
+    if error.actor_init_failed:
+        return MilesError(f"{name} could not be started: {error}")
     return MilesError(
         f"{name} has died: {error}. Start the run again with the same command: it goes on from its last checkpoint"
     )
