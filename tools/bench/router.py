@@ -12,13 +12,11 @@ last one, worker and client on the others.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import json
 import os
 import re
-import resource
 import socket
 import statistics
 import subprocess
@@ -26,31 +24,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-import uvloop
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from router_load import Case, allow_many_connections
 
 WORKERS = 2
+LOAD = str(Path(__file__).with_name("router_load.py"))
 PEAK = re.compile(r"VmHWM:\s*(\d+) kB")
-RID = re.compile(rb'"rid": ?"(\d+)-(\d+)"')
 START_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """A load: ``connections`` clients, each with one request after the other."""
-
-    connections: int
-    request_bytes: int
-    answer_bytes: int
-    delay_ms: int = 0
-    pause_s: float = 0.0
-    """Clients read nothing for so long after each request."""
 
 
 CASES = {
@@ -66,156 +48,6 @@ CASES = {
 }
 
 
-class Worker(asyncio.Protocol):
-    """Answers a request whose ``rid`` is "SIZE-DELAY" with SIZE bytes after DELAY ms; others with a healthy ``{}``.
-
-    The size is in the body because not every router passes query strings on.
-    """
-
-    def __init__(self) -> None:
-        self.answers: dict[tuple[bytes, bytes], tuple[bytes, float]] = {}
-        self.buffer = b""
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.buffer += data
-        while (end := self.buffer.find(b"\r\n\r\n") + 4) >= 4:
-            head = self.buffer[:end].lower()
-            at = head.find(b"content-length:")
-            length = int(head[at + 15 : head.find(b"\r\n", at)]) if at >= 0 else 0
-            if len(self.buffer) < end + length:
-                return
-            rid = RID.search(self.buffer, end, end + length)
-            self.buffer = self.buffer[end + length :]
-            self.answer(rid.group(1, 2) if rid else (b"2", b"0"))
-
-    def answer(self, wanted: tuple[bytes, bytes]) -> None:
-        if wanted not in self.answers:
-            self.answers[wanted] = make_answer(int(wanted[0])), int(wanted[1]) / 1000
-        answer, delay_s = self.answers[wanted]
-        if delay_s:
-            asyncio.get_running_loop().call_later(delay_s, self.transport.write, answer)
-        else:
-            self.transport.write(answer)
-
-
-def make_answer(size: int) -> bytes:
-    body = json.dumps({"text": "x" * max(0, size - 12)}).encode()
-    head = f"HTTP/1.1 200 OK\r\nserver: mock\r\ncontent-length: {len(body)}\r\ncontent-type: application/json\r\n\r\n"
-    return head.encode() + body
-
-
-class LoadClient(asyncio.Protocol):
-    """One connection that sends its next request when the answer to the last one is complete."""
-
-    def __init__(
-        self, request: bytes, pause_s: float, deadline: float, latencies: list[float], errors: list[str]
-    ) -> None:
-        self.request = request
-        self.pause_s = pause_s
-        self.deadline = deadline
-        self.latencies = latencies
-        self.errors = errors
-        self.left = -1
-        self.head = b""
-        self.finished = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.ask()
-
-    def ask(self) -> None:
-        self.sent = time.perf_counter()
-        self.left, self.head = -1, b""
-        self.transport.write(self.request)
-        if self.pause_s:
-            self.transport.pause_reading()
-            asyncio.get_running_loop().call_later(self.pause_s, self.transport.resume_reading)
-
-    def data_received(self, data: bytes) -> None:
-        if self.left < 0:
-            self.head += data
-            end = self.head.find(b"\r\n\r\n") + 4
-            if end < 4:
-                return
-            low = self.head[:end].lower()
-            if not low.startswith(b"http/1.1 200"):
-                self.errors.append(low[:80].decode())
-            at = low.find(b"content-length:")
-            self.left = int(low[at + 15 : low.find(b"\r\n", at)]) - (len(self.head) - end)
-        else:
-            self.left -= len(data)
-        if self.left == 0:
-            now = time.perf_counter()
-            self.latencies.append(now - self.sent)
-            if now < self.deadline:
-                self.ask()
-            else:
-                self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.left != 0:
-            self.errors.append(f"connection lost: {exc}")
-        if not self.finished.done():
-            self.finished.set_result(None)
-
-
-def serve_workers(ports: list[int]) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        servers = [await loop.create_server(Worker, "127.0.0.1", port, backlog=16_384) for port in ports]
-        await asyncio.gather(*(server.serve_forever() for server in servers))
-
-    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
-
-
-def run_load(port: int, case: Case, seconds: float) -> dict[str, Any]:
-    """Drive ``port`` and report what the clients saw."""
-
-    async def main() -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        latencies: list[float] = []
-        errors: list[str] = []
-        rid = f"{case.answer_bytes}-{case.delay_ms}"
-        body = json.dumps({"rid": rid, "input_ids": [11111] * (case.request_bytes // 7)}).encode()
-        fields = f"host: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-        request = f"POST /generate HTTP/1.1\r\n{fields}\r\n\r\n"
-        start = time.perf_counter()
-
-        def make() -> LoadClient:
-            return LoadClient(request.encode() + body, case.pause_s, start + seconds, latencies, errors)
-
-        clients = [(await loop.create_connection(make, "127.0.0.1", port))[1] for _ in range(case.connections)]
-        await asyncio.gather(*(client.finished for client in clients))
-        elapsed = time.perf_counter() - start
-        return {"latencies": sorted(latencies), "errors": errors, "elapsed": elapsed}
-
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main())
-
-
-def serve_naive(port: int, workers: list[str]) -> None:
-    """The proxy one writes first: FastAPI, httpx, the whole body parsed."""
-    import httpx  # only this system needs it
-
-    in_flight = dict.fromkeys(workers, 0)
-    client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None)
-    app = FastAPI()
-
-    @app.post("/{path:path}")
-    async def proxy(path: str, request: Request) -> JSONResponse:
-        worker = min(in_flight, key=in_flight.__getitem__)
-        in_flight[worker] += 1
-        try:
-            answer = await client.post(f"{worker}/{path}", json=await request.json())
-            return JSONResponse(answer.json(), answer.status_code)
-        finally:
-            in_flight[worker] -= 1
-
-    uvicorn.run(app, port=port, log_level="warning", access_log=False, backlog=16_384)
-
-
 def commands(ports: dict[str, int], workers: list[str], sglang_python: str) -> dict[str, list[str]]:
     """How each router is started."""
     miles = f"-m miles.router --port {ports['miles']} --log-level warning --worker".split()
@@ -225,7 +57,7 @@ def commands(ports: dict[str, int], workers: list[str], sglang_python: str) -> d
         "miles": [sys.executable, *miles, *workers],
         "asgi": [sys.executable, *asgi, *workers],
         "sglang": [sglang_python, *sglang, "--worker-urls", *workers],
-        "naive": [sys.executable, __file__, "--serve-naive", str(ports["naive"]), *workers],
+        "naive": [sys.executable, LOAD, "naive", str(ports["naive"]), *workers],
     }
 
 
@@ -300,7 +132,7 @@ def measure(port: int, pid: int | None, case: Case, seconds: float, cpus: set[in
     if pid:
         forget_peak(pid)
     before = cpu_s(pid) if pid else 0.0
-    load = [sys.executable, __file__, "--load", str(port), json.dumps(vars(case)), str(seconds)]
+    load = [sys.executable, LOAD, "clients", str(port), json.dumps(vars(case)), str(seconds)]
     output = subprocess.run(
         load, check=True, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cpus)
     ).stdout
@@ -308,24 +140,6 @@ def measure(port: int, pid: int | None, case: Case, seconds: float, cpus: set[in
     time.sleep(0.2)
     cpu = (cpu_s(pid) if pid else 0.0) - before
     return seen | {"cpu_us": cpu / max(1, seen["requests"]) * 1e6, "peak_mb": peak_mb(pid) if pid else 0.0}
-
-
-def summary(seen: dict[str, Any]) -> dict[str, float]:
-    latencies = seen["latencies"]
-    if not latencies:
-        return {"requests": 0, "rps": 0.0, "p50_ms": 0.0, "p99_ms": 0.0, "errors": len(seen["errors"])}
-    return {
-        "requests": len(latencies),
-        "rps": len(latencies) / seen["elapsed"],
-        "p50_ms": statistics.median(latencies) * 1e3,
-        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
-        "errors": len(seen["errors"]),
-    }
-
-
-def allow_many_connections() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -336,7 +150,7 @@ def bench(options: argparse.Namespace) -> None:
     ports = {name: free_port() for name in ("miles", "asgi", "sglang", "naive")} | {"direct": worker_ports[0]}
     how = commands(ports, urls, options.sglang_python)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(started([sys.executable, __file__, "--serve-workers", *map(str, worker_ports)], load_cpus))
+        stack.enter_context(started([sys.executable, LOAD, "workers", *map(str, worker_ports)], load_cpus))
         wait_until_serving(worker_ports[0])
         pids: dict[str, int | None] = {"direct": None}
         for name in options.systems:
@@ -382,24 +196,17 @@ def report(case: str, systems: dict[str, list[dict[str, float]]]) -> dict[str, A
 
 def main() -> None:
     allow_many_connections()
-    if len(sys.argv) > 1 and sys.argv[1] == "--serve-workers":
-        serve_workers([int(port) for port in sys.argv[2:]])
-    elif len(sys.argv) > 1 and sys.argv[1] == "--serve-naive":
-        serve_naive(int(sys.argv[2]), sys.argv[3:])
-    elif len(sys.argv) > 1 and sys.argv[1] == "--load":
-        print(json.dumps(summary(run_load(int(sys.argv[2]), Case(**json.loads(sys.argv[3])), float(sys.argv[4])))))
-    else:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        has_sglang = importlib.util.find_spec("sglang_router") is not None
-        parser.add_argument("--systems", nargs="+", choices=["direct", "miles", "asgi", "sglang", "naive"])
-        parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["small", "large", "prompt"])
-        parser.add_argument("--rounds", type=int, default=3)
-        parser.add_argument("--seconds", type=float, default=2.0)
-        parser.add_argument("--sglang-python", default=sys.executable, help="Python that has sglang-router")
-        options = parser.parse_args()
-        sglang = ["sglang"] if has_sglang or options.sglang_python != sys.executable else []
-        options.systems = options.systems or ["direct", "miles", *sglang, "naive"]
-        bench(options)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    has_sglang = importlib.util.find_spec("sglang_router") is not None
+    parser.add_argument("--systems", nargs="+", choices=["direct", "miles", "asgi", "sglang", "naive"])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["small", "large", "prompt"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--sglang-python", default=sys.executable, help="Python that has sglang-router")
+    options = parser.parse_args()
+    sglang = ["sglang"] if has_sglang or options.sglang_python != sys.executable else []
+    options.systems = options.systems or ["direct", "miles", *sglang, "naive"]
+    bench(options)
 
 
 if __name__ == "__main__":
