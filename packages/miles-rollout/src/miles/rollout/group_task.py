@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,11 +95,12 @@ class GroupWorker:
 
     async def _complete(self, samples: list[Sample], *, shared: bool = False, evaluation: bool) -> None:
         """Give finished samples their rewards, and the teacher's scores."""
-        taught = [] if evaluation else [sample for sample in samples if sample.status in _FINISHED]
-        learning = asyncio.gather(*(self._teach(sample) for sample in taught))
+        works = []
         if self.rewards is not None and not self.group_rm:
-            await self._score_execution(samples, shared=shared, evaluation=evaluation)
-        await learning
+            works.append(self._score_execution(samples, shared=shared, evaluation=evaluation))
+        if self.teacher is not None and not evaluation:
+            works += [self._teach(sample) for sample in samples if sample.status in _FINISHED]
+        await _all(works)
 
     async def _continued(self, input: GenerateFnInput, output: GenerateFnOutput) -> GenerateFnOutput:
         """Go on with what was cut though nobody here asked for it: by another client, or for a weight update."""
@@ -148,7 +150,7 @@ class GroupWorker:
         """Score what has no reward yet; of a shared reward, the last sample's is that of all."""
         unscored = [made for made in samples if made.reward is None and made.status in _FINISHED]
         graded = unscored[-1:] if shared else unscored
-        await asyncio.gather(*(self._score(made, evaluation=evaluation) for made in graded))
+        await _all([self._score(made, evaluation=evaluation) for made in graded])
         if shared and graded:
             for sample in unscored[:-1]:
                 sample.reward, sample.remove_sample = graded[0].reward, graded[0].remove_sample
@@ -160,7 +162,8 @@ class GroupWorker:
 
     async def _teach(self, sample: Sample) -> None:
         """Let the teacher score what it has not scored yet."""
-        if self.teacher is None or sample.teacher_log_probs is not None:
+        assert self.teacher is not None
+        if sample.teacher_log_probs is not None:
             return
         try:
             await self.teacher.score(sample)
@@ -173,6 +176,14 @@ class GroupWorker:
         outcomes = await self.rewards.score_group(group, evaluation=stream == "eval")
         for sample, outcome in zip(group, outcomes, strict=True):
             outcome.apply(sample)
+
+
+async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
+    """Do all at once; a single one needs no task of its own."""
+    if len(works) == 1:
+        await works[0]
+    else:
+        await asyncio.gather(*works)
 
 
 def failure(group: Group) -> str | None:
