@@ -14,7 +14,6 @@ SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP = {"pipeline_model_parallel_size": 2}
 LAYOUTS = {
     "dp": (2, {}),
-    "tp": (2, {"tensor_model_parallel_size": 2}),
     "tp sp": (2, SP),
     "pp": (2, PP),
     "pp virtual": (2, PP | {"virtual_pipeline_model_parallel_size": 2}),

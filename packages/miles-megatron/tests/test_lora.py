@@ -26,14 +26,23 @@ LAYOUTS = {
 }
 
 
+_FROM_FSDP = []
+
+
 @pytest.fixture
-def fsdp_adapter(config, rollout, tmp_path):
+def fsdp_adapter(config, rollout, tmp_path_factory):
     """``(start, steps, weights, adapter)``: an adapter that FSDP wrote, and what training from it on comes to there."""
+    if not _FROM_FSDP:
+        _FROM_FSDP.append(trained_by_fsdp(config, rollout, tmp_path_factory.mktemp("fsdp")))
+    return _FROM_FSDP[0]
+
+
+def trained_by_fsdp(config, rollout, tmp_path):
     backend = pytest.importorskip("miles.fsdp.backend")
     flags = LORA | {"train_backend": "fsdp", "lr_decay_style": "linear"}
     first = backend.FsdpBackend().create(config("qwen3", **flags), Rank())
     first.train(rollout(7))
-    for name in ("first", "fsdp", "megatron"):
+    for name in ("first", "fsdp"):
         (tmp_path / name).mkdir()
     first.save_hf(tmp_path / "first")
     start = tmp_path / "first" / "adapter"
@@ -49,6 +58,7 @@ def fsdp_adapter(config, rollout, tmp_path):
 def test_layouts_train_an_adapter_of_fsdp_as_fsdp_does(config, rollout, on_ranks, tmp_path, fsdp_adapter, layout):
     start, steps, weights, adapter = fsdp_adapter
     count, flags = LAYOUTS[layout]
+    (tmp_path / "megatron").mkdir()
 
     def run(make):
         actor = make(config("qwen3", **LORA, **flags, lora_adapter_path=str(start)))

@@ -149,6 +149,23 @@ def test_adams_state_is_divided_without_a_difference(alone, config, rollout, on_
         assert_equal(results[0], alone("qwen3", **flags))
 
 
+OVERLAPS = {"overlap_param_gather": True, "overlap_grad_reduce": True}
+
+
+@pytest.mark.slow
+def test_weights_gathered_during_the_next_pass_are_whole_where_they_are_read(config, rollout, on_ranks):
+    flags = {"lr": 1e-3, "num_steps_per_rollout": 2, "use_kl_loss": True, "kl_loss_coef": 0.1}
+
+    def run(make, how):
+        actor = make(config("qwen3 moe", **flags, **how))
+        steps = [step for number in range(3) for step in actor.train(rollout(number)).steps]
+        return steps, {name: tensor.clone() for name, tensor in actor.named_weights()}
+
+    expected, found = (on_ranks(2, lambda make, how=how: run(make, how))[0] for how in ({}, OVERLAPS))
+    assert found[0] == expected[0]
+    assert all(torch.equal(found[1][name], tensor) for name, tensor in expected[1].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "qwen3 moe", "llama", "glm4", "glm4 moe", "deepseek"])
 def test_fsdp_comes_to_the_same(alone, config, rollout, family):

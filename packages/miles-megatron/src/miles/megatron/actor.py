@@ -121,7 +121,7 @@ class MegatronActor(MegatronRole):
             self._step_hook.begin(batch.rollout_id)
         if self._multi_token is not None:
             self._multi_token.begin(batch)
-        report = self._trainer.train(batch)
+        report = super().train(batch)
         if self._multi_token is not None:
             report = self._multi_token.told_in(report)
         interval = self._ref_update_interval

@@ -57,10 +57,9 @@ class Parallelism(Group):
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass goes on."""
 
-    overlap_param_gather: Annotated[
-        bool, Flag(unsupported="weights must be whole when engines and references take them after a step")
-    ] = False
-    """Gather updated weights while the forward pass goes on."""
+    overlap_param_gather: bool = False
+    """Gather updated weights of the distributed optimizer while the next forward pass goes on, between the optimizer
+    steps of a rollout. After the last step they are gathered at once, for all who read them."""
 
 
 class Mtp(Group):

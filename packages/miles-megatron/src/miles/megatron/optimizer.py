@@ -28,7 +28,7 @@ def with_gradients(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=_divides_state(flags, parallel),
         overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
+        overlap_param_gather=parallel.overlap_param_gather and _divides_state(flags, parallel),
     )
     wrapped = [
         DistributedDataParallel(config, settings, chunk, disable_bucketing=number > 0)
@@ -38,7 +38,7 @@ def with_gradients(
     if parallel.overlap_grad_reduce:
         config.no_sync_func = _only_or_all([chunk.no_sync for chunk in wrapped])
         config.grad_sync_func = _only_or_all([chunk.start_grad_sync for chunk in wrapped])
-    if parallel.overlap_param_gather:
+    if settings.overlap_param_gather:
         config.param_sync_func = _only_or_all([chunk.start_param_sync for chunk in wrapped])
     return wrapped
 
@@ -69,6 +69,7 @@ class Updater:
         dtype: torch.dtype,
     ) -> None:
         self._chunks = list(chunks)
+        self._gathers_late = parallel.overlap_param_gather and _divides_state(flags, parallel)
         self._max_norm = flags.clip_grad or math.inf
         self.scaler = LossScaler() if dtype == torch.float16 else None
         self.optimizer: ChainedOptimizer = get_megatron_optimizer(
@@ -87,7 +88,7 @@ class Updater:
                 loss_scale=None if self.scaler is None else 1.0,
                 params_dtype=dtype,
                 use_distributed_optimizer=_divides_state(flags, parallel),
-                overlap_param_gather=parallel.overlap_param_gather,
+                overlap_param_gather=self._gathers_late,
             ),
             self._chunks,
         )
@@ -124,6 +125,12 @@ class Updater:
         found = torch.tensor(float(self.optimizer.prepare_grads()), device=torch.cuda.current_device())
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
+
+    def settle(self) -> None:
+        """Have whole weights on every rank, also where they are gathered during the next forward pass.  Collective."""
+        if self._gathers_late:
+            for chunk in self._chunks:
+                chunk.start_param_sync(force_sync=True)
 
     def reset(self) -> None:
         """Forget moments and step counts."""

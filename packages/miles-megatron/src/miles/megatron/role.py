@@ -71,7 +71,9 @@ class MegatronRole:
         return self._trainer.score(batch)
 
     def train(self, batch: RolloutBatch) -> TrainReport:
-        return self._trainer.train(batch)
+        report = self._trainer.train(batch)
+        self._updater.settle()
+        return report
 
     def save(self, directory: Path) -> None:
         rank, writer, with_optimizer = self._site.rank, self._writer, not self._checkpoint.no_save_optim
