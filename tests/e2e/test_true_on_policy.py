@@ -39,3 +39,10 @@ def test_an_engine_that_cannot_compute_in_the_trainer_is_refused(toy, miles, tmp
     )
     assert done.returncode != 0
     assert "cannot compute inside the trainer" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_nor_do_they_on_several_ranks_with_adapters(toy, miles, tmp_path):
+    ranks = ("--actor-num-gpus-per-node", "2", "--lora-rank", "4")
+    miles("train", *flags(toy, tmp_path / "run", "--true-on-policy-mode", "--num-rollout", "2", *ranks))
+    assert [step[DIFFERENCE] for step in events(tmp_path / "run", "train")] == [0.0] * 4
