@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miles.core.config import Config
@@ -14,6 +14,7 @@ def of(**knobs: int) -> Config:
     return Config.from_flags(flags, check=False)
 
 
+@settings(deadline=None)  # the first example reads what is installed
 @given(
     steps=st.integers(1, 6),
     per_step=st.integers(1, 12),
