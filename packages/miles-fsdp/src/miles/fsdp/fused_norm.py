@@ -24,22 +24,29 @@ class RmsNorm(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-        scale = torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        scale = rms_scale(x, eps)
         ctx.save_for_backward(x, weight_D, scale)
         return (x * scale).mul_(weight_D)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         x, weight_D, scale = ctx.saved_tensors
-        normed = x * scale
-        grad_x = grad_weight_D = None
-        if ctx.needs_input_grad[1]:
-            grad_weight_D = (grad * normed).sum(tuple(range(x.ndim - 1)))
-        if ctx.needs_input_grad[0]:
-            grad_x = grad * weight_D
-            along = torch.linalg.vecdot(grad_x, normed).div_(-len(weight_D)).unsqueeze(-1)
-            grad_x.addcmul_(normed, along).mul_(scale)
-        return grad_x, grad_weight_D, None
+        return *rms_gradients(grad, x * scale, weight_D, scale), None
+
+
+def rms_scale(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """[..., 1] by which a norm multiplies x [..., D]."""
+    return torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+
+
+def rms_gradients(
+    grad: torch.Tensor, normed: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of a norm's input and of its weight, from that of its output and from the input times ``scale``."""
+    grad_weight = (grad * normed).sum(tuple(range(grad.ndim - weight.ndim)))
+    grad_x = grad * weight
+    along = torch.linalg.vecdot(grad_x, normed).div_(-weight.shape[-1]).unsqueeze(-1)
+    return grad_x.addcmul_(normed, along).mul_(scale), grad_weight
 
 
 def fuse_norms(model: nn.Module) -> int:

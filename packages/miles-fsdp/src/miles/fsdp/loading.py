@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from miles.core.errors import TrainingError
+from miles.fsdp.fused_layer import fuse_layers
 from miles.fsdp.fused_norm import fuse_norms
 
 
@@ -22,6 +23,7 @@ def load_model(path: str, attention: str, *, needs_head: bool = True) -> PreTrai
             path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     model = _prepared(model, path)
+    fuse_layers(decoder_layers(model))
     head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
     missing = [name for name in report["missing_keys"] if needs_head or id(model.get_parameter(name)) not in head]
     if missing:

@@ -34,7 +34,7 @@ def attend_by_buckets(
     window: int | None,
 ) -> torch.Tensor:
     """[P, heads, dim] of every token, each sample attending to itself alone.  Collective when ranks share samples."""
-    if attend is sdpa_bucket and _are_short(q_P, segments, window):
+    if attend is sdpa_bucket and are_short(q_P, segments, window):
         return attend_short(q_P, k_P, v_P, segments.short_rows(q_P.shape[1], k_P.shape[1]), scale)
     if isinstance(segments, ContextSegments):
         k_P, v_P = gathered_keys(k_P, v_P, segments)
@@ -48,7 +48,7 @@ def attend_by_buckets(
     return queries.collect(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
-def _are_short(q_P: torch.Tensor, segments: Segments, window: int | None) -> bool:
+def are_short(q_P: torch.Tensor, segments: Segments, window: int | None) -> bool:
     """Whether plain products serve the pack better than a kernel."""
     longest = max(segments.lengths)
     if isinstance(segments, ContextSegments) or longest > MAX_LENGTH or (window is not None and window < longest):

@@ -116,42 +116,56 @@ def attend_short(
 
 
 class _ShortAttention(torch.autograd.Function):  # type: ignore[misc]
-    """Keeps the weights of attention, which for short samples take no more memory than their queries and keys."""
-
     @staticmethod
     def forward(
         ctx: Any, q_P: torch.Tensor, k_P: torch.Tensor, v_P: torch.Tensor, rows: ShortRows, scale: float
     ) -> torch.Tensor:
-        q, k, v = rows.gather_queries(q_P).mul_(scale), rows.gather_keys(k_P), rows.gather_keys(v_P)
-        out = q.new_empty(len(q), v.shape[-1])
-        q_of, out_of = rows.queries_of_buckets(q), rows.queries_of_buckets(out)
-        k_of, v_of = rows.keys_of_buckets(k), rows.keys_of_buckets(v)
-        weights = []
-        for b, bucket in enumerate(rows.buckets):
-            scores = torch.bmm(q_of[b], k_of[b].transpose(1, 2))
-            scores.view(bucket.shape[0], -1, *bucket.shape[1:]).add_(bucket.bias)
-            weights.append(torch.softmax(scores, -1, out=scores))
-            torch.bmm(scores, v_of[b], out=out_of[b])
+        out_P, kept = attention(q_P, k_P, v_P, rows, scale)
         ctx.rows, ctx.scale = rows, scale
-        ctx.save_for_backward(q, k, v, out, *weights)
-        return rows.collect_queries(out)
+        ctx.save_for_backward(*kept)
+        return out_P
 
     @staticmethod
     def backward(ctx: Any, grad_P: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows: ShortRows = ctx.rows
-        q, k, v, out, *weights = ctx.saved_tensors
-        grad = rows.gather_queries(grad_P).index_fill_(0, rows.filling, 0.0)
-        along = torch.linalg.vecdot(grad, out).unsqueeze(-1)
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        q_of, grad_of, along_of, grad_q_of = map(rows.queries_of_buckets, (q, grad, along, grad_q))
-        k_of, v_of, grad_k_of, grad_v_of = map(rows.keys_of_buckets, (k, v, grad_k, grad_v))
-        for b, p in enumerate(weights):
-            torch.bmm(p.transpose(1, 2), grad_of[b], out=grad_v_of[b])
-            grad_scores = torch.bmm(grad_of[b], v_of[b].transpose(1, 2)).sub_(along_of[b]).mul_(p)
-            torch.bmm(grad_scores, k_of[b], out=grad_q_of[b])
-            torch.bmm(grad_scores.transpose(1, 2), q_of[b], out=grad_k_of[b])
-        grad_q_P = rows.collect_queries(grad_q).mul_(ctx.scale)
-        return grad_q_P, rows.sum_keys(grad_k), rows.sum_keys(grad_v), None, None
+        return *attention_gradients(grad_P, ctx.saved_tensors, ctx.rows, ctx.scale), None, None
+
+
+def attention(
+    q_P: torch.Tensor, k_P: torch.Tensor, v_P: torch.Tensor, rows: ShortRows, scale: float
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """``attend_short`` without autograd, and what its gradients need.
+
+    The weights of attention are kept: for short samples they take no more memory than queries and keys.
+    """
+    q, k, v = rows.gather_queries(q_P).mul_(scale), rows.gather_keys(k_P), rows.gather_keys(v_P)
+    out = q.new_empty(len(q), v.shape[-1])
+    q_of, out_of = rows.queries_of_buckets(q), rows.queries_of_buckets(out)
+    k_of, v_of = rows.keys_of_buckets(k), rows.keys_of_buckets(v)
+    weights = []
+    for b, bucket in enumerate(rows.buckets):
+        scores = torch.bmm(q_of[b], k_of[b].transpose(1, 2))
+        scores.view(bucket.shape[0], -1, *bucket.shape[1:]).add_(bucket.bias)
+        weights.append(torch.softmax(scores, -1, out=scores))
+        torch.bmm(scores, v_of[b], out=out_of[b])
+    return rows.collect_queries(out), (q, k, v, out, *weights)
+
+
+def attention_gradients(
+    grad_P: torch.Tensor, kept: Sequence[torch.Tensor], rows: ShortRows, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of queries, keys and values, from that of the output and what ``attention`` kept."""
+    q, k, v, out, *weights = kept
+    grad = rows.gather_queries(grad_P).index_fill_(0, rows.filling, 0.0)
+    along = torch.linalg.vecdot(grad, out).unsqueeze(-1)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    q_of, grad_of, along_of, grad_q_of = map(rows.queries_of_buckets, (q, grad, along, grad_q))
+    k_of, v_of, grad_k_of, grad_v_of = map(rows.keys_of_buckets, (k, v, grad_k, grad_v))
+    for b, p in enumerate(weights):
+        torch.bmm(p.transpose(1, 2), grad_of[b], out=grad_v_of[b])
+        grad_scores = torch.bmm(grad_of[b], v_of[b].transpose(1, 2)).sub_(along_of[b]).mul_(p)
+        torch.bmm(grad_scores, k_of[b], out=grad_q_of[b])
+        torch.bmm(grad_scores.transpose(1, 2), q_of[b], out=grad_k_of[b])
+    return rows.collect_queries(grad_q).mul_(scale), rows.sum_keys(grad_k), rows.sum_keys(grad_v)
 
 
 class _Table:

@@ -1,0 +1,128 @@
+"""Decoder layers in two steps: the numbers of the layers as they are written out, and only where they are these."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from miles.core.training.segments import Segments
+from miles.fsdp.attention import kernel_name
+from miles.fsdp.fused_layer import fuse_layers
+from miles.fsdp.loading import decoder_layers, recompute_layers
+
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "vocab_size": 40,
+    "head_dim": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+SHARED_PROMPT = Segments([6, 5, 7], torch.device("cpu"), np.asarray([0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, *range(8, 15)]))
+MODELS = {"qwen3": (Qwen3ForCausalLM, Qwen3Config), "llama": (LlamaForCausalLM, LlamaConfig)}
+
+
+def model_of(model_class, config_class, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    config = config_class(**SHAPE | settings)
+    config._attn_implementation = kernel_name("sdpa")
+    model = model_class(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.train()
+
+
+def results(model: nn.Module, segments: Segments) -> list[torch.Tensor]:
+    """Hidden states and the gradients of all parameters."""
+    model.zero_grad()
+    ids = (torch.arange(segments.num_rows) * 7 % SHAPE["vocab_size"])[None]
+    positions = torch.arange(segments.num_rows)[None] % 9
+    hidden = model.model(ids, position_ids=positions, use_cache=False, segments=segments).last_hidden_state
+    (hidden * torch.linspace(-1, 2, hidden.numel()).view_as(hidden)).sum().backward()
+    body = model.model.parameters()
+    return [hidden.detach(), *(parameter.grad.clone() for parameter in body)]
+
+
+def used(model: nn.Module) -> bool:
+    """Whether the layers compute in two steps."""
+    hidden = torch.randn(1, SHARED_PROMPT.num_rows, SHAPE["hidden_size"], requires_grad=True)
+    rotation = model.model.rotary_emb(hidden, torch.arange(SHARED_PROMPT.num_rows)[None])
+    out = model.model.layers[0](hidden, attention_mask=None, position_embeddings=rotation, segments=SHARED_PROMPT)
+    step = out.grad_fn.next_functions[0][0]
+    return "_GatedMlp" in type(step).__name__
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_hidden_states_and_gradients_are_those_of_the_model(name):
+    model = model_of(*MODELS[name])
+    written_out = results(model, SHARED_PROMPT)
+    assert fuse_layers(decoder_layers(model)) == 2
+    assert used(model)
+    for mine, expected in zip(results(model, SHARED_PROMPT), written_out, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_long_samples_are_left_to_the_layer():
+    model = model_of(*MODELS["qwen3"])
+    long = Segments([200, 9], torch.device("cpu"))
+    written_out = results(model, long)
+    fuse_layers(decoder_layers(model))
+    assert all(map(torch.equal, results(model, long), written_out))
+
+
+def test_what_changes_a_layer_afterwards_takes_effect():
+    model = model_of(*MODELS["qwen3"])
+    fuse_layers(decoder_layers(model))
+
+    class Adapted(nn.Linear):
+        pass
+
+    model.model.layers[0].self_attn.q_proj = Adapted(16, 16, bias=False)
+    assert not used(model)
+
+
+def test_layers_that_are_computed_again_give_the_same_to_the_bit():
+    model = model_of(*MODELS["qwen3"])
+    fuse_layers(decoder_layers(model))
+    kept = results(model, SHARED_PROMPT)
+    recompute_layers(model)
+    assert all(map(torch.equal, results(model, SHARED_PROMPT), kept))
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config_class", "settings"),
+    [
+        (Qwen2ForCausalLM, Qwen2Config, {}),  # biases
+        (Olmo2ForCausalLM, Olmo2Config, {}),  # norms elsewhere
+        (Gemma2ForCausalLM, Gemma2Config, {}),
+        (GptOssForCausalLM, GptOssConfig, {"num_local_experts": 2, "num_experts_per_tok": 1}),
+        (LlamaForCausalLM, LlamaConfig, {"hidden_act": "gelu"}),
+        (Qwen3ForCausalLM, Qwen3Config, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    ],
+)
+def test_other_layers_stay_as_they_are(model_class, config_class, settings):
+    assert fuse_layers(decoder_layers(model_of(model_class, config_class, **settings))) == 0
+
+
+def test_a_model_without_storage_stays_as_it_is():
+    with torch.device("meta"):
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+    assert fuse_layers(decoder_layers(model)) == 0
