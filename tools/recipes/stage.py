@@ -22,7 +22,7 @@ CPU_TRAINER: dict[str, Value] = {
     "train-num-threads": 1,
     "engine-num-threads": 1,
     "use-dynamic-batch-size": True,
-    "max-tokens-per-gpu": 2048,
+    "max-tokens-per-gpu": 4096,
 }
 """One rank on the CPU, samples packed into micro-batches; so small a model gains nothing from more threads."""
 
