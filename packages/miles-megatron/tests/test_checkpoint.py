@@ -11,6 +11,8 @@ pytestmark = pytest.mark.slow
 SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
 PP = {"pipeline_model_parallel_size": 2}
 EP = {"expert_model_parallel_size": 2}
+CP = {"context_parallel_size": 2}
+VIRTUAL = PP | {"virtual_pipeline_model_parallel_size": 2}
 FLAGS = {
     "lr_decay_style": "cosine",
     "lr_warmup_iters": 1,
@@ -74,6 +76,9 @@ def test_resuming_is_bit_exact(halves, family, layout):
         ("qwen3", (2, SP), (1, {})),
         ("qwen3 tied", (1, {}), (2, PP)),
         ("qwen3", (2, PP), (2, {})),
+        ("qwen3", (2, {}), (4, SP | PP)),
+        ("qwen3", (2, VIRTUAL), (2, CP)),
+        ("qwen3 moe", (2, {}), (2, SP)),
         ("qwen3 moe", (2, SP), (2, PP)),
     ],
 )
@@ -84,6 +89,28 @@ def test_a_checkpoint_loads_in_another_layout(halves, family, before, after):
         assert resumed_step == pytest.approx(step, rel=1e-3, abs=1e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(resumed[name], tensor, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_weights_of_experts_move_between_layouts(config, rollout, on_ranks, tmp_path):
+    flags = {"no_save_optim": True}
+
+    def save(make):
+        actor = make(config("qwen3 moe", **flags, **EP))
+        actor.train(rollout())
+        actor.save(tmp_path)
+        return weights_of(actor)
+
+    def load(make, layout):
+        actor = make(config("qwen3 moe", **flags, **layout))
+        actor.load(tmp_path)
+        return weights_of(actor), actor.train(rollout(1)).steps
+
+    saved = on_ranks(2, save)[0]
+    for count, layout in ((1, {}), (2, SP), (2, SP | EP | {"expert_tensor_parallel_size": 1})):
+        loaded, steps = on_ranks(count, lambda make, layout=layout: load(make, layout))[0]
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in saved.items())
+        assert len(steps) == 1
 
 
 @pytest.mark.slow
