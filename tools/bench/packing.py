@@ -3,7 +3,8 @@
     python tools/bench/packing.py [--trl-python PATH]
 
 Prints one JSON line.  TRL, when a Python that has it is named, packs the same lengths in the same run, as whole
-samples: it knows no shared prompts.  ``bound`` is the least number of micro-batches that could hold the tokens.
+samples: it knows no shared prompts.  ``bound`` is the least number of micro-batches that could hold the tokens, and
+``fill_at_bound`` how full these would be: with few micro-batches, the last one's emptiness weighs.
 """
 
 from __future__ import annotations
@@ -64,10 +65,12 @@ def measured(items: Sequence[Item], num_ranks: int) -> dict[str, float]:
     micro_batches = sum(map(len, ranks))
     totals = [sum(tokens) for tokens in ranks]
     distinct = sum({item.family: item.prompt for item in items}.values()) + sum(item.response for item in items)
+    bound = num_ranks * -(-distinct // (CAPACITY * num_ranks))
     waiting = sum(max(round_) for round_ in zip(*ranks, strict=True)) * num_ranks
     return {
         "micro_batches": micro_batches,
-        "bound": num_ranks * -(-distinct // (CAPACITY * num_ranks)),
+        "bound": bound,
+        "fill_at_bound": round(distinct / (bound * CAPACITY), 5),
         "fill": round(sum(totals) / (micro_batches * CAPACITY), 5),
         "tokens_computed_twice": round(sum(totals) / distinct - 1, 5),
         "imbalance_of_ranks": round(max(totals) * num_ranks / sum(totals) - 1, 6),
