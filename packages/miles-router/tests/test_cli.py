@@ -9,6 +9,7 @@ import pytest
 
 from miles.core.errors import ConfigError
 from miles.router.cli import build_parser, main, parse_settings
+from miles.router.server import RouterServer
 from miles.router.settings import Settings
 
 
@@ -48,6 +49,15 @@ def test_a_router_that_cannot_start_says_why(capsys):
     assert "nonsense" in capsys.readouterr().err
 
 
+def test_a_router_that_was_told_to_end_ends_well(monkeypatch, capsys):
+    async def serve(self, listener):
+        assert listener.getsockname()[1] > 0
+
+    monkeypatch.setattr(RouterServer, "serve", serve)
+    assert main(["--port", "0"]) == 0
+    assert "on http://127.0.0.1:" in capsys.readouterr().out
+
+
 def test_json_switches_and_lists_are_parsed():
     line = ["--sessions", "--session-template-kwargs", '{"enable_thinking": false}', "--middleware", "a", "b"]
     settings = parse_settings(line)
@@ -72,6 +82,14 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch, checkpoint, capsys
     monkeypatch.delitem(sys.modules, "miles.router.sessions.service", raising=False)
     assert main(["--sessions", "--tokenizer", str(checkpoint("chatml"))]) == 2
     assert f"needs {missing}, which is not installed: pip install 'miles-router[sessions]'" in capsys.readouterr().err
+
+
+def test_a_template_that_sessions_cannot_use_is_refused(checkpoint, tmp_path, capsys):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ raise_exception('no chat') }}")
+    given = ["--tokenizer", str(checkpoint("chatml")), "--session-chat-template", str(template)]
+    assert main(["--sessions", *given]) == 2
+    assert "cannot be used for sessions: the chat template refuses the messages: no chat" in capsys.readouterr().err
 
 
 def test_a_middleware_that_cannot_start_says_why(capsys):

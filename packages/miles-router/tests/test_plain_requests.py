@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import httptools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miles.router.plain import PLAIN_REQUEST, PlainHead
+from miles.router.plain import PLAIN_REQUEST, PlainExchange, PlainHead, read_plain_head
 
 NAMES = st.sampled_from(
     ["host", "Host", "content-length", "Content-Length", "connection", "te", "transfer-encoding", "expect", "upgrade",
@@ -146,6 +148,19 @@ async def test_a_client_may_ask_for_what_is_the_rule(make_worker, make_router, f
         assert (await client.response()).body == body
     assert [request.header("connection") for request in worker.requests] == [None, None]
     assert [request.header("x-connection") for request in worker.requests] == ["keep-alive", "keep-alive"]
+
+
+def test_a_request_that_is_not_short_is_sent_on_without_a_copy():
+    body = bytes(range(256)) * 400
+    data = b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 102400\r\n\r\n" + body
+    head, length, body_at = read_plain_head(data)
+    written = []
+    transport = SimpleNamespace(writelines=written.extend)
+    connection = SimpleNamespace(transport=transport, worker=SimpleNamespace(authority=b"worker:1"))
+    PlainExchange._send(SimpleNamespace(plain=head, body=[data]), connection)
+    assert (length, data[body_at:]) == (102400, body)
+    assert b"".join(written) == b"POST /x HTTP/1.1\r\nhost: worker:1\r\ncontent-length: 102400\r\n\r\n" + body
+    assert isinstance(written[1], memoryview)
 
 
 async def test_sessions_are_found_in_plain_requests(make_worker, make_router):

@@ -44,9 +44,10 @@ async def test_requests_beyond_the_limit_wait_in_order(make_worker, make_router,
     router.assert_settled()
 
 
-async def test_the_queue_is_bounded(make_worker, make_router):
+@pytest.mark.parametrize("path", ["auto", "off"])
+async def test_the_queue_is_bounded(make_worker, make_router, path):
     gate = Gate()
-    router = await make_router(await make_worker(gate), max_connections=1, queue_size=2)
+    router = await make_router(await make_worker(gate), max_connections=1, queue_size=2, hot_path=path)
     waiting = [asyncio.create_task(router.post()) for _ in range(3)]
     await router.until(lambda: len(router.server.dispatcher.waiting) == 2)
     refused = await router.post()

@@ -6,12 +6,13 @@ import asyncio
 import os
 import select
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
 
 from miles.router import relay
-from miles.router.relay import KernelPipe, TargetLostError
+from miles.router.relay import KernelPipe, Relay, TargetLostError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "splice"), reason="needs splice(2)")
 
@@ -100,13 +101,94 @@ def test_a_lost_target_is_told_from_a_lost_source(pipe, pairs):
         pipe.move(-1, target.fileno(), 100)
 
 
+class Transport:
+    """Of a connection: what a relay asks of it."""
+
+    def __init__(self, end: socket.socket, unsent: int = 0) -> None:
+        self.end = end
+        self.unsent = unsent
+        self.aborted = self.paused = False
+
+    def get_extra_info(self, name: str) -> socket.socket:
+        return self.end
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+
+class Connection:
+    """To a worker: what becomes of its relay."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.transport = Transport(end)
+        self.left = len(LONG)
+        self.ended: tuple[int, bytes] | None = None
+
+    def end_relay(self, moved: int, rest: bytes) -> None:
+        self.ended = (moved, rest)
+
+
+async def test_a_relay_leaves_a_slow_client_to_the_transports(pipe, pairs):
+    (worker, source), (_, target) = pairs
+    worker.sendall(b"hello")
+    connection = Connection(source)
+    running = Relay(pipe, Transport(target, unsent=1), connection)
+    running.move()
+    running.stop()
+    assert connection.ended == (0, b"")
+    assert connection.transport.paused
+
+
+async def test_a_relay_drops_a_lost_client(pipe, pairs):
+    (worker, source), (_, target) = pairs
+    worker.sendall(b"hello")
+    target.shutdown(socket.SHUT_WR)
+    connection, client = Connection(source), Transport(target)
+    running = Relay(pipe, client, connection)
+    running.move()
+    running.stop()
+    assert client.aborted
+    assert connection.ended == (0, b"")
+
+
+async def test_a_relay_leaves_a_lost_worker_to_its_transport(pipe, pairs):
+    (worker, source), (_, target) = pairs
+    worker.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    worker.close()  # with a reset
+    connection = Connection(source)
+    running = Relay(pipe, Transport(target), connection)
+    assert select.select([source], [], [], 10)[0]
+    running.move()
+    running.stop()
+    assert connection.ended == (0, b"")
+
+
+async def test_a_relay_waits_for_more(pipe, pairs, until):
+    (worker, source), (client, target) = pairs
+    connection = Connection(source)
+    running = Relay(pipe, Transport(target), connection)
+    running.move()
+    worker.sendall(b"hello")
+    await until(lambda: connection.left == len(LONG) - 5)
+    worker.close()
+    await until(lambda: connection.ended == (0, b""))
+    running.stop()
+    assert client.recv(100) == b"hello"
+
+
 async def long_answer(talk, body: bytes = LONG) -> None:
     await talk.answer(body)
 
 
 async def test_a_long_answer_is_forwarded_by_the_kernel_and_its_connection_serves_on(make_worker, make_router, moved):
     worker = await make_worker(long_answer)
-    router = await make_router(worker)
+    router = await make_router(worker, health_check_interval_s=60)
     client = await router.connect()
     before = worker.connections
     for number in range(3):
@@ -172,7 +254,7 @@ async def test_bytes_beyond_a_long_answer_never_reach_a_client(make_worker, make
         await talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(LONG) + LONG + b"HTTP/1.1 200 OK\r\n")
 
     worker = await make_worker(overfull)
-    router = await make_router(worker)
+    router = await make_router(worker, health_check_interval_s=60)
     client = await router.connect()
     before = worker.connections
     for _ in range(2):

@@ -42,6 +42,19 @@ async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(
     assert await router.ended() == 0
 
 
+async def test_a_router_told_to_stop_answers_what_does_not_finish_in_time(make_worker, make_router, until):
+    async def hang(talk):
+        await talk.client_left()
+
+    worker = await make_worker(hang)
+    router = await make_router(worker, shutdown_timeout_s=1, header_timeout_s=0.4)
+    waiting = asyncio.create_task(router.post())
+    await until(lambda: worker.requests)
+    router.server.stop()
+    assert (await waiting).status == 503
+    await router.task
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["auto", "off"])
 async def test_what_does_not_finish_in_time_is_answered_at_the_end(make_worker, run, until, path):

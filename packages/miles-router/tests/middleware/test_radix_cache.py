@@ -8,7 +8,7 @@ import json
 import pytest
 from speaker import Speaker
 
-from miles.router.middleware.radix_cache import _KEPT_VERSIONS, _THREAD_FROM_CHARS, RadixCache
+from miles.router.middleware.radix_cache import _KEPT_VERSIONS, _THREAD_FROM_CHARS, RadixCache, _replay
 from miles.router.settings import Settings
 from miles.router.tokenizer import CheckpointTokenizer
 
@@ -173,6 +173,15 @@ async def test_errors_of_workers_are_passed_on(make_stage):
     worker.behaviour = answer
     assert (await generate(router, "abc")).status == 400
     assert not any((await retrieve(router, "abc"))["loss_mask"])
+
+
+async def test_the_application_inside_hears_the_request_and_then_the_client():
+    async def leave():
+        return {"type": "http.disconnect"}
+
+    receive = _replay(b"body", leave)
+    assert await receive() == {"type": "http.request", "body": b"body", "more_body": False}
+    assert await receive() == {"type": "http.disconnect"}
 
 
 async def test_samples_of_old_weights_are_forgotten(make_stage):

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scheme = "https" if settings.tls_certificate else "http"
     print(f"miles-router {miles.router.__version__} on {scheme}://{host}:{port}", flush=True)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(server.serve(listener))
     except ConfigError as error:  # of a middleware
         print(f"miles-router: {error}", file=sys.stderr)
