@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from stage import CPU_TRAINER, Stage, imitation_of
+from stage import CPU_TRAINER, FROM_RANDOM_WEIGHTS, Stage, imitation_of
 
 import addition
 import tiny_lm
@@ -72,20 +72,14 @@ def tokenizer_texts(data: addition.Data) -> list[str]:
 
 
 def demonstrations_stage(output: Path, model: Path, data: addition.Data, seed: int, num_rollout: int) -> Stage:
-    """Supervised fine-tuning from random weights: 10 optimizer steps of 64 demonstrations per rollout."""
+    """Supervised fine-tuning from random weights."""
     return imitation_of(
         output,
         model,
         data.demonstrations,
         seed=seed,
         num_rollout=num_rollout,
-        flags={
-            "rollout-batch-size": 640,
-            "global-batch-size": 64,
-            "lr": 4e-3,
-            "weight-decay": 0.01,
-            "save-interval": 20,
-        },
+        flags=FROM_RANDOM_WEIGHTS,
     )
 
 

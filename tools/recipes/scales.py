@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scales_tool import weight
-from stage import CPU_TRAINER, Stage, Value, imitation_of
+from stage import CPU_TRAINER, FROM_RANDOM_WEIGHTS, Stage, Value, imitation_of
 
 import tiny_lm
 from miles.core.report import evaluations
@@ -104,20 +104,14 @@ def call(box: int) -> str:
 
 
 def teaching_stage(output: Path, model: Path, data: Data, seed: int, num_rollout: int) -> Stage:
-    """Supervised fine-tuning from random weights: 10 optimizer steps of 64 demonstrations per rollout."""
+    """Supervised fine-tuning from random weights."""
     return imitation_of(
         output,
         model,
         data.demonstrations,
         seed=seed,
         num_rollout=num_rollout,
-        flags={
-            "rollout-batch-size": 640,
-            "global-batch-size": 64,
-            "lr": 4e-3,
-            "weight-decay": 0.01,
-            "save-interval": 20,
-        },
+        flags=FROM_RANDOM_WEIGHTS,
     )
 
 

@@ -26,6 +26,15 @@ CPU_TRAINER: dict[str, Value] = {
 }
 """One rank on the CPU, samples packed into micro-batches; so small a model gains nothing from more threads."""
 
+FROM_RANDOM_WEIGHTS: dict[str, Value] = {
+    "rollout-batch-size": 640,
+    "global-batch-size": 64,
+    "lr": 4e-3,
+    "weight-decay": 0.01,
+    "save-interval": 20,
+}
+"""How a tiny model learns short demonstrations from nothing: 10 optimizer steps of 64 of them per rollout."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
