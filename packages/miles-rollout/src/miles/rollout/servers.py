@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpe
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.rollout import control, sessions
-from miles.rollout.engine_options import engine_options
+from miles.rollout.engine_options import engine_options, engine_threads
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
 from miles.rollout.keeper import EngineKeeper, EngineState, Patience
@@ -286,7 +285,7 @@ def _router_flags(config: Config) -> list[str]:
 
 def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:
     """What engine ``index`` is started with."""
-    engines, cluster, rollout = config[Engines], config[Cluster], config[Rollout]
+    cluster, rollout = config[Cluster], config[Rollout]
     options = engine_options(config)
     if config[Algorithm].use_rollout_routing_replay:
         options["enable_return_routed_experts"] = True
@@ -302,7 +301,7 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         num_gpus=cluster.rollout_num_gpus_per_engine if cluster.rollout_num_gpus else 0,
         first_gpu=(0 if cluster.colocate else cluster.actor_num_gpus_per_node)
         + index * cluster.rollout_num_gpus_per_engine,
-        num_threads=engines.engine_num_threads or max(1, (os.cpu_count() or 1) // engines.rollout_num_engines),
+        num_threads=engine_threads(config),
         dtype=str(options.get("dtype", "auto")),
         context_length=rollout.rollout_max_context_len,
         log_path=logs.log_file(f"engine-{index}"),
