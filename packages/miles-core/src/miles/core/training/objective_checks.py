@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from miles.core.config.discover import flag_table
 from miles.core.flags.algorithm import Algorithm
-from miles.core.training.objective_spec import ESTIMATORS_WITHOUT_KL_PENALTY
+from miles.core.flags.training import Training
+from miles.core.training.objective_spec import ESTIMATORS_WITHOUT_KL_PENALTY, ObjectiveSpec, required_inputs
 
 if TYPE_CHECKING:
     from miles.core.config.config import Config
@@ -47,6 +48,15 @@ def check_critic(config: Config) -> Iterator[str]:
         yield (
             f"--num-critic-only-steps {algorithm.num_critic_only_steps} leaves none of --num-rollout "
             f"{config.num_rollout} rollouts to the actor. Lower it, or train longer"
+        )
+
+
+def check_old_actor(config: Config) -> Iterator[str]:
+    """Kept weights have log-probabilities to compute."""
+    if config[Training].keep_old_actor and not required_inputs(ObjectiveSpec.from_flags(config)).old_logp:
+        yield (
+            "--keep-old-actor has no effect: this objective compares with no old log-probabilities of the trainer "
+            "(--use-rollout-logprobs takes the engine's). Leave one of them out"
         )
 
 
@@ -90,6 +100,7 @@ def _without_effect(config: Config, names: tuple[str, ...], needed: str) -> Iter
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_kl_penalty,
     check_critic,
+    check_old_actor,
     check_masked_importance,
     check_weight_bounds,
 )
