@@ -52,8 +52,9 @@ class Cluster(Group):
 
     offload_train: bool | None = None
     """Move actor and critic (weights, gradients, optimizer) to host memory while responses are generated. Given by
-    ``--colocate`` on accelerators; ``--no-offload-train`` takes that back. With ``--device cpu`` they are in host
-    memory anyway: nothing moves, and the phases are timed all the same."""
+    ``--colocate`` on accelerators; ``--no-offload-train`` takes that back. The megatron backend keeps its weights where
+    they are. With ``--device cpu`` everything is in host memory anyway: nothing moves, and the phases are timed all the
+    same."""
 
     offload_rollout: bool | None = None
     """Release the engines' memory while actor and critic train: keys and values, and the weights, which the next update
