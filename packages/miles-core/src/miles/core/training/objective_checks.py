@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from miles.core.config.discover import flag_table
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.debug import Debug
 from miles.core.flags.training import Training
 from miles.core.training.objective_spec import ESTIMATORS_WITHOUT_KL_PENALTY, ObjectiveSpec, required_inputs
 
@@ -52,8 +53,15 @@ def check_critic(config: Config) -> Iterator[str]:
 
 
 def check_old_actor(config: Config) -> Iterator[str]:
-    """Kept weights have log-probabilities to compute."""
-    if config[Training].keep_old_actor and not required_inputs(ObjectiveSpec.from_flags(config)).old_logp:
+    """There are weights to keep, and log-probabilities to compute with them."""
+    if not config[Training].keep_old_actor:
+        return
+    if config[Debug].debug_train_only:
+        yield (
+            "--keep-old-actor keeps the weights that engines get, and --debug-train-only has no engines. Leave one of "
+            "them out"
+        )
+    if not required_inputs(ObjectiveSpec.from_flags(config)).old_logp:
         yield (
             "--keep-old-actor has no effect: this objective compares with no old log-probabilities of the trainer "
             "(--use-rollout-logprobs takes the engine's). Leave one of them out"
