@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from miles.rollout.engines.embedded.attention import QUERY_MULTIPLE, Ints, Plan, Segment
+from miles.rollout.engines.embedded.attention import QUERY_MULTIPLE, SPAN, Ints, Plan, Segment
 from miles.rollout.engines.embedded.kv import TOKEN_MULTIPLE, Pool
 from miles.rollout.engines.embedded.sequence import Seats, Sequence
 
@@ -94,4 +94,6 @@ def _alike(blocks: list[Block]) -> Iterator[list[Block]]:
 
 def _segment(pool: Pool[Sequence], first_slot: int, positions: Ints, first_row: int) -> Segment:
     num_tokens = -(-(int(positions.max()) + 1) // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+    if pool.capacity <= SPAN and 2 * num_tokens > pool.capacity:
+        num_tokens = pool.capacity  # short slots one after the other are read faster than with gaps between them
     return Segment(pool, first_slot, num_tokens, first_row, positions)
