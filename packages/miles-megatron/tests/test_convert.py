@@ -2,12 +2,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import miles.megatron.streamed_files as streamed_files
 from miles.megatron.convert import main
+from miles.megatron.hf_files import HfTensors
+from miles.megatron.stored_model import HfValues
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("family", ["qwen3 moe", "qwen2"])
+@pytest.mark.parametrize("family", ["qwen3 moe", "qwen2", "glm4", "glm4 moe", "deepseek", "gpt oss"])
 def test_there_and_back_is_the_same_bit_for_bit(checkpoint, on_ranks, tmp_path, capfd, family):
     source = str(checkpoint(family))
     torch_dist, back = str(tmp_path / "torch_dist"), str(tmp_path / "back")
@@ -50,3 +53,57 @@ def test_what_is_no_checkpoint_and_what_exists_is_said(checkpoint, on_ranks, tmp
     said = capfd.readouterr().err
     assert "no checkpoint of the megatron backend" in said
     assert "exists already" in said
+
+
+LAYOUTS = {
+    "tp pp": (4, {"tensor_model_parallel_size": 2, "sequence_parallel": True, "pipeline_model_parallel_size": 2}),
+    "ep": (2, {"expert_model_parallel_size": 2}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_state_of_a_run_in_any_layout_becomes_a_model(checkpoint, config, on_ranks, tmp_path, layout):
+    count, flags = LAYOUTS[layout]
+    source, state, back = str(checkpoint("qwen3 moe")), tmp_path / "actor", str(tmp_path / "back")
+    state.mkdir()
+
+    def save(make):
+        make(config("qwen3 moe", **flags)).save(state)
+
+    def convert(make):
+        return main(["to-hf", "--hf-checkpoint", source, "--load", str(state), "--save", back])
+
+    on_ranks(count, save)
+    assert on_ranks(1, convert) == [0]
+    before, after = load_file(f"{source}/model.safetensors"), load_file(f"{back}/model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_files_are_cut_at_a_size_and_indexed(checkpoint, on_ranks, tmp_path, monkeypatch):
+    source = str(checkpoint("qwen2"))
+    torch_dist, back = str(tmp_path / "torch_dist"), str(tmp_path / "back")
+    monkeypatch.setattr(streamed_files, "_MAX_FILE_BYTES", 20_000)
+
+    def convert(make):
+        there = main(["to-torch-dist", "--hf-checkpoint", source, "--save", torch_dist])
+        return there, main(["to-hf", "--hf-checkpoint", source, "--load", torch_dist, "--save", back])
+
+    assert on_ranks(1, convert) == [(0, 0)]
+    stored = HfTensors(tmp_path / "back")
+    before = load_file(f"{source}/model.safetensors")
+    assert set(stored.names) == set(before)
+    assert all(torch.equal(stored.get(name), tensor) for name, tensor in before.items())
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 3
+
+
+def test_a_changed_result_is_found(checkpoint, on_ranks, tmp_path, capfd, monkeypatch):
+    source = str(checkpoint("qwen2"))
+    of = HfValues.of
+    monkeypatch.setattr(HfValues, "of", lambda self, parameter: of(self, parameter) + 1.0)
+
+    def convert(make):
+        return main(["to-torch-dist", "--hf-checkpoint", source, "--save", str(tmp_path / "torch_dist")])
+
+    assert on_ranks(1, convert) == [1]
+    assert "differs from" in capfd.readouterr().err

@@ -23,7 +23,7 @@ from miles.megatron.deferred_tensors import DeferredTensors
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 
-_WEIGHTS = "torch_dist"
+WEIGHTS = "torch_dist"
 _RELEASE = "release"
 _LOSS_SCALER = "loss_scaler"
 
@@ -38,18 +38,18 @@ def prepare(
     directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None, writer: Writer, *, copies: bool
 ) -> Callable[[], None]:
     """Write all but the tensors' bytes; the call of every rank that writes these, or copies of them.  Collective."""
-    target = directory / _WEIGHTS
+    target = directory / WEIGHTS
     if dist.get_rank() == 0:
         target.mkdir(parents=True)
     dist.barrier()
-    state = _model_state(chunks)
+    state = model_state(chunks)
     if updater is not None:
         updater.complete_state()
         state["optimizer"] = updater.optimizer.sharded_state_dict(state, metadata=_metadata())
         if updater.scaler is not None:
             state[_LOSS_SCALER] = {name: float(value) for name, value in updater.scaler.state.items()}
     tensors = DeferredTensors(writer, copies=copies)
-    dist_checkpointing.save(state, str(target), sharded_strategy=tensors, content_metadata=_content())
+    dist_checkpointing.save(state, str(target), sharded_strategy=tensors, content_metadata=content())
     return tensors.write
 
 
@@ -60,10 +60,10 @@ def read(
 
     ``adapters``: only these, or only the rest; None: what training changes, as ``write`` does.
     """
-    source = directory / _WEIGHTS
+    source = directory / WEIGHTS
     if not source.is_dir():
         raise CheckpointError(f"{source} is missing: {directory} is not a checkpoint of the megatron backend")
-    state = _model_state(chunks, adapters=adapters)
+    state = model_state(chunks, adapters=adapters)
     if updater is not None:
         state["optimizer"] = updater.optimizer.sharded_state_dict(state, is_loading=True, metadata=_metadata())
     try:
@@ -95,12 +95,12 @@ def mark_release(directory: Path) -> None:
 
 def is_torch_dist(directory: Path) -> bool:
     """Whether ``directory`` is a checkpoint of this format, or has some in it."""
-    return (directory / _WEIGHTS).is_dir() or (directory / TRACKER_FILE).is_file()
+    return (directory / WEIGHTS).is_dir() or (directory / TRACKER_FILE).is_file()
 
 
 def resolve(directory: Path, step: int | None = None) -> Path:
     """The checkpoint at ``directory``: itself, a release, or the state of a run after ``step``, or its newest one."""
-    if (directory / _WEIGHTS).is_dir():
+    if (directory / WEIGHTS).is_dir():
         return directory
     tracker = directory / TRACKER_FILE
     if not tracker.is_file():
@@ -110,7 +110,7 @@ def resolve(directory: Path, step: int | None = None) -> Path:
     return actor_state(directory, step)
 
 
-def _model_state(chunks: Sequence[LanguageModel], *, adapters: bool | None = None) -> dict[str, Any]:
+def model_state(chunks: Sequence[LanguageModel], *, adapters: bool | None = None) -> dict[str, Any]:
     return {name: _chunk_state(chunk, adapters) for name, chunk in zip(_names(chunks), chunks, strict=True)}
 
 
@@ -127,7 +127,7 @@ def _names(chunks: Sequence[LanguageModel]) -> list[str]:
     return ["model"] if len(chunks) == 1 else [f"model{number}" for number in range(len(chunks))]
 
 
-def _content() -> dict[str, Any]:
+def content() -> dict[str, Any]:
     """What a checkpoint says of its own layout."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -137,4 +137,4 @@ def _content() -> dict[str, Any]:
 
 
 def _metadata() -> dict[str, Any]:
-    return _content() | {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    return content() | {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}

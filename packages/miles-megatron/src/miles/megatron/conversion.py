@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ def load_weights(chunks: Sequence[nn.Module], weights: WeightMap, source: HfTens
     """Fill this rank's part of the model from ``source``.  Local: every rank reads what it holds."""
     for parameter in local_parameters(chunks):
         place = weights.place(parameter.name)
-        full = place.layout.join(_stored(source, place))
+        full = place.layout.join(stored_parts(source, place))
         count = dist.get_world_size(parameter.group)
         part = place.layout.shard(full, dist.get_rank(parameter.group), count)
         if part.shape != parameter.tensor.shape:
@@ -35,11 +35,39 @@ def load_weights(chunks: Sequence[nn.Module], weights: WeightMap, source: HfTens
             parameter.tensor.tensor_model_parallel = True
 
 
-def _stored(source: HfTensors, place: Place) -> list[torch.Tensor]:
+def stored_parts(source: HfTensors, place: Place) -> list[torch.Tensor]:
     """What the checkpoint has of a parameter."""
     if place.stacked:
         return [source.get_part(name, place.index) for name in place.hf_names]
     return [source.get(name) for name in place.hf_names]
+
+
+def named_tensors(
+    parameters: Iterable[tuple[Place, torch.Tensor | None]], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The checkpoint's tensors of whole parameters, empty ones of None.  Stacked ones come one after another."""
+    stack: list[list[torch.Tensor]] = []
+    for place, full in parameters:
+        parts = [torch.empty(0)] * len(place.hf_names) if full is None else place.layout.split(full)
+        if place.stacked:
+            stack.append(parts)
+            if len(stack) < place.stacked:
+                continue
+            parts = [torch.stack(same) for same in zip(*stack, strict=True)]
+            stack = []
+        for name, part in zip(place.hf_names, parts, strict=True):
+            yield name, part if place.keeps_dtype else part.to(dtype)
+
+
+def in_order(names: Sequence[str], weights: WeightMap) -> list[str]:
+    """The parameters with those of a stacked tensor one after another, where the first of them was."""
+    places = {name: weights.place(name) for name in names}
+    first: dict[tuple[str, ...], int] = {}
+    for number, place in enumerate(places.values()):
+        if place.stacked:
+            first.setdefault(place.hf_names, number)
+    numbers = {name: number for number, name in enumerate(names)}
+    return sorted(names, key=lambda name: (first.get(places[name].hf_names, numbers[name]), places[name].index))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +86,13 @@ class WeightGatherer:
     def __init__(self, chunks: Sequence[nn.Module], weights: WeightMap) -> None:
         self._local = {parameter.name: parameter for parameter in local_parameters(chunks)}
         self._weights = weights
-        self._holdings = _stacks_together(_holdings(self._local), weights)
+        holdings = {holding.name: holding for holding in _holdings(self._local)}
+        self._holdings = [holdings[name] for name in in_order(list(holdings), weights)]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def named_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
         """Full tensors; on ranks other than 0 empty ones.  One tensor is whole at a time.  Collective."""
-        stack: list[list[torch.Tensor]] = []
-        for place, full in self._whole_parameters():
-            parts = [torch.empty(0)] * len(place.hf_names) if full is None else place.layout.split(full)
-            if place.stacked:
-                stack.append(parts)
-                if len(stack) < place.stacked:
-                    continue
-                parts = [torch.stack(same) for same in zip(*stack, strict=True)]
-                stack = []
-            for name, part in zip(place.hf_names, parts, strict=True):
-                yield name, part if place.keeps_dtype else part.to(dtype)
+        yield from named_tensors(self._whole_parameters(), dtype)
 
     def _whole_parameters(self) -> Iterator[tuple[Place, torch.Tensor | None]]:
         """Every parameter of the whole model once; its values on rank 0."""
@@ -135,14 +154,3 @@ def _holdings(local: dict[str, LocalParameter]) -> list[_Holding]:
         for name, shape, dtype in names:
             found.setdefault(name, _Holding(name, rank, shape, dtype))
     return list(found.values())
-
-
-def _stacks_together(holdings: Sequence[_Holding], weights: WeightMap) -> list[_Holding]:
-    """The parts of a stacked tensor one after another, where the first of them was; the rest as it is."""
-    places = [weights.place(holding.name) for holding in holdings]
-    first: dict[tuple[str, ...], int] = {}
-    for number, place in enumerate(places):
-        if place.stacked:
-            first.setdefault(place.hf_names, number)
-    order = sorted(range(len(holdings)), key=lambda n: (first.get(places[n].hf_names, n), places[n].index))
-    return [holdings[n] for n in order]

@@ -3,7 +3,7 @@
 ``python -m miles.megatron.convert to-torch-dist --hf-checkpoint HF --save TORCH_DIST``
 ``python -m miles.megatron.convert to-hf --hf-checkpoint HF --load TORCH_DIST --save NEW_HF``
 
-Needs no GPU.  The model is in memory once, in the dtype of the Hugging Face checkpoint.
+Needs no GPU.  Parameters are read and written one after another; the model is never built.
 """
 
 from __future__ import annotations

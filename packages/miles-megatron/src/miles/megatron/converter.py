@@ -1,9 +1,9 @@
-"""Conversion of whole checkpoints through a model of one rank."""
+"""Conversion of whole checkpoints, tensor by tensor, each with a self-check."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -11,45 +11,44 @@ import torch
 from miles.core.config import Config
 from miles.core.errors import CheckpointError
 from miles.core.protocols.backend import Rank
-from miles.core.weights.hf_directory import copy_companions, save_weights
+from miles.core.weights.hf_directory import copy_companions
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
 from miles.megatron.constants import read_hf_config, write_hf_config
-from miles.megatron.conversion import WeightGatherer
 from miles.megatron.hf_files import HfTensors
-from miles.megatron.language_model import LanguageModel
 from miles.megatron.site import Site
+from miles.megatron.stored_model import HfValues, Outline, TorchDistValues
+from miles.megatron.streamed_files import write_safetensors, write_torch_dist
 
 
-def to_torch_dist(source: Path, target: Path) -> int:
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def to_torch_dist(source: Path, target: Path, *, check: bool = True) -> int:
     """Write the weights of the Hugging Face directory ``source`` as a release; the number of its tensors."""
-    with _model(source) as (blueprint, chunks, dtype):
-        blueprint.load(chunks, source)
-        checkpoint.write(_made(checkpoint.release_directory(target)), chunks, None)
+    with outline_of(source) as outline:
+        release = _made(checkpoint.release_directory(target))
+        write_torch_dist(release, outline, HfValues(source))
         checkpoint.mark_release(target)
-        with torch.no_grad():
-            for parameter in chunks[0].parameters():
-                parameter.zero_()
-        checkpoint.read(checkpoint.resolve(target), chunks, None)
-        return _compared(blueprint, chunks, dtype, source)
+        return _compared(outline, release, source) if check else len(outline.hf_outline())
 
 
-def to_hf(configuration: Path, source: Path, target: Path) -> int:
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def to_hf(configuration: Path, source: Path, target: Path, *, check: bool = True) -> int:
     """Write the weights of the ``torch_dist`` checkpoint ``source`` as a directory that transformers loads.
 
     Architecture and tokenizer are those of the Hugging Face directory ``configuration``.
     """
-    with _model(configuration) as (blueprint, chunks, dtype):
-        checkpoint.read(checkpoint.resolve(source), chunks, None)
-        save_weights(WeightGatherer(chunks, blueprint.weights).named_weights(dtype), _made(target))
-        write_hf_config(configuration, target, dtype)
+    with outline_of(configuration) as outline:
+        resolved = checkpoint.resolve(source)
+        with closing(TorchDistValues(resolved / checkpoint.WEIGHTS)) as values:
+            write_safetensors(_made(target), outline.hf_outline(), values.named(outline))
+        write_hf_config(configuration, target, outline.dtype)
         copy_companions(configuration, target)
-        return _compared(blueprint, chunks, dtype, target)
+        return _compared(outline, resolved, target) if check else len(outline.hf_outline())
 
 
 @contextmanager
-def _model(source: Path) -> Iterator[tuple[Blueprint, list[LanguageModel], torch.dtype]]:
-    """A model of the architecture of ``source`` in this process, without weights, and their dtype."""
+def outline_of(source: Path) -> Iterator[Outline]:
+    """A model of the architecture of ``source``, without weights."""
     hf = read_hf_config(source)
     half = str(hf.get("dtype", hf.get("torch_dtype"))).removeprefix("torch.") == "bfloat16"
     config = Config.of(
@@ -57,20 +56,20 @@ def _model(source: Path) -> Iterator[tuple[Blueprint, list[LanguageModel], torch
     )
     site = Site.join(config, Rank())
     try:
-        blueprint = Blueprint.of(config, site, source)
-        yield blueprint, blueprint.build(), site.dtype
+        yield Outline(Blueprint.of(config, site, source), site.dtype)
     finally:
         site.leave()
 
 
-def _compared(blueprint: Blueprint, chunks: list[LanguageModel], dtype: torch.dtype, directory: Path) -> int:
+def _compared(outline: Outline, torch_dist: Path, directory: Path) -> int:
     """Tensors of the model, all equal to those of ``directory``.  Raises CheckpointError when they are not."""
     stored = HfTensors(directory)
     count = 0
-    for name, tensor in WeightGatherer(chunks, blueprint.weights).named_weights(dtype):
-        if not torch.equal(tensor, stored.get(name).to(dtype)):
-            raise CheckpointError(f"{name} differs from {directory} after the conversion: the result is not valid")
-        count += 1
+    with closing(TorchDistValues(torch_dist / checkpoint.WEIGHTS)) as values:
+        for name, tensor in values.named(outline):
+            if not torch.equal(tensor, stored.get(name).to(tensor.dtype)):
+                raise CheckpointError(f"{name} differs from {directory} after the conversion: the result is not valid")
+            count += 1
     return count
 
 

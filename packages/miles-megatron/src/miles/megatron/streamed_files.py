@@ -1,0 +1,143 @@
+"""Checkpoints written tensor by tensor, in both formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+from torch.serialization import get_crc32_options, set_crc32_options
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+from miles.core.training.writing import Writer
+from miles.megatron import checkpoint
+from miles.megatron.deferred_tensors import DeferredTensors
+from miles.megatron.stored_model import HfValues, Outline, Parameter
+
+_INDEX = "model.safetensors.index.json"
+_MAX_FILE_BYTES = 4 * 2**30
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def write_torch_dist(directory: Path, outline: Outline, source: HfValues) -> None:
+    """Write the weights of ``source`` as ``checkpoint.write`` writes those of a model."""
+    target = directory / checkpoint.WEIGHTS
+    target.mkdir(parents=True)
+    pieces = {
+        (piece.key, tuple(piece.global_offset)): (parameter, number)
+        for parameter in outline.parameters
+        for number, piece in enumerate(parameter.pieces(_empty(parameter)))
+    }
+    tensors = _StreamedTensors(_Pieces(source, pieces))
+    state = {"model": outline.state}
+    dist_checkpointing.save(state, str(target), sharded_strategy=tensors, content_metadata=checkpoint.content())
+    tensors.write()
+
+
+def _empty(parameter: Parameter) -> torch.Tensor:
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+
+
+class _Pieces:
+    """The pieces of a ``torch_dist`` checkpoint.  Those of one parameter are asked for one after another."""
+
+    def __init__(self, source: HfValues, parameters: dict[tuple[str, tuple[int, ...]], tuple[Parameter, int]]) -> None:
+        self._source = source
+        self._parameters = parameters
+        self._last: tuple[Parameter | None, list[torch.Tensor]] = (None, [])
+
+    def get(self, key: str, offset: tuple[int, ...]) -> torch.Tensor:
+        parameter, number = self._parameters[key, offset]
+        if self._last[0] is not parameter:
+            pieces = parameter.pieces(self._source.of(parameter))
+            self._last = parameter, [piece.data for piece in pieces]
+        return self._last[1][number]
+
+
+class _StreamedTensors(DeferredTensors):
+    """Asks for each tensor when it is written."""
+
+    def __init__(self, pieces: _Pieces) -> None:
+        super().__init__(Writer(None, in_background=False), copies=False)
+        self._pieces = pieces
+
+    def write(self) -> None:
+        # Nobody reads the sums: the conversion compares every value, and a checkpoint of a run has a manifest.
+        summed = get_crc32_options()
+        set_crc32_options(False)
+        try:
+            dcp.save(
+                self._tensors,
+                storage_writer=dcp.FileSystemWriter(self._directory, single_file_per_rank=True, sync_files=False),
+                planner=_StreamingPlanner(self._pieces),
+            )
+        finally:
+            set_crc32_options(summed)
+
+
+class _StreamingPlanner(MCoreSavePlanner):  # type: ignore[misc]
+    def __init__(self, pieces: _Pieces) -> None:
+        super().__init__(dedup_replicated_tensors=False, flatten_state_dict=False)
+        self._pieces = pieces
+
+    def resolve_data(self, write_item: WriteItem) -> object:
+        if write_item.type == WriteItemType.BYTE_IO:
+            return super().resolve_data(write_item)
+        return self._pieces.get(write_item.index.fqn, tuple(write_item.index.offset))
+
+
+def write_safetensors(
+    directory: Path, outline: Sequence[tuple[str, torch.Tensor]], tensors: Iterable[tuple[str, torch.Tensor]]
+) -> None:
+    """Write ``tensors`` in files of at most 4 GiB (or one tensor), and their index when there are several.
+
+    ``outline`` has tensors of the same names, shapes and dtypes in the same order.
+    """
+    shards = list(_shards(outline))
+    names = [_file_name(number, len(shards)) for number in range(len(shards))]
+    values = iter(tensors)
+    for shard, name in zip(shards, names, strict=True):
+        with (directory / name).open("wb") as file:
+            _write_file(file, shard, values)
+    if len(shards) > 1:
+        weight_map = {name: file for shard, file in zip(shards, names, strict=True) for name, _ in shard}
+        size = sum(tensor.nbytes for shard in shards for _, tensor in shard)
+        text = json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2)
+        (directory / _INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+Shard = list[tuple[str, torch.Tensor]]
+
+
+def _shards(outline: Sequence[tuple[str, torch.Tensor]]) -> Iterator[Shard]:
+    shard: Shard = []
+    for name, tensor in outline:
+        if shard and sum(one.nbytes for _, one in shard) + tensor.nbytes > _MAX_FILE_BYTES:
+            yield shard
+            shard = []
+        shard.append((name, tensor))
+    yield shard
+
+
+def _file_name(number: int, count: int) -> str:
+    return "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _write_file(file: BinaryIO, shard: Shard, values: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """The format of https://github.com/huggingface/safetensors: length of the header, header, tensors."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in shard:
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (expected, like), (name, tensor) in zip(shard, values, strict=False):
+        assert (name, tensor.shape, tensor.dtype) == (expected, like.shape, like.dtype), f"{name} for {expected}"
+        file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy())
