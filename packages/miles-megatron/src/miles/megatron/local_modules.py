@@ -6,6 +6,7 @@ One naming for all machines: checkpoints, conversion and weight sync see the sam
 from __future__ import annotations
 
 import importlib
+import logging
 import math
 from typing import Any
 
@@ -25,18 +26,23 @@ from miles.core.training.bucket_attention import BucketKernel, attend_by_buckets
 from miles.megatron.packed_inputs import SegmentedSeqParams
 from miles.megatron.sinks import sink_bucket
 
+_LOG = logging.getLogger(__name__)
+
 
 def install() -> None:
-    """Let Megatron-Core build its Transformer Engine layout from the layers of this module.
+    """Let Megatron-Core build its Transformer Engine layout from the layers of this module, and say so.
 
     Where Transformer Engine is installed, nothing changes.
     """
     specs = importlib.import_module("megatron.core.models.gpt.gpt_layer_specs")
-    if not specs.HAVE_TE:
-        setattr(specs, "TESpecProvider", LocalSpecProvider)  # noqa: B010
-        setattr(specs, "TENorm", Norm)  # noqa: B010
-        latent_attention = importlib.import_module("megatron.core.transformer.multi_latent_attention")
-        setattr(latent_attention, "TELinear", DuplicatedLinear)  # noqa: B010
+    if specs.HAVE_TE:
+        _LOG.info("layers of Transformer Engine")
+        return
+    _LOG.info("layers of miles.megatron.local_modules: Transformer Engine is not installed")
+    setattr(specs, "TESpecProvider", LocalSpecProvider)  # noqa: B010
+    setattr(specs, "TENorm", Norm)  # noqa: B010
+    latent_attention = importlib.import_module("megatron.core.transformer.multi_latent_attention")
+    setattr(latent_attention, "TELinear", DuplicatedLinear)  # noqa: B010
 
 
 class Norm(nn.Module):  # type: ignore[misc]
