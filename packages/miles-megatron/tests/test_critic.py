@@ -20,7 +20,7 @@ LAYOUTS = {
     "cp": (2, {"context_parallel_size": 2}),
     "tp pp": (4, SP | PP),
 }
-FAST = {"tp sp", "pp"}
+FAST = {"pp"}
 
 
 def trained(critic, rollouts):
