@@ -8,7 +8,9 @@ import types
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from miles.core.config import Config
 from miles.core.driver.local_executor import LocalRank

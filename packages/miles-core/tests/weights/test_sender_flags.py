@@ -49,7 +49,7 @@ def test_the_transport_is_the_one_that_is_named(engines, send, transport, call):
 
 
 def test_changes_are_sent_to_engines_that_take_them_only(engines, send):
-    with pytest.raises(EngineError, match="--update-weight-delta: the engine at .* takes whole tensors only"):
+    with pytest.raises(EngineError, match=r"--update-weight-delta: the engine at .* takes whole tensors only"):
         send(update_weight_delta=True)
     for engine in engines:
         engine.facts["weight_delta"] = True
