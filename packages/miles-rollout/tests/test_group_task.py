@@ -267,6 +267,26 @@ async def test_a_teacher_scores_what_trains() -> None:
     assert [sample.teacher_log_probs for sample in await at_work.run(make_group(0), PARAMS, "eval")] == [None] * 2
 
 
+async def test_a_teacher_does_not_score_on_for_an_execution_that_broke() -> None:
+    ended = asyncio.Event()
+
+    class SlowTeacher:
+        async def score(self, sample: Sample) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+    class BrokenRewards(FakeRewards):
+        async def score(self, sample: Sample, *, evaluation: bool = False) -> Any:
+            await asyncio.sleep(0)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await worker(teacher=SlowTeacher(), rewards=BrokenRewards()).run(make_group(0), PARAMS)
+    await asyncio.wait_for(ended.wait(), 5)
+
+
 async def test_a_sample_that_the_teacher_cannot_score_has_failed() -> None:
     group = await worker(teacher=FakeTeacher(EngineError("no answer"))).run(make_group(0), PARAMS)
     assert failure(group) == "no answer"

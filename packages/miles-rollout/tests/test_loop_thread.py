@@ -24,6 +24,22 @@ def test_work_runs_in_the_thread_and_its_result_and_errors_come_back() -> None:
     loop.stop()
 
 
+def test_waiting_for_work_may_end_before_the_work_which_is_then_cancelled() -> None:
+    loop = LoopThread()
+    cancelled = threading.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    with pytest.raises(TimeoutError):
+        loop.run(hang(), deadline_s=0.05)
+    assert cancelled.wait(5)
+    loop.stop()
+
+
 def test_stop_cancels_what_runs_and_may_be_repeated() -> None:
     loop = LoopThread()
     cancelled = threading.Event()

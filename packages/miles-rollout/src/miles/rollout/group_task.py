@@ -179,11 +179,16 @@ class GroupWorker:
 
 
 async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
-    """Do all at once; a single one needs no task of its own."""
+    """Do all at once, and end them when one fails; a single one needs no task of its own."""
     if len(works) == 1:
         await works[0]
-    else:
-        await asyncio.gather(*works)
+        return
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def failure(group: Group) -> str | None:

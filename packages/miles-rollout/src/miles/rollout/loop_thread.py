@@ -27,11 +27,14 @@ class LoopThread:
         """Start the coroutine and return at once."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The coroutine's result; whatever it raises is raised here.  An interrupt of this thread cancels it."""
+    def run(self, work: Coroutine[Any, Any, Result], deadline_s: float | None = None) -> Result:
+        """The coroutine's result; whatever it raises is raised here, TimeoutError after ``deadline_s``.
+
+        An interrupt of this thread cancels it.
+        """
         future = self.submit(work)
         try:
-            return future.result()
+            return future.result(deadline_s)
         except BaseException:
             future.cancel()
             raise

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +51,13 @@ from miles.rollout.text import ChatTokenizer, load_tokenizer
 if TYPE_CHECKING:
     from miles.core.config import Config
 
+logger = logging.getLogger(__name__)
+
 ROLLOUTS = Registry("miles.rollouts")
 DATA_SOURCES = Registry("miles.data_sources")
 DISPATCHERS = Registry("miles.reward_dispatchers")
 
+_CLOSE_DEADLINE_S = 10.0
 _GROUPS_PER_ENGINE = 4
 """With fewer groups than this, whole groups would load the engines unevenly: their samples go one by one."""
 _DATA_STATE = "data_source.json"
@@ -203,14 +208,16 @@ class RolloutManager:
 
     def stop(self) -> None:
         runtime, self._runtime = self._runtime, None
-        try:
-            if runtime is not None:
-                runtime.loop.run(_close(runtime))
-                runtime.loop.stop()
-        finally:
+        with ExitStack() as at_last:
+            at_last.callback(self._servers.stop)
             if self._teacher is not None:
-                self._teacher.stop()
-            self._servers.stop()
+                at_last.callback(self._teacher.stop)
+            if runtime is not None:
+                at_last.callback(runtime.loop.stop)
+                try:
+                    runtime.loop.run(_close(runtime), _CLOSE_DEADLINE_S)
+                except TimeoutError:
+                    logger.warning("connections of the rollout were not closed in %.0f s: dropped", _CLOSE_DEADLINE_S)
 
     def _needs_engines(self) -> bool:
         functions = [self._rollout_fn] if not self._replay else []

@@ -82,6 +82,9 @@ class Runner:
                 future.set_result(command())
             except EngineError as error:
                 future.set_exception(error)
+            except BaseException as error:  # ends the engine; who asked learns why before that
+                future.set_exception(EngineError(f"the engine failed: {error!r}"))
+                raise
 
     def _refuse_commands(self, error: BaseException) -> None:
         while self._commands:
