@@ -140,8 +140,8 @@ def check_engines(config: Config) -> Iterator[str]:
         )
     if config.update_weight_delta and engines.rollout_engine == "sglang":
         yield (
-            "--update-weight-delta: SGLang lays weights out anew as it loads them, and keeps none that a change could be "
-            "applied to. Leave it out, or use --rollout-engine embedded"
+            "--update-weight-delta: SGLang lays weights out anew as it loads them, and keeps none that a change could "
+            "be applied to. Leave it out, or use --rollout-engine embedded"
         )
     if own_engines and engines.rollout_engine in ENGINES:
         yield from ENGINES.get(engines.rollout_engine)().check(engine_options(config))
