@@ -55,8 +55,8 @@ class Training(Group):
 
     custom_model_provider_path: Annotated[str | None, Flag(path=True)] = None
     """Dotted path of a function that builds the model of a stage of the megatron backend: ``(pre_process,
-    post_process[, vp_stage])``. ``miles.megatron.provider.default_model`` of the same arguments gives the model to begin
-    with."""
+    post_process[, vp_stage])``. ``miles.megatron.provider.default_model`` of the same arguments gives the model to
+    begin with."""
 
     recompute_loss_function: bool = False
     """Compute the loss again in the backward pass instead of keeping what it needs. Matters for a custom loss, whose
