@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from miles.router.framing import _PLAIN_HEAD, _plain_status
+from miles.router.framing import PLAIN_ANSWER, _plain_status
 from miles.router.heads import HeadMemo
 from miles.router.plain import PLAIN_REQUEST
 
@@ -19,7 +19,7 @@ LINES = st.sampled_from(
 )  # fmt: skip
 HEADS = st.lists(LINES, max_size=7).map(b"".join)
 PREFIXES = st.sampled_from([b"", b"POST / HTTP/1.1\r\nHost: x\r\n", b"HTTP/1.1 200 OK\r\nserver: a\r\n"])
-PATTERNS = [(PLAIN_REQUEST, 4), (_PLAIN_HEAD, 3)]
+PATTERNS = [(PLAIN_REQUEST, 4), (PLAIN_ANSWER, 3)]
 
 
 def read_by_pattern(pattern: re.Pattern[bytes], group: int, data: bytes) -> tuple[bytes, int, int] | None:
@@ -51,13 +51,13 @@ def test_a_known_head_is_found_with_any_length(length):
 
 
 def test_what_has_no_meaning_is_not_remembered():
-    memo = HeadMemo(_PLAIN_HEAD, 3, _plain_status)
+    memo = HeadMemo(PLAIN_ANSWER, 3, _plain_status)
     assert memo.read(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n") is None
     assert not memo._known
 
 
 def test_few_and_short_heads_are_remembered():
-    memo = HeadMemo(_PLAIN_HEAD, 3, _plain_status)
+    memo = HeadMemo(PLAIN_ANSWER, 3, _plain_status)
     for number in range(3000):
         head = b"HTTP/1.1 200 OK\r\nx: %d\r\nContent-Length: 5\r\n\r\n" % number
         assert memo.read(head) == (200, 5, len(head))

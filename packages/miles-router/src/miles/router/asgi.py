@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import re
 
 from starlette.types import Message, Receive, Scope, Send
 
 from miles.router.dispatcher import Dispatcher
 from miles.router.exchange import Exchange, Refusal
-from miles.router.framing import ChunkScanner, Header, ResponseHead
+from miles.router.framing import PLAIN_ANSWER, ChunkScanner, Header, ResponseHead, read_fields
+from miles.router.heads import HeadMemo
+from miles.router.signals import Signal
 
 _WATCH_AFTER_S = 0.02
 _HIGH_WATER = 1024 * 1024  # bytes that wait for the ASGI server before the worker is not read any more
@@ -20,76 +22,109 @@ class AsgiProxy:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
+        self._lookout = Lookout(dispatcher.loop)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = AsgiExchange(self._dispatcher, scope)
+        exchange = AsgiExchange(self._dispatcher, scope, receive)
         try:
-            exchange.take(await receive())
-            exchange.watch(receive)
+            while not (exchange.received or exchange.streaming or exchange.ended):
+                exchange.take(await receive())
+            if exchange.received:
+                self._lookout.add(exchange)
+            else:
+                exchange.watch()
             await exchange.answer(send)
         finally:
+            self._lookout.discard(exchange)
             exchange.stop_watching()
             exchange.client_gone()
+
+
+class Lookout:
+    """Has requests watched that take longer.  Watching one needs a task; many answers come before that is of use."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._fresh: dict[AsgiExchange, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, exchange: AsgiExchange) -> None:
+        """Watch ``exchange`` before long."""
+        self._fresh[exchange] = None
+        if self._timer is None:
+            self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch_all)
+
+    def discard(self, exchange: AsgiExchange) -> None:
+        """``exchange`` is over."""
+        self._fresh.pop(exchange, None)
+
+    def _watch_all(self) -> None:
+        self._timer = None
+        fresh, self._fresh = self._fresh, {}
+        for exchange in fresh:
+            exchange.watch()
 
 
 class AsgiExchange(Exchange):
     """A proxied request of an ASGI server."""
 
-    def __init__(self, dispatcher: Dispatcher, scope: Scope) -> None:
-        headers: list[Header] = list(scope["headers"])
-        lengths = [int(value) for name, value in headers if name == b"content-length"]
+    __slots__ = ("_arrival", "_messages", "_open", "_queued_bytes", "_receive", "_scanner", "_watcher")
+
+    def __init__(self, dispatcher: Dispatcher, scope: Scope, receive: Receive) -> None:
+        headers: list[Header] = scope["headers"]
+        length: int | None = None
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+                break
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-        method = scope["method"].encode("ascii")
-        super().__init__(dispatcher, method, target, headers, lengths[0] if lengths else None)
+        super().__init__(dispatcher, scope["method"].encode("ascii"), target, list(headers), length)
+        self._receive = receive
         self._messages: list[Message | None] = []  # None: the answer is broken
         self._queued_bytes = 0
-        self._waiting: asyncio.Future[None] | None = None  # set while the answer is waited for
-        self._open = asyncio.Event()
-        self._open.set()
+        self._arrival = Signal(dispatcher.loop)  # of messages
+        self._open: asyncio.Event | None = None  # once the client has had to wait: whether it may go on
         self._scanner: ChunkScanner | None = None
-        self._watcher: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        if self.streaming:
+            self.pause_client()  # until a worker takes what follows
+        super().begin()
 
     def take(self, message: Message) -> None:
         """A message of the client: a piece of the body, or that it has left."""
         if message["type"] == "http.disconnect":
             self.client_gone()
-            self._push(None)
+            self.deliver_cut()
             return
         if message["body"]:
             self.feed(message["body"])
         if not message.get("more_body", False) and not self.received:
             self.feed_end()
 
-    def watch(self, receive: Receive) -> None:
-        """Take the rest of the body, and notice when the client leaves.
-
-        That needs a task.  Many answers come before it would be of use, so a complete request gets it a little later.
-        """
-        if self.received:
-            self._watcher = self.dispatcher.loop.call_later(_WATCH_AFTER_S, self._start_watching, receive)
-        else:
-            self._start_watching(receive)
+    def watch(self) -> None:
+        """Take the rest of the body, and notice when the client leaves."""
+        self._watcher = self.dispatcher.loop.create_task(self._watch())
 
     def stop_watching(self) -> None:
         """Listen to the client no more."""
         if self._watcher is not None:
             self._watcher.cancel()
 
-    def _start_watching(self, receive: Receive) -> None:
-        self._watcher = self.dispatcher.loop.create_task(self._watch(receive))
-
-    async def _watch(self, receive: Receive) -> None:
+    async def _watch(self) -> None:
         while not self.ended:
-            await self._open.wait()
-            self.take(await receive())
+            if self._open is not None:
+                await self._open.wait()
+            self.take(await self._receive())
 
     async def answer(self, send: Send) -> None:
         """Send the answer; returns in the middle of a broken one, which makes the server close the connection."""
         more = True
         while more:
             if not self._messages:
-                self._waiting = self.dispatcher.loop.create_future()
-                await self._waiting
+                await self._arrival
+                continue
             messages, self._messages = self._messages, []
             self._queued_bytes = 0
             for message in messages:
@@ -100,20 +135,34 @@ class AsgiExchange(Exchange):
             if self.connection is not None:
                 self.connection.resume()
 
+    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+        known = _read_answer_fields(data)
+        assert known is not None  # the connection found it plain
+        (earlier, later), length, _ = known
+        self.status = status
+        self._answered()
+        self._push(_start(status, [*earlier, (b"content-length", b"%d" % length), *later]))
+        self._push(_body(data[body_at:], more=False))
+        self._arrival.fire()
+
     def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
         self._scanner = ChunkScanner() if head.chunked else None
-        headers = [field for field in head.headers() if field[0] != b"transfer-encoding"]
-        self._push({"type": "http.response.start", "status": head.status, "headers": headers})
-        self.deliver(data[body_at:], complete)
+        self._push(_start(head.status, [field for field in head.headers() if field[0] != b"transfer-encoding"]))
+        self._deliver(data[body_at:], complete)
 
     def deliver(self, data: bytes, complete: bool) -> None:
+        if data or complete:
+            self._deliver(data, complete)
+
+    def _deliver(self, data: bytes, complete: bool) -> None:
+        """Send on, even nothing: the server keeps the head until it has seen a part of the body."""
         if self._scanner is not None:
             payload: list[bytes] = []
             self._scanner.feed(data, payload)
             data = b"".join(payload)
-        if data or complete:
-            self._push({"type": "http.response.body", "body": data, "more_body": not complete})
+        self._push(_body(data, more=not complete))
         self._queued_bytes += len(data)
+        self._arrival.fire()
         if self._queued_bytes > _HIGH_WATER and self.connection is not None:
             self.connection.pause()
 
@@ -122,19 +171,42 @@ class AsgiExchange(Exchange):
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if refusal.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-        self._push({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        self._push({"type": "http.response.body", "body": b"" if self.bodiless else body, "more_body": False})
+        self._push(_start(refusal.status, headers))
+        self._push(_body(b"" if self.bodiless else body, more=False))
+        self._arrival.fire_soon()
 
     def deliver_cut(self) -> None:
         self._push(None)
+        self._arrival.fire_soon()
 
     def pause_client(self) -> None:
+        if self._open is None:
+            self._open = asyncio.Event()
         self._open.clear()
 
     def resume_client(self) -> None:
-        self._open.set()
+        if self._open is not None:
+            self._open.set()
 
-    def _push(self, message: dict[str, Any] | None) -> None:
+    def _push(self, message: Message | None) -> None:
         self._messages.append(message)
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+
+
+def _start(status: int, headers: list[Header]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _body(data: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+def _fields_around_length(match: re.Match[bytes]) -> tuple[list[Header], list[Header]]:
+    head, (first, last) = match.group(), match.span(3)
+    line_start = head.rindex(b"\r\n", 0, first) + 2
+    return read_fields(head[head.index(b"\r\n") + 2 : line_start]), read_fields(
+        head[head.index(b"\r\n", last) + 2 : -2]
+    )
+
+
+_read_answer_fields = HeadMemo(PLAIN_ANSWER, 3, _fields_around_length).read
+"""Fields before and after the length of an answer that ``read_plain_answer`` understood."""

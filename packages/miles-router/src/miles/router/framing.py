@@ -27,7 +27,7 @@ _OTHER_FIELD = rb"(?!(?i:content-length|transfer-encoding|" + _CONNECTION_NAMES 
 _HEAD = re.compile(_STATUS_LINE + rb"(?:" + _FIELD + rb")*+\r\n")
 """Any well-formed head."""
 
-_PLAIN_HEAD = re.compile(
+PLAIN_ANSWER = re.compile(
     _STATUS_LINE + rb"(?:" + _OTHER_FIELD + rb")*+"
     rb"(?i:content-length):[ \t]*+([0-9]{1,18})[ \t]*+\r\n"
     rb"(?:" + _OTHER_FIELD + rb")*+\r\n"
@@ -71,10 +71,7 @@ class ResponseHead:
 
     def headers(self) -> list[Header]:
         """Fields to forward: all but those of the worker's connection."""
-        fields = []
-        for line in self.raw[:-4].split(b"\r\n")[1:]:
-            name, _, value = line.partition(b":")
-            fields.append((name.lower(), value.strip(b" \t")))
+        fields = read_fields(self.raw[self.raw.index(b"\r\n") + 2 : -2])
         dropped = connection_options(fields)
         return [field for field in fields if field[0] not in dropped]
 
@@ -83,6 +80,12 @@ class ResponseHead:
         status_line = b"HTTP/1.1" + self.raw[8 : self.raw.index(b"\r\n")]
         kept = [name + b": " + value for name, value in self.headers() if name != without]
         return b"\r\n".join([status_line, *kept, *extra]) + b"\r\n\r\n"
+
+
+def read_fields(lines: bytes) -> list[Header]:
+    """The fields of well-formed header lines, each with its end."""
+    pairs = (line.partition(b":") for line in lines.split(b"\r\n")[:-1])
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
 
 
 def _plain_status(match: re.Match[bytes]) -> int | None:
@@ -95,7 +98,7 @@ def plain_head(status: int, length: int, data: bytes, end: int) -> ResponseHead:
     return ResponseHead(data[:end], status, length, False, True, True)
 
 
-read_plain_answer = HeadMemo(_PLAIN_HEAD, 3, _plain_status).read
+read_plain_answer = HeadMemo(PLAIN_ANSWER, 3, _plain_status).read
 """Status, length of the body and end of the head of an answer that may go to the client as it is; None for others."""
 
 

@@ -1,7 +1,7 @@
 """The fast path: a request goes from the client's connection to the worker's without a task, a future or ASGI.
 
 A uvicorn protocol.  Uvicorn's parser and its pipeline of cycles stay in charge of the client's connection; a proxied
-request takes the place of a request-response cycle in that pipeline.  Everything else goes to ASGI as usual.
+request takes the place of a request-response cycle in that pipeline.  Everything else goes to ASGI, by a cycle of ours.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from miles.router.asgi_cycle import AsgiCycle, PlainAsgiHead, RequestLine, read_plain_asgi_head
 from miles.router.control import needs_asgi
 from miles.router.exchange import Refusal
+from miles.router.framing import Header
 from miles.router.hot_exchange import HotExchange, refusal_bytes
 from miles.router.plain import PlainExchange, PlainHead, read_plain_head
 
@@ -40,6 +43,7 @@ class RouterProtocol(HttpToolsProtocol):
         self.running: HotExchange | None = None
         self.spare: PlainExchange | None = None  # may serve the next plain request
         self._hot = self.owner.hot
+        self._scope: Scope = {"type": "http", "server": self.server, "client": self.client, "scheme": self.scheme}
         self._max_header_bytes = settings.max_header_bytes
         self._in_head = False
         self._parsing = False  # between the first byte of a request and its last, as the parser sees it
@@ -60,8 +64,8 @@ class RouterProtocol(HttpToolsProtocol):
             return
         cycle: Any = self.cycle
         try:
-            if self._hot and not self._parsing and (cycle is None or cycle.response_complete):
-                plain = read_plain_head(data)
+            if not self._parsing and (cycle is None or cycle.response_complete):
+                plain = read_plain_head(data) if self._hot else read_plain_asgi_head(data)
                 if plain is not None and self._serve_plain(data, *plain):
                     return
             self._head_bytes += len(data)
@@ -104,17 +108,16 @@ class RouterProtocol(HttpToolsProtocol):
             if refusal is not None:
                 self._reject(refusal)
                 return
+        keep_alive = version != "1.0" and parser.should_keep_alive()
         if self._hot and not needs_asgi(self.url):
-            self._enqueue(method, version, parser.should_keep_alive())
+            self._forward(method, version, keep_alive)
         else:
-            self._hand_to_asgi()
+            self._hand_to_asgi(method, version, keep_alive)
 
     def on_body(self, body: bytes) -> None:
         cycle: Any = self.cycle
-        if cycle.__class__ is HotExchange:
+        if cycle.__class__ is HotExchange or not self._deaf:
             cycle.feed(body)
-        elif not self._deaf:
-            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._parsing = False
@@ -122,25 +125,18 @@ class RouterProtocol(HttpToolsProtocol):
         if self._deaf:
             return
         cycle: Any = self.cycle
-        if cycle.__class__ is HotExchange:
-            cycle.feed_end()
-        else:
-            super().on_message_complete()
+        cycle.feed_end()
 
     # What uvicorn's pipeline asks for.
 
     def on_response_complete(self) -> None:
-        following: Any = self.pipeline[-1][0] if self.pipeline else None
-        if following is not None and following.__class__ is not HotExchange:
-            super().on_response_complete()
-            return
         self.server_state.total_requests += 1
         if self._lingering or self.transport.is_closing():
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
-        if following is not None:
-            self.pipeline.pop()
+        if self.pipeline:
+            following: Any = self.pipeline.pop()[0]
             following.activate()
 
     # The connection.
@@ -184,11 +180,19 @@ class RouterProtocol(HttpToolsProtocol):
 
     # Inside.
 
-    def _serve_plain(self, data: bytes, head: PlainHead, length: int, body_at: int) -> bool:
+    def _serve_plain(self, data: bytes, head: PlainHead | PlainAsgiHead, length: int, body_at: int) -> bool:
         """Serve ``data`` if it is one whole request; nothing has happened when the answer is False."""
         whole = len(data) - body_at == length
         if not whole or body_at > self._max_header_bytes or length > self.dispatcher.buffered_body_bytes:
             return False
+        self._messages += 1
+        if isinstance(head, PlainAsgiHead):
+            cycle = self._asgi_cycle(head.line, head.headers(length), True)
+            if length:
+                cycle.feed(data[body_at:])
+            cycle.feed_end()
+            self._enqueue(cycle)
+            return True
         exchange = self.spare
         if exchange is None:
             exchange = PlainExchange(self, head, data, body_at)
@@ -197,7 +201,6 @@ class RouterProtocol(HttpToolsProtocol):
             exchange.renew(head, data, body_at)
         self.cycle = cast(RequestResponseCycle, exchange)
         self.running = exchange
-        self._messages += 1
         self.dispatcher.place(exchange)
         return True
 
@@ -225,28 +228,36 @@ class RouterProtocol(HttpToolsProtocol):
     def _head_size(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _enqueue(self, method: bytes, version: str, keep_alive: bool) -> None:
-        before: Any = self.cycle
+    def _forward(self, method: bytes, version: str, keep_alive: bool) -> None:
         exchange = HotExchange(self, method, self.url, self.headers, self._declared_length, keep_alive)
-        if version == "1.0":
-            exchange.old = True
-            exchange.keep_alive = False
-        self.cycle = cast(RequestResponseCycle, exchange)
+        exchange.old = version == "1.0"
+        self._enqueue(exchange)
+
+    def _hand_to_asgi(self, method: bytes, version: str, keep_alive: bool) -> None:
+        try:
+            line = RequestLine(method, self.url, version)
+        except ValueError:
+            self._reject(Refusal(400, "malformed request target"))
+        else:
+            self._enqueue(self._asgi_cycle(line, self.headers, keep_alive, self.expect_100_continue))
+
+    def _asgi_cycle(
+        self, line: RequestLine, headers: list[Header], keep_alive: bool, expects_continue: bool = False
+    ) -> AsgiCycle:
+        scope: Scope = {**self._scope, **line.part, "headers": headers}
+        scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
+        scope["root_path"] = ""
+        scope["state"] = {}
+        return AsgiCycle(self, scope, keep_alive, expects_continue)
+
+    def _enqueue(self, cycle: HotExchange | AsgiCycle) -> None:
+        before: Any = self.cycle
+        self.cycle = cast(RequestResponseCycle, cycle)
         if before is None or before.response_complete:
-            exchange.activate()
+            cycle.activate()
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
-
-    def _hand_to_asgi(self) -> None:
-        if not _has_path(self.url):
-            self._reject(Refusal(400, "malformed request target"))
-            return
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
-        super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects
-        self.headers[:] = headers
-        super().on_headers_complete()
 
     def _reject(self, refusal: Refusal) -> None:
         """Answer bytes that are not understood, and close."""
@@ -308,10 +319,3 @@ def _refusal_of(error: Exception) -> Refusal:
         return Refusal(400, f"malformed request: {error}")
     logger.error("a request could not be handled", exc_info=error)
     return Refusal(500, "internal error of the router")
-
-
-def _has_path(target: bytes) -> bool:
-    try:
-        return httptools.parse_url(target).path is not None
-    except httptools.HttpParserInvalidURLError:
-        return False
