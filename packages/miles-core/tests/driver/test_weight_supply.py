@@ -189,3 +189,55 @@ def test_a_new_engine_beside_others_that_work_gets_the_weights_that_they_have():
         assert rollout.calls[-1] == (3, ["c"])
     finally:
         supply.stop()
+
+
+def test_when_an_update_lost_all_engines_the_next_one_gets_the_trainers_weights_not_what_was_half_sent():
+    rollout, repeated = FakeRollout(), []
+
+    def lose_all(urls, version):
+        if version == 3 and rollout.urls:
+            rollout.urls = []
+            raise EngineError("nobody answers")
+
+    actors = FakeActors(lose_all)
+    actors.repeat_weights = lambda urls, version: repeated.append((urls, version))
+    supply = WeightSupply(rollout, actors, replaces=True, repeats=True)
+    supply.start()
+    try:
+        supply.update(2)
+        assert supply.update(3) is None
+        rollout.waiting = ["c"]
+        wait_until(lambda: not rollout.waiting)
+        assert actors.pushes[-1] == (["c"], 3)
+        rollout.waiting = ["d"]
+        wait_until(lambda: not rollout.waiting)
+        assert repeated == [(["d"], 3)]
+    finally:
+        supply.stop()
+
+
+def test_engines_that_are_lost_asleep_leave_their_memory_to_their_successors():
+    rollout, log = FakeRollout(), []
+
+    def lose_all(urls, version):
+        if version == 3 and rollout.urls:
+            rollout.urls = []
+            raise EngineError("nobody answers")
+
+    actors = FakeActors(lose_all)
+    actors.onload, actors.offload = lambda: log.append("wakes"), lambda: log.append("sleeps") or 0
+    rollout.release_memory = lambda tags: log.append("released") or 0
+    rollout.resume_memory = lambda tags: log.append(tuple(sorted(tags)))
+    turns = Turns(rollout, actors, Offloading(trainer=True, engines=True))
+    supply = WeightSupply(rollout, actors, turns, replaces=True)
+    supply.start()
+    try:
+        with supply.trainer(becomes=3):
+            pass
+        assert supply.update(3) is None
+        assert log == ["released", ("weights",), "sleeps", ("cuda_graph", "kv_cache")]
+        rollout.waiting = ["c"]
+        wait_until(lambda: not rollout.waiting)
+        assert actors.pushes[-1] == (["c"], 3)
+    finally:
+        supply.stop()

@@ -30,7 +30,7 @@ class ActorGroup(Protocol):
     def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
         """Bring further engines to ``version``, which the others took last, whatever the actor has learned since.
 
-        Only where a run replaces engines beside training.
+        Only where a run replaces engines while the trainer's own weights are not to be had.
         """
 
     def probe_engines(self) -> float | None:

@@ -21,7 +21,7 @@ from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
 from miles.core.driver.saving import Saver
 from miles.core.driver.turns import Offloading, Turns
-from miles.core.driver.weight_supply import WeightSupply, replaces_beside_training
+from miles.core.driver.weight_supply import WeightSupply, repeats_weights
 from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
@@ -312,7 +312,7 @@ def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup, tur
         actors,
         turns,
         replaces=config.use_fault_tolerance,
-        repeats=replaces_beside_training(config),
+        repeats=repeats_weights(config),
         notice_s=heartbeat_s,
     )
 

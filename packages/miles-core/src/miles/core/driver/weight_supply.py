@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from miles.core.driver.executor import ActorGroup
 from miles.core.driver.turns import Turns
 from miles.core.errors import EngineError, MilesError
+from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.weights.sync import SyncReport
@@ -27,16 +28,20 @@ _LOOK_INTERVAL_S = 0.5
 _END_DEADLINE_S = 10.0
 
 
-def replaces_beside_training(config: Config) -> bool:
-    """Whether an engine can be replaced while others work with weights that the trainer has left behind."""
-    return bool(config.use_fault_tolerance and (config[Training].async_training or config.eval_async))
+def repeats_weights(config: Config) -> bool:
+    """Whether an engine can be replaced while the trainer's own weights are not to be had.
+
+    It has left those behind that others work with, or its memory is the engines' (``--offload-train``).
+    """
+    beside = config[Training].async_training or config.eval_async
+    return bool(config.use_fault_tolerance and (beside or config[Cluster].offload_train))
 
 
 class WeightSupply:
     """Owned by the job.  ``turns`` says whose turn it is where trainer and engines share memory.
 
     ``replaces``: the rollout side replaces lost engines; ``notice_s`` is how long it may take to see that one hangs.
-    ``repeats``: others may be at work meanwhile, so a new engine gets the weights that they have, not the trainer's.
+    ``repeats``: a new engine gets the weights that engines took last, not the trainer's, if all of them arrived.
 
     New engines are served from a thread of its own, whenever the trainer is free: a rollout whose only engine is lost
     waits for that.
@@ -59,7 +64,7 @@ class WeightSupply:
         self._version: int | None = None
         """Of the trainer."""
         self._sent: int | None = None
-        """Of the engines."""
+        """Of the engines, and of what is repeated; None: no engine has taken all of it."""
         self._busy = threading.Lock()
         self._ending = threading.Event()
         self._server: threading.Thread | None = None
@@ -93,12 +98,11 @@ class WeightSupply:
             self._version = version
             while urls := self._rollout.engine_urls():
                 try:
-                    report = self._push(urls, version, self._send)
-                    self._sent = version
-                    return report
+                    return self._push(urls, version, self._send)
                 except EngineError:
                     if not self._lost_one_of(urls):
                         raise
+            self._turns.for_generating()  # those that are to come need the memory that the lost ones had given up
             return None
 
     def _push(self, urls: Sequence[str], version: int, send: Callable[[list[str], int], SyncReport]) -> SyncReport:
@@ -113,8 +117,10 @@ class WeightSupply:
 
     def _send(self, urls: list[str], version: int) -> SyncReport:
         """The trainer's weights, proved."""
+        self._sent = None
         self._turns.for_sending()
         report = self._actors.update_weights(urls, version)
+        self._sent = version
         self._turns.for_generating()
         with report.phase("probe"):
             report.probe_difference = self._actors.probe_engines()
@@ -145,10 +151,16 @@ class WeightSupply:
         with self._busy:
             if self._turns.engines_rest:  # the update that ends this reaches them too
                 return
-            version, send = (self._sent, self._actors.repeat_weights) if self._repeats else (self._version, self._send)
+            version = self._version
             for url in self._rollout.engines_waiting() if version is not None else ():
                 assert version is not None
                 try:
-                    self._push([url], version, send)
+                    self._serve_one(url, version)
                 except MilesError as error:
                     self._rollout.replace_engine(url, f"the engine at {url} did not take weights: {error}")
+
+    def _serve_one(self, url: str, version: int) -> None:
+        if self._repeats and self._sent is not None:
+            self._push([url], self._sent, self._actors.repeat_weights)
+        else:
+            self._push([url], version, self._send)

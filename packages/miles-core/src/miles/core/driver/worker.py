@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from miles.core.driver.watchdog import Watchdog, watched
-from miles.core.driver.weight_supply import replaces_beside_training
+from miles.core.driver.weight_supply import repeats_weights
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.debug import Debug
 from miles.core.flags.training import Training
@@ -135,7 +135,7 @@ class RoleWorker:
                 self._training,
                 self._run_dir,
                 deadline_s=self._deadline_s,
-                remembers=replaces_beside_training(self._config),
+                remembers=repeats_weights(self._config),
             )
         return self._sender.send(self.actor.named_weights(), urls, version)
 
