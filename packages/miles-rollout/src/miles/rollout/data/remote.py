@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import re
@@ -43,11 +44,12 @@ def fetch(url: str) -> Path:
     try:
         with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
             told = {name: response.headers[name] for name in _VALIDATORS if response.headers[name]}
-            _write(copy, response, told)
+            _write(copy, response, told, response.headers["Content-Length"])
     except urllib.error.HTTPError as error:
         if error.code != 304:  # not modified
-            raise DataError(f"{url}: the server answered {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:
+            hint = ". Only public files are fetched: download it yourself and give its path" * (error.code in (401, 403))
+            raise DataError(f"{url}: the server answered {error.code} {error.reason}{hint}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(f"{url}: cannot be downloaded ({error}). Download it yourself and give its path") from error
     return copy
 
@@ -66,7 +68,10 @@ def _conditions(copy: Path) -> dict[str, str]:
     facts = _facts(copy)
     if not (copy.is_file() and facts.is_file()):
         return {}
-    told = json.loads(facts.read_text(encoding="utf-8"))
+    try:
+        told = json.loads(facts.read_text(encoding="utf-8"))
+    except ValueError:  # cut off by a kill
+        return {}
     return {_VALIDATORS[name]: value for name, value in told.items()}
 
 
@@ -74,13 +79,16 @@ def _facts(copy: Path) -> Path:
     return copy.with_name(f"{copy.name}.json")
 
 
-def _write(copy: Path, source: IO[bytes], told: dict[str, str]) -> None:
-    """The whole file or none: it is renamed when it is complete."""
+def _write(copy: Path, source: IO[bytes], told: dict[str, str], num_bytes: str | None) -> None:
+    """The whole file or none: it is renamed when it is complete.  ``num_bytes``: of the file, if the server says so."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(prefix=f"{copy.name}.", dir=copy.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             shutil.copyfileobj(source, file)
+            arrived = file.tell()
+        if num_bytes is not None and arrived != int(num_bytes):  # a connection that ends early is no error by itself
+            raise ValueError(f"{arrived} of {num_bytes} bytes arrived")
         _facts(copy).unlink(missing_ok=True)  # a copy without facts is downloaded again
         Path(partial).replace(copy)
     except BaseException:
