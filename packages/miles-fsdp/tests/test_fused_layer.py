@@ -9,16 +9,22 @@ from torch import nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from miles.core.training.segments import Segments
@@ -36,6 +42,7 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 SHARED_PROMPT = Segments([6, 5, 7], torch.device("cpu"), np.asarray([0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, *range(8, 15)]))
+HALF_OF_EACH_HEAD = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 MODELS = {"qwen3": (Qwen3ForCausalLM, Qwen3Config), "llama": (LlamaForCausalLM, LlamaConfig)}
 
 
@@ -107,9 +114,37 @@ def test_layers_that_are_computed_again_give_the_same_to_the_bit():
     assert all(map(torch.equal, results(model, SHARED_PROMPT), kept))
 
 
+def test_whoever_watches_a_part_sees_it_called():
+    model = model_of(*MODELS["qwen3"])
+    fuse_layers(decoder_layers(model))
+    seen = []
+    hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: seen.append(1))
+    assert not used(model)
+    assert seen
+    hook.remove()
+    assert used(model)
+
+
+def test_of_layers_that_differ_only_those_that_agree_compute_in_two_steps():
+    model = model_of(SmolLM3ForCausalLM, SmolLM3Config, no_rope_layers=[1, 0], pad_token_id=0)
+    written_out = results(model, SHARED_PROMPT)
+    assert fuse_layers(decoder_layers(model)) == 1
+    for mine, expected in zip(results(model, SHARED_PROMPT), written_out, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_that_turn_a_part_of_each_head_are_left_to_the_layer():
+    dense = {"first_k_dense_replace": 2, "attention_bias": False}
+    model = model_of(Glm4MoeForCausalLM, Glm4MoeConfig, **dense, rope_parameters=HALF_OF_EACH_HEAD)
+    written_out = results(model, SHARED_PROMPT)
+    fuse_layers(decoder_layers(model))
+    assert all(map(torch.equal, results(model, SHARED_PROMPT), written_out))
+
+
 @pytest.mark.parametrize(
     ("model_class", "config_class", "settings"),
     [
+        (MistralForCausalLM, MistralConfig, {"sliding_window": 8}),  # which its attention takes from there
         (Qwen2ForCausalLM, Qwen2Config, {}),  # biases
         (Olmo2ForCausalLM, Olmo2Config, {}),  # norms elsewhere
         (Gemma2ForCausalLM, Gemma2Config, {}),

@@ -48,7 +48,7 @@ def _eager_bucket(
     return weights.to(v.dtype) @ v
 
 
-_BUCKET_KERNELS: dict[str, BucketKernel] = {SDPA: sdpa_bucket, EAGER: _eager_bucket}
+_BUCKET_KERNELS: dict[str, BucketKernel] = {SDPA: sdpa_bucket, EAGER: _eager_bucket, VARLEN: sdpa_bucket}
 
 
 def _by_varlen_kernel(
@@ -98,7 +98,8 @@ def _interface(kernel: str) -> Callable[..., tuple[torch.Tensor, None]]:
     ) -> tuple[torch.Tensor, None]:
         segments = _checked(module, segments, kwargs)
         q, k, v = (x[0].transpose(0, 1)[: segments.num_rows] for x in (query, key, value))
-        if kernel == VARLEN:
+        # A model is loaded, tried and proved in host memory, where the variable-length kernel does not run.
+        if kernel == VARLEN and q.device.type != "cpu":
             out = _by_varlen_kernel(q, k, v, segments, scaling, sliding_window)
         else:
             out = attend_by_buckets(_BUCKET_KERNELS[kernel], q, k, v, segments, scaling, sliding_window)

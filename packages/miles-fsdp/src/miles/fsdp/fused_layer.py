@@ -21,7 +21,7 @@ from torch import nn
 
 from miles.core.training.bucket_attention import are_short
 from miles.core.training.segments import Segments
-from miles.core.training.short_attention import ShortRows, attention, attention_gradients
+from miles.core.training.short_attention import MAX_LENGTH, ShortRows, attention, attention_gradients
 from miles.fsdp.fused_norm import rms_gradients, rms_scale
 
 # What rounding may change, relative to the largest number: both sides compute in fp32.
@@ -37,6 +37,7 @@ _GATED_MLP = (_NORMS[1], *_MLP)
 _TRIAL_LENGTHS = (5, 4)
 _TRIAL_TOKENS = (0, 1, 2, 3, 4, 0, 1, 2, 5)
 _TRIAL_POSITIONS = (0, 1, 2, 3, 4, 3)
+_Traits = tuple[tuple[str, str, object], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,26 @@ class _Shape:
 def fuse_layers(layers: Iterable[nn.Module]) -> int:
     """Let those layers compute in one step that are pre-norm attention and a gated MLP, and say how many.
 
-    They are tried first: outputs and gradients have to agree.  Calls with long samples, or with anything else that is
-    not computed here, are left to the layer.
+    One of each kind is tried first: outputs and gradients have to agree.  Calls with long samples, or with anything
+    else that is not computed here, are left to the layer.
     """
-    fused = [layer for layer in layers if _fits(layer)]
-    if not fused or not _agrees(fused[0]):
-        return 0
+    kinds: dict[_Traits, list[nn.Module]] = {}
+    for layer in filter(_fits, layers):
+        kinds.setdefault(_traits(layer), []).append(layer)
+    fused = [layer for kind in kinds.values() if _agrees(kind[0]) for layer in kind]
     for layer in fused:
         layer.forward = MethodType(_forward_of(layer), layer)
     return len(fused)
+
+
+def _traits(layer: nn.Module) -> _Traits:
+    """What tells layers of one class apart, such as whether they know positions: all that is not a tensor."""
+    return tuple(
+        (name, key, value)
+        for name, part in layer.named_modules()
+        for key, value in vars(part).items()
+        if key != "layer_idx" and (value is None or isinstance(value, bool | int | float | str))
+    )
 
 
 def _forward_of(layer: nn.Module) -> Callable[..., torch.Tensor]:
@@ -80,7 +92,7 @@ def _forward_of(layer: nn.Module) -> Callable[..., torch.Tensor]:
         rotation: Any = kwargs.get("position_embeddings")
         takes = not args and rotation is not None and _takes(hidden_states, segments)
         out: torch.Tensor
-        if not takes or not _fits(self):
+        if not takes or not _fits(self) or rotation[0].shape[-1] != self.self_attn.head_dim:
             out = written_out(hidden_states, *args, **kwargs)
         elif self.training and getattr(self, "gradient_checkpointing", False):
             out = self._gradient_checkpointing_func(_computed, self, hidden_states, rotation, segments)
@@ -112,8 +124,10 @@ def _takes(hidden_states: torch.Tensor, segments: Any) -> bool:
 
 
 def _fits(layer: nn.Module) -> bool:
-    """Whether the layer has the parts that are computed here, and no adapters or biases on them."""
+    """Whether the layer has the parts that are computed here, no adapters or biases on them, and nobody who watches."""
     if any(name not in dict(layer.named_children()) for name in (*_NORMS, "self_attn", "mlp")):
+        return False
+    if any(_is_watched(part) for part in layer.modules() if part is not layer):
         return False
     linears: list[Any] = [_part(layer, name) for name in (*_PROJECTIONS, *_MLP)]
     if not all(type(linear) is nn.Linear and linear.bias is None for linear in linears):
@@ -122,7 +136,20 @@ def _fits(layer: nn.Module) -> bool:
     if any(norm is not None and not isinstance(getattr(norm, "variance_epsilon", None), float) for norm in norms):
         return False
     attention = layer.self_attn
-    return isinstance(getattr(attention, "head_dim", None), int) and not getattr(attention, "sliding_window", None)
+    return isinstance(getattr(attention, "head_dim", None), int) and _window(attention) is None
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Whether it has hooks, which run when the part itself is called."""
+    kinds = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(kinds)
+
+
+def _window(attention: nn.Module) -> int | None:
+    """How far back queries look.  Where layers do not differ (Mistral), only the model's configuration says it."""
+    config = getattr(attention, "config", None)
+    window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    return window if window is not None and window < MAX_LENGTH else None
 
 
 def _part(layer: nn.Module, name: str) -> nn.Module | None:
@@ -161,18 +188,19 @@ def _agrees(layer: nn.Module) -> bool:
     written_out = layer(x, attention_mask=None, position_embeddings=rotation, segments=segments)
     if not isinstance(written_out, torch.Tensor) or not _takes(x, segments):
         return False
-    return _same(_computed(layer, x, rotation, segments), written_out, inputs)
+    mine = _computed(layer, x, rotation, segments)
+    return _close(mine, written_out) and _same_gradients(mine, written_out, inputs)
 
 
-def _same(mine: torch.Tensor, expected: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
-    pairs = [(mine, expected)]
+def _same_gradients(mine: torch.Tensor, expected: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
     weight = torch.linspace(-1.0, 2.0, mine.numel()).view_as(mine)
     ours, theirs = (torch.autograd.grad((out * weight).sum(), inputs, allow_unused=True) for out in (mine, expected))
-    for one, other in zip(ours, theirs, strict=True):
-        if one is None or other is None:
-            return False
-        pairs.append((one, other))
-    return all(bool((one - other).abs().max() <= _TOLERANCE * other.abs().max()) for one, other in pairs)
+    pairs = zip(ours, theirs, strict=True)
+    return all(one is not None and other is not None and _close(one, other) for one, other in pairs)
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
 
 
 class _Attention(torch.autograd.Function):  # type: ignore[misc]
