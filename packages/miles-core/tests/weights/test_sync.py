@@ -147,6 +147,19 @@ def test_disk_transport_leaves_no_files(engines, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_update_by_disk_after_one_that_failed_sends_its_own_files_only(engines, tmp_path):
+    transport, engine = DiskTransport(tmp_path), engines[0]
+    engine.refuses.add("/update_weights_from_disk")
+    with pytest.raises(EngineError, match="refused"):
+        push([engine], transport, [("lost", torch.ones(2)), ("lost too", torch.ones(2))], bucket_bytes=1)
+    engine.refuses.clear()
+    push([engine], transport, [("kept", torch.ones(2))])
+    assert list(engine.weights) == ["kept"]
+    push([engine], transport, [("later", torch.ones(2))], version=8)
+    assert list(engine.weights) == ["kept", "later"]
+    transport.close()
+
+
 def test_shared_memory_is_unlinked_and_leftovers_of_dead_owners_are_removed(tmp_path):
     transport = SharedMemoryTransport(tmp_path)
     mine = list(SHARED_MEMORY.glob(f"miles-{os.getpid()}-*"))

@@ -49,12 +49,12 @@ class DiskTransport:
         body: dict[str, Any] = {"model_path": str(directory), "flush_cache": False}
         if self._change is not None:
             body["delta"] = self._change.to_json()
+        self._files = 0  # files of an update that fails are no part of the next one
         answers = fleet.post("/update_weights_from_disk", body)
         for url, answer in zip(fleet.urls, answers, strict=True):
             if "checksums" in answer:
                 compare(url, self._checksums, answer["checksums"])
         shutil.rmtree(directory)
-        self._files = 0
 
     def close(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
