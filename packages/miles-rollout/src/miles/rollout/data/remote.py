@@ -47,7 +47,7 @@ def fetch(url: str) -> Path:
             _write(copy, response, told, response.headers["Content-Length"])
     except urllib.error.HTTPError as error:
         if error.code != 304:  # not modified
-            hint = ". Only public files are fetched: download it yourself and give its path" * (error.code in (401, 403))
+            hint = ". Only public files are fetched: download it and give its path" if error.code in (401, 403) else ""
             raise DataError(f"{url}: the server answered {error.code} {error.reason}{hint}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(f"{url}: cannot be downloaded ({error}). Download it yourself and give its path") from error
