@@ -6,6 +6,7 @@ import torch
 from table_models import TableModel, make_batch, make_trainer
 
 from miles.core.errors import TrainingError
+from miles.core.math.logprobs import LogProbs
 from miles.core.training.old_policies import OldPolicies
 from miles.core.training.tagged_weights import TaggedWeights
 
@@ -47,6 +48,27 @@ def test_every_token_is_scored_by_the_weights_that_made_it():
 
 def _zeros(batch):
     return tuple(np.zeros(r, np.float32) for r in batch.response_lengths)
+
+
+def test_tokens_of_the_weights_that_train_are_scored_by_the_model_itself():
+    class Model(TableModel):
+        """One whose scores are not those of its weights alone, as with an engine's arithmetic."""
+
+        def score(self, micro_batches, *, with_entropy=False):
+            scores = super().score(micro_batches, with_entropy=with_entropy)
+            return [LogProbs(logp_T - 1.0, entropy_T) for logp_T, entropy_T in scores]
+
+    model, batch = Model(), make_batch()
+    plain = TableModel()
+    plain.table = model.table
+    old = OldPolicies(TaggedWeights(lambda: {"table": model.table}), plain)
+    for version in (batch.rollout_id - 1, batch.rollout_id):
+        old.keep(version)
+    batch = made_by(batch, (batch.rollout_id - 1, batch.rollout_id))
+    trainer = make_trainer(model, old_policies=old, advantage_estimator="ppo", kl_coef=0.1, n_samples_per_prompt=1)
+    scores = np.concatenate(trainer.score(batch.having({"ref_log_probs": _zeros(batch)}))["log_probs"])
+    lower = np.concatenate(batch.weight_versions) == batch.rollout_id
+    np.testing.assert_allclose(scores, log_probs(model.table, batch) - lower, atol=1e-6)
 
 
 def test_one_step_on_older_samples_has_ratios_other_than_one():

@@ -54,6 +54,18 @@ def test_threads_are_the_engines_while_it_scores(model_path):
     assert torch.get_num_threads() == 2
 
 
+def test_a_sample_that_does_not_fit_is_refused(model_path, monkeypatch):
+    monkeypatch.setattr("miles.rollout.engines.embedded.scorer.available_memory", lambda: 1 << 14)
+    with pytest.raises(EngineError, match="a sample of 9 tokens does not fit"):
+        scorer_of(model_path("qwen3-tied")).score([np.arange(9)], [3])
+
+
+def test_samples_are_as_long_as_engines_take_them(model_path):
+    scorer = scorer_of(model_path("qwen3-tied"), rollout_max_context_len=8)
+    with pytest.raises(EngineError, match="takes 8 tokens of context"):
+        scorer.score([np.arange(40)], [3])
+
+
 def test_it_is_found_by_the_name_of_its_engine():
     assert Registry("miles.engine_scorers").get("embedded") is EmbeddedScorer
 

@@ -189,7 +189,8 @@ class RolloutTrainer(Procedure):
         logp_A = torch.zeros_like(columns.mask_A)
         entropy_A = torch.zeros_like(columns.mask_A) if with_entropy else None
         for version in version_A.unique().tolist():
-            scorer, made_A = self._old_policies.scorer(version), version_A == version
+            made_A = version_A == version
+            scorer = self._model if version == batch.rollout_id else self._old_policies.scorer(version)
             found_A, found_entropy_A = self._scores(batch, micro_batches, columns, scorer, with_entropy=with_entropy)
             logp_A = torch.where(made_A, found_A, logp_A)
             if entropy_A is not None:

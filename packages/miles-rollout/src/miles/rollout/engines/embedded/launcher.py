@@ -46,9 +46,11 @@ class EmbeddedEngine:
                 args += [flag] if value else []
             elif value is not None:
                 args += [flag, str(value)]
-        # Threads that wait by spinning would take the trainer's cores.
+        # Threads that wait by spinning would take the trainer's cores.  numpy's products are shared among threads by
+        # the engine itself (products.py).
         env = {
             "OMP_NUM_THREADS": str(spec.num_threads),
+            "OPENBLAS_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "passive",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONUNBUFFERED": "1",

@@ -53,7 +53,7 @@ class MemoryOccupation:
         if scheduler.released:
             tags = ", ".join(sorted(scheduler.released))
             return f"the memory of {tags} is released; call /resume_memory_occupation first"
-        if unsent := self._model.weights.unsent:
+        if unsent := self._model.weights.unsent.copy():  # the model's thread takes from it while weights come in
             return (
                 f"the weights were released, and {len(unsent)} of their tensors were not sent again ({min(unsent)} is "
                 "one of them): update the weights first"

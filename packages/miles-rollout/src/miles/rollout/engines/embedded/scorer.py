@@ -45,7 +45,8 @@ class EmbeddedScorer:
                 "computed beside them. Leave the flag out"
             )
         kv_tokens = available_memory() // _KV_SHARE // self._model.kv_shape.token_bytes
-        self._limits = Limits(context_length=checkpoint.context_length, kv_tokens=kv_tokens)
+        context_length = options.get("context_length") or config.rollout_max_context_len or checkpoint.context_length
+        self._limits = Limits(context_length=int(context_length), kv_tokens=kv_tokens)
         self._temperature = config.rollout_temperature
         self._num_threads = engine_threads(config)
 
@@ -59,6 +60,12 @@ class EmbeddedScorer:
         scheduler = Scheduler(self._model, self._limits)
         sequences = [self._sequence(*sample) for sample in zip(tokens, response_lengths, strict=True)]
         for sequence in sequences:
+            if not scheduler.kv.fits_alone(len(sequence.prompt)):
+                raise EngineError(
+                    f"--true-on-policy-mode: a sample of {len(sequence.prompt)} tokens does not fit the engine's "
+                    f"arithmetic in the trainer, which takes {self._limits.context_length} tokens of context and "
+                    f"memory for {self._limits.kv_tokens}. Lower --rollout-max-response-len, or free memory"
+                )
             scheduler.add(sequence)
         with _threads(self._num_threads):
             while not scheduler.idle:
