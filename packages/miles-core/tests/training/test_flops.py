@@ -27,6 +27,8 @@ def test_of_experts_only_the_chosen_ones_count():
 def test_models_that_are_not_understood_have_no_rates(tmp_path):
     assert ModelFlops.of_config({**DENSE, "kv_lora_rank": 8}) is None
     assert ModelFlops.of_config({"d_model": 64}) is None
+    assert ModelFlops.of_config({**DENSE, "n_routed_experts": 8, "num_experts_per_tok": 2}) is None
+    assert ModelFlops.of_config({**DENSE, "num_experts": 8, "moe_topk": 2}) is None
     assert ModelFlops.of_checkpoint(None) is None
     assert ModelFlops.of_checkpoint(str(tmp_path)) is None
     (tmp_path / "config.json").write_text(json.dumps({"text_config": DENSE}))

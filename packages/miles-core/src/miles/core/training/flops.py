@@ -15,6 +15,7 @@ from typing import Any
 
 _PASSES = {"actor_train": 3, "log_probs": 1, "ref_log_probs": 1, "teacher_log_probs": 1}
 """Forward passes that a phase is worth."""
+_OTHERWISE = ("q_lora_rank", "kv_lora_rank", "n_routed_experts", "moe_num_experts", "moe_topk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,14 @@ class ModelFlops:
             vocab, size = config["vocab_size"], config["intermediate_size"]
         except KeyError:
             return None
-        if "q_lora_rank" in config or "kv_lora_rank" in config:  # latent attention has other products
+        experts = config.get("num_experts") or config.get("num_local_experts")
+        # Latent attention has other products, and experts under other names are counted in other ways.
+        if any(config.get(name) for name in _OTHERWISE) or (experts and "num_experts_per_tok" not in config):
             return None
         dim = config.get("head_dim") or hidden // heads
         kv_heads = config.get("num_key_value_heads") or heads
         attention = hidden * dim * (2 * heads + 2 * kv_heads)
         per_layer = attention + 3 * hidden * size
-        experts = config.get("num_experts") or config.get("num_local_experts")
         if experts:
             chosen = config["num_experts_per_tok"] * config.get("moe_intermediate_size", size)
             shared = config.get("shared_expert_intermediate_size") or 0

@@ -53,7 +53,7 @@ class LearningRate:
     def agrees(self, other: LearningRate, *, since: int) -> bool:
         """Whether both give the same rates from ``since`` steps on, as far as one of them changes."""
         ends = [schedule.decay_steps or schedule.warmup_steps for schedule in (self, other)]
-        return all(self.at(step) == other.at(step) for step in range(since, max(since, *ends) + 1))
+        return self == other or all(self.at(step) == other.at(step) for step in range(since, max(since, *ends) + 1))
 
     def _remaining(self, steps_done: int) -> float:
         if self.decay_steps is None:
