@@ -39,6 +39,7 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--rollout-num-gpus", "4", "--rollout-num-engines", "3"), "contradicts --rollout-num-gpus"),
         (("--device", "cuda"), "--rollout-num-gpus is missing"),
         (("--actor-num-nodes", "2", "--colocate"), "are all on one machine"),
+        (("--engine-host", "0.0.0.0"), "is no address that others could send to"),
         (("--rollout-engine", "sglang", "--update-weight-delta"), "SGLang lays weights out anew"),
         (("--sglang-router-ip", "10.0.0.1"), "needs --sglang-router-port"),
         (("--rollout-external",), "--rollout-external needs --rollout-external-engine-addrs"),

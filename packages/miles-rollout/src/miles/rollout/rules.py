@@ -26,6 +26,8 @@ from miles.rollout.flags import (
 if TYPE_CHECKING:
     from miles.core.config import Config
 
+_EVERY_ADDRESS = ("0.0.0.0", "::")
+
 
 def check_lengths(config: Config) -> Iterator[str]:
     """Prompt, response and context fit into each other, and a response has an end."""
@@ -137,6 +139,11 @@ def check_engines(config: Config) -> Iterator[str]:
             f"--colocate with --actor-num-nodes {config.actor_num_nodes}: engines that a run starts itself are all on "
             "one machine, so they cannot share the accelerators of several. Give them accelerators of their own "
             "(--rollout-num-gpus), or use engines that already run (--rollout-external)"
+        )
+    if engines.engine_host in _EVERY_ADDRESS:
+        yield (
+            f"--engine-host {engines.engine_host} is no address that others could send to: give the one of the "
+            "machine's addresses by which router and trainers reach the engines"
         )
     if config.update_weight_delta and engines.rollout_engine == "sglang":
         yield (
