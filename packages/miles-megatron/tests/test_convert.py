@@ -99,8 +99,8 @@ def test_files_are_cut_at_a_size_and_indexed(checkpoint, on_ranks, tmp_path, mon
 
 def test_a_changed_result_is_found(checkpoint, on_ranks, tmp_path, capfd, monkeypatch):
     source = str(checkpoint("qwen2"))
-    of = HfValues.of
-    monkeypatch.setattr(HfValues, "of", lambda self, parameter: of(self, parameter) + 1.0)
+    pieces = HfValues.pieces
+    monkeypatch.setattr(HfValues, "pieces", lambda *arguments: [piece + 1.0 for piece in pieces(*arguments)])
 
     def convert(make):
         return main(["to-torch-dist", "--hf-checkpoint", source, "--save", str(tmp_path / "torch_dist")])

@@ -46,9 +46,19 @@ def named_tensors(
     parameters: Iterable[tuple[Place, torch.Tensor | None]], dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The checkpoint's tensors of whole parameters, empty ones of None.  Stacked ones come one after another."""
+    split = (
+        (place, [torch.empty(0)] * len(place.hf_names) if full is None else place.layout.split(full))
+        for place, full in parameters
+    )
+    return named_parts(split, dtype)
+
+
+def named_parts(
+    parameters: Iterable[tuple[Place, list[torch.Tensor]]], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The checkpoint's tensors of parameters that have been split into them."""
     stack: list[list[torch.Tensor]] = []
-    for place, full in parameters:
-        parts = [torch.empty(0)] * len(place.hf_names) if full is None else place.layout.split(full)
+    for place, parts in parameters:
         if place.stacked:
             stack.append(parts)
             if len(stack) < place.stacked:

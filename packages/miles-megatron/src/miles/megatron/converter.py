@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,8 +39,8 @@ def to_hf(configuration: Path, source: Path, target: Path, *, check: bool = True
     """
     with outline_of(configuration) as outline:
         resolved = checkpoint.resolve(source)
-        with closing(TorchDistValues(resolved / checkpoint.WEIGHTS)) as values:
-            write_safetensors(_made(target), outline.hf_outline(), values.named(outline))
+        values = TorchDistValues(resolved / checkpoint.WEIGHTS)
+        write_safetensors(_made(target), outline.hf_outline(), values.named(outline))
         write_hf_config(configuration, target, outline.dtype)
         copy_companions(configuration, target)
         return _compared(outline, resolved, target) if check else len(outline.hf_outline())
@@ -65,12 +65,20 @@ def _compared(outline: Outline, torch_dist: Path, directory: Path) -> int:
     """Tensors of the model, all equal to those of ``directory``.  Raises CheckpointError when they are not."""
     stored = HfTensors(directory)
     count = 0
-    with closing(TorchDistValues(torch_dist / checkpoint.WEIGHTS)) as values:
-        for name, tensor in values.named(outline):
-            if not torch.equal(tensor, stored.get(name).to(tensor.dtype)):
-                raise CheckpointError(f"{name} differs from {directory} after the conversion: the result is not valid")
-            count += 1
+    for name, tensor in TorchDistValues(torch_dist / checkpoint.WEIGHTS).named(outline):
+        if not _same(tensor, stored.get(name).to(tensor.dtype)):
+            raise CheckpointError(f"{name} differs from {directory} after the conversion: the result is not valid")
+        count += 1
     return count
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether they are equal bit for bit.  Eight bytes at a time are compared several times faster than one value."""
+    if one.shape != other.shape:
+        return False
+    word = torch.int64 if one.nbytes % 8 == 0 else torch.uint8
+    same: bool = torch.equal(one.contiguous().view(-1).view(word), other.contiguous().view(-1).view(word))
+    return same
 
 
 def _made(directory: Path) -> Path:

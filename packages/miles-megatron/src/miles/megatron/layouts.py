@@ -72,6 +72,8 @@ class Vocabulary(Sharded):
 
     def join(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         (tensor,) = tensors
+        if self.padded == self.size:
+            return tensor
         return torch.cat([tensor, tensor.new_zeros(self.padded - self.size, *tensor.shape[1:])])
 
     def split(self, full: torch.Tensor) -> Tensors:

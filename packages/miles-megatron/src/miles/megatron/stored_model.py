@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
@@ -17,13 +16,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from miles.core.errors import CheckpointError, TrainingError
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
-from miles.megatron.conversion import in_order, named_tensors, stored_parts
+from miles.megatron.conversion import in_order, named_parts, named_tensors, stored_parts
 from miles.megatron.hf_files import HfTensors
+from miles.megatron.mapped_items import MappedItems
 from miles.megatron.model_map import Place
 from miles.megatron.parameters import local_parameters
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parameter:
     """One of the model's, without its values."""
 
@@ -39,6 +39,14 @@ class Parameter:
         entry.data = values
         return list(entry.build()) if isinstance(entry, ShardedTensorFactory) else [entry]
 
+    @cached_property
+    def has_tensors_as_pieces(self) -> bool:
+        """Whether the pieces are the Hugging Face tensors, as those of gate and up projection are."""
+        # Views of it do not begin at zero, as copies of parts of it do.
+        whole = torch.empty(self.shape.numel() + 1, dtype=self.dtype, device="meta")[1:].view(self.shape)
+        pieces, tensors = [piece.data for piece in self.pieces(whole)], self.place.layout.split(whole)
+        return [_extent(piece) for piece in pieces] == [_extent(tensor) for tensor in tensors]
+
     def joined(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """The values of which ``pieces`` are the pieces."""
         if isinstance(self.stored_as, ShardedTensorFactory):
@@ -46,6 +54,10 @@ class Parameter:
             return joined
         (piece,) = pieces
         return piece
+
+
+def _extent(view: torch.Tensor) -> tuple[object, ...]:
+    return view.storage_offset(), view.shape, view.stride()
 
 
 class Outline:
@@ -81,16 +93,25 @@ class HfValues:
     def __init__(self, directory: Path) -> None:
         self._tensors = HfTensors(directory)
 
-    def of(self, parameter: Parameter) -> torch.Tensor:
-        """Raises TrainingError when they have another shape."""
-        values = parameter.place.layout.join(stored_parts(self._tensors, parameter.place))
-        if values.shape != parameter.shape:
-            raise TrainingError(
-                f"{', '.join(parameter.place.hf_names)} make a tensor of shape {list(values.shape)} for "
-                f"{parameter.name}, which has shape {list(parameter.shape)}: config.json and weights contradict "
-                "each other"
-            )
-        return values.to(parameter.dtype)
+    def pieces(self, parameter: Parameter) -> list[torch.Tensor]:
+        """Those that a ``torch_dist`` checkpoint has.  Raises TrainingError when the values have another shape."""
+        tensors = stored_parts(self._tensors, parameter.place)
+        if parameter.has_tensors_as_pieces:
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            for piece, tensor in zip(parameter.pieces(empty), tensors, strict=True):
+                _require(parameter, tensor, piece.data.shape)
+            return [tensor.to(parameter.dtype) for tensor in tensors]
+        values = parameter.place.layout.join(tensors)
+        _require(parameter, values, parameter.shape)
+        return [piece.data for piece in parameter.pieces(values.to(parameter.dtype))]
+
+
+def _require(parameter: Parameter, values: torch.Tensor, shape: torch.Size) -> None:
+    if values.shape != shape:
+        raise TrainingError(
+            f"{', '.join(parameter.place.hf_names)} make a tensor of shape {list(values.shape)} for "
+            f"{parameter.name}, which has shape {list(shape)}: config.json and weights contradict each other"
+        )
 
 
 class TorchDistValues:
@@ -102,16 +123,16 @@ class TorchDistValues:
             self._metadata = FileSystemReader(directory).read_metadata()
         except OSError as error:
             raise CheckpointError(f"{directory} cannot be read: {error}") from error
-        self._files: dict[str, Any] = {}
-
-    def of(self, parameter: Parameter) -> torch.Tensor:
-        """Raises CheckpointError when the checkpoint has not all of them."""
-        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-        return parameter.joined([self._piece(piece) for piece in parameter.pieces(empty)])
+        self._files: dict[str, MappedItems] = {}
 
     def named(self, outline: Outline) -> Iterator[tuple[str, torch.Tensor]]:
-        """All Hugging Face tensors of the model, one at a time."""
-        return named_tensors(((one.place, self.of(one)) for one in outline.parameters), outline.dtype)
+        """All Hugging Face tensors of the model, one at a time.  Raises CheckpointError when one is missing."""
+        return named_parts(((one.place, self._tensors(one)) for one in outline.parameters), outline.dtype)
+
+    def _tensors(self, parameter: Parameter) -> list[torch.Tensor]:
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        pieces = [self._piece(piece) for piece in parameter.pieces(empty)]
+        return pieces if parameter.has_tensors_as_pieces else parameter.place.layout.split(parameter.joined(pieces))
 
     def _piece(self, piece: ShardedTensor) -> torch.Tensor:
         stored = self._metadata.state_dict_metadata.get(piece.key)
@@ -140,17 +161,9 @@ class TorchDistValues:
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> torch.Tensor:
         where = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
-        file = self._files.get(where.relative_path)
-        if file is None:
-            file = self._files[where.relative_path] = (self._directory / where.relative_path).open("rb")
-        file.seek(where.offset)
-        tensor: torch.Tensor = torch.load(BytesIO(file.read(where.length)), map_location="cpu", weights_only=True)
-        return tensor
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
+        if where.relative_path not in self._files:
+            self._files[where.relative_path] = MappedItems(self._directory / where.relative_path)
+        return self._files[where.relative_path].tensor(where.offset, where.length)
 
 
 def _overlap(piece: ShardedTensor, chunk: ChunkStorageMetadata) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

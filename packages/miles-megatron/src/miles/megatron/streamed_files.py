@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from megatron.core import dist_checkpointing
@@ -54,8 +61,8 @@ class _Pieces:
     def get(self, key: str, offset: tuple[int, ...]) -> torch.Tensor:
         parameter, number = self._parameters[key, offset]
         if self._last[0] is not parameter:
-            pieces = parameter.pieces(self._source.of(parameter))
-            self._last = parameter, [piece.data for piece in pieces]
+            self._last = None, []  # two parameters are never in memory
+            self._last = parameter, self._source.pieces(parameter)
         return self._last[1][number]
 
 
@@ -73,11 +80,37 @@ class _StreamedTensors(DeferredTensors):
         try:
             dcp.save(
                 self._tensors,
-                storage_writer=dcp.FileSystemWriter(self._directory, single_file_per_rank=True, sync_files=False),
+                storage_writer=StreamingWriter(self._directory),
                 planner=_StreamingPlanner(self._pieces),
             )
         finally:
             set_crc32_options(summed)
+
+
+class StreamingWriter(dcp.FileSystemWriter):  # type: ignore[misc]
+    """Writes item after item into one file.  torch's writer holds all tensors of a file until it is complete."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, single_file_per_rank=True, sync_files=False)
+        self.fs = _AppendedFiles()
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        results = [
+            result
+            for item in plan.items
+            for result in super(StreamingWriter, self).write_data(replace(plan, items=[item]), planner).value()
+        ]
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+
+class _AppendedFiles(FileSystem):  # type: ignore[misc]
+    """Files that every opening continues; the directory is new."""
+
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> AbstractContextManager[io.IOBase]:
+        stream: AbstractContextManager[io.IOBase] = super().create_stream(path, mode.replace("w", "a"))
+        return stream
 
 
 class _StreamingPlanner(MCoreSavePlanner):  # type: ignore[misc]
@@ -88,7 +121,19 @@ class _StreamingPlanner(MCoreSavePlanner):  # type: ignore[misc]
     def resolve_data(self, write_item: WriteItem) -> object:
         if write_item.type == WriteItemType.BYTE_IO:
             return super().resolve_data(write_item)
-        return self._pieces.get(write_item.index.fqn, tuple(write_item.index.offset))
+        return _alone(self._pieces.get(write_item.index.fqn, tuple(write_item.index.offset)))
+
+
+def _alone(values: torch.Tensor) -> torch.Tensor:
+    """The same values in the same memory, as all of a storage: ``torch.save`` writes storages whole."""
+    values = values.contiguous()
+    if values.untyped_storage().nbytes() == values.nbytes:
+        return values
+    return torch.frombuffer(_bytes(values), dtype=values.dtype).view(values.shape)
+
+
+def _bytes(values: torch.Tensor) -> memoryview:
+    return memoryview(values.view(-1).view(torch.uint8).numpy())
 
 
 def write_safetensors(
@@ -116,11 +161,13 @@ Shard = list[tuple[str, torch.Tensor]]
 
 def _shards(outline: Sequence[tuple[str, torch.Tensor]]) -> Iterator[Shard]:
     shard: Shard = []
+    size = 0
     for name, tensor in outline:
-        if shard and sum(one.nbytes for _, one in shard) + tensor.nbytes > _MAX_FILE_BYTES:
+        if shard and size + tensor.nbytes > _MAX_FILE_BYTES:
             yield shard
-            shard = []
+            shard, size = [], 0
         shard.append((name, tensor))
+        size += tensor.nbytes
     yield shard
 
 
@@ -140,4 +187,4 @@ def _write_file(file: BinaryIO, shard: Shard, values: Iterator[tuple[str, torch.
     file.write(len(text).to_bytes(8, "little") + text)
     for (expected, like), (name, tensor) in zip(shard, values, strict=False):
         assert (name, tensor.shape, tensor.dtype) == (expected, like.shape, like.dtype), f"{name} for {expected}"
-        file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        file.write(_bytes(tensor.contiguous()))
