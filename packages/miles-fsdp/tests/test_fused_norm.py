@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.bamba.modeling_bamba import BambaRMSNormGated
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from miles.fsdp.fused_norm import RmsNorm, fuse_norms
 
@@ -55,6 +57,14 @@ def test_norms_of_another_formula_stay_as_they_are():
     norm = Gemma2RMSNorm(4)
     assert fuse_norms(nn.Sequential(norm)) == 0
     assert fuse_norms(Gemma2ForCausalLM(Gemma2Config(**SHAPE, **HEADS))) == 0
+
+
+@pytest.mark.parametrize("gated", [BambaRMSNormGated, Qwen3NextRMSNormGated])
+def test_norms_with_a_gate_stay_as_they_are(gated):
+    norm, x, gate = gated(4), torch.randn(3, 4), torch.randn(3, 4)
+    before = norm(x, gate)
+    assert fuse_norms(nn.Sequential(norm)) == 0
+    assert torch.equal(norm(x, gate), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -8,6 +8,7 @@ row.
 from __future__ import annotations
 
 import copy
+import inspect
 from types import MethodType
 from typing import Any
 
@@ -81,6 +82,8 @@ def _is_rms_norm(module: nn.Module) -> bool:
         return False
     if weight.ndim != 1 or len(list(module.parameters())) != 1:
         return False
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return False  # gated norms take a gate too
     probe = copy.deepcopy(module).to_empty(device="cpu").float()
     probe.weight.copy_(torch.linspace(0.5, 2.0, len(weight)))
     x = torch.linspace(-1.0, 2.0, _PROBE_ROWS * len(weight)).view(_PROBE_ROWS, -1)
