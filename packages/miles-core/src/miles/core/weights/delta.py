@@ -77,9 +77,9 @@ class ChangeTracker:
         for name, tensor in tensors:
             new = _on_host(tensor)
             change, count = encode(self._sent.tensors[name], new)
-            if change.numel() >= new.nbytes:
+            if count and change.numel() >= new.nbytes:
                 yield name, new
-            elif count:
+            elif count:  # nothing changes in a tensor without elements either
                 self.entries[name] = (str(new.dtype).removeprefix("torch."), count)
                 self.checksums[name] = checksum(new)
                 yield name, change
