@@ -13,7 +13,7 @@ from miles.router.framing import PLAIN_ANSWER, ChunkScanner, Header, ResponseHea
 from miles.router.heads import HeadMemo
 from miles.router.signals import Signal
 
-_WATCH_AFTER_S = 0.02
+_LOOKOUT_INTERVAL_S = 0.025
 _HIGH_WATER = 1024 * 1024  # bytes that wait for the ASGI server before the worker is not read any more
 
 
@@ -37,7 +37,8 @@ class AsgiProxy:
         finally:
             self._lookout.discard(exchange)
             exchange.stop_watching()
-            exchange.client_gone()
+            if not exchange.ended:
+                exchange.client_gone()
 
 
 class Lookout:
@@ -45,24 +46,26 @@ class Lookout:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._fresh: dict[AsgiExchange, None] = {}
+        self._young: dict[AsgiExchange, None] = {}
+        self._older: dict[AsgiExchange, None] = {}  # than one interval, at the next tick
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, exchange: AsgiExchange) -> None:
         """Watch ``exchange`` before long."""
-        self._fresh[exchange] = None
+        self._young[exchange] = None
         if self._timer is None:
-            self._timer = self._loop.call_later(_WATCH_AFTER_S, self._watch_all)
+            self._timer = self._loop.call_later(_LOOKOUT_INTERVAL_S, self._tick)
 
     def discard(self, exchange: AsgiExchange) -> None:
         """``exchange`` is over."""
-        self._fresh.pop(exchange, None)
+        if self._young.pop(exchange, exchange) is exchange:
+            self._older.pop(exchange, None)
 
-    def _watch_all(self) -> None:
-        self._timer = None
-        fresh, self._fresh = self._fresh, {}
-        for exchange in fresh:
+    def _tick(self) -> None:
+        for exchange in self._older:
             exchange.watch()
+        self._older, self._young = self._young, {}
+        self._timer = self._loop.call_later(_LOOKOUT_INTERVAL_S, self._tick) if self._older else None
 
 
 class AsgiExchange(Exchange):
@@ -141,13 +144,14 @@ class AsgiExchange(Exchange):
         (earlier, later), length, _ = known
         self.status = status
         self._answered()
-        self._push(_start(status, [*earlier, (b"content-length", b"%d" % length), *later]))
-        self._push(_body(data[body_at:], more=False))
+        headers = [*earlier, (b"content-length", b"%d" % length), *later]
+        self._messages += (_start(status, headers), _body(data[body_at:], False))
         self._arrival.fire()
 
     def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
         self._scanner = ChunkScanner() if head.chunked else None
-        self._push(_start(head.status, [field for field in head.headers() if field[0] != b"transfer-encoding"]))
+        fields = [field for field in head.headers() if field[0] != b"transfer-encoding"]
+        self._messages.append(_start(head.status, fields))
         self._deliver(data[body_at:], complete)
 
     def deliver(self, data: bytes, complete: bool) -> None:
@@ -160,7 +164,7 @@ class AsgiExchange(Exchange):
             payload: list[bytes] = []
             self._scanner.feed(data, payload)
             data = b"".join(payload)
-        self._push(_body(data, more=not complete))
+        self._messages.append(_body(data, not complete))
         self._queued_bytes += len(data)
         self._arrival.fire()
         if self._queued_bytes > _HIGH_WATER and self.connection is not None:
@@ -171,12 +175,11 @@ class AsgiExchange(Exchange):
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if refusal.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % refusal.retry_after_s))
-        self._push(_start(refusal.status, headers))
-        self._push(_body(b"" if self.bodiless else body, more=False))
+        self._messages += (_start(refusal.status, headers), _body(b"" if self.bodiless else body, False))
         self._arrival.fire_soon()
 
     def deliver_cut(self) -> None:
-        self._push(None)
+        self._messages.append(None)
         self._arrival.fire_soon()
 
     def pause_client(self) -> None:
@@ -188,15 +191,12 @@ class AsgiExchange(Exchange):
         if self._open is not None:
             self._open.set()
 
-    def _push(self, message: Message | None) -> None:
-        self._messages.append(message)
-
 
 def _start(status: int, headers: list[Header]) -> Message:
     return {"type": "http.response.start", "status": status, "headers": headers}
 
 
-def _body(data: bytes, *, more: bool) -> Message:
+def _body(data: bytes, more: bool) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 

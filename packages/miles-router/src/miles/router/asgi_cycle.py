@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import urllib.parse
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("uvicorn.error")  # where users of uvicorn look for faults of their middleware
 
 _MAX_UNREAD_BYTES = 256 * 1024  # of a body that the application has not asked for, before the client has to wait
-_FIELDS = re.compile(rb"(?:" + TOKEN + rb": [^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+")
+_FIELD = re.compile(TOKEN + rb": [^\x00-\x08\x0a-\x1f\x7f]*+\r\n")
+_MAX_KNOWN_LINES = 1024
+_MAX_KNOWN_BYTES = 256
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _ERROR_HEADERS = [
     (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21"), (b"connection", b"close"),
@@ -67,22 +70,35 @@ class PlainAsgiHead:
         return [*self.earlier, (b"content-length", b"%d" % length), *self.later]
 
 
-def _meaning(match: re.Match[bytes]) -> PlainAsgiHead | None:
-    try:
-        return PlainAsgiHead(match)
-    except ValueError:
-        return None
-
-
-read_plain_asgi_head = HeadMemo(PLAIN_REQUEST, 4, _meaning).read
+read_plain_asgi_head = HeadMemo(PLAIN_REQUEST, 4, PlainAsgiHead).read
 """Meaning, length and end of the plain head that bytes begin with; None for others."""
+
+
+_known_lines: dict[Header, bytes] = {}  # fields of answers seen lately that do not concern the framing
+
+
+def _read_line(name: bytes, value: bytes) -> bytes:
+    """The line of a response's field, remembered."""
+    line = _line(name.lower(), value)
+    if len(line) <= _MAX_KNOWN_BYTES:
+        if len(_known_lines) >= _MAX_KNOWN_LINES:
+            _known_lines.clear()
+        _known_lines[name, value] = line
+    return line
+
+
+def _line(name: bytes, value: bytes) -> bytes:
+    line = b"%b: %b\r\n" % (name, value)
+    if _FIELD.fullmatch(line) is None:
+        raise RuntimeError(f"invalid response header {name!r}: {value!r}")
+    return line
 
 
 class AsgiCycle:
     """A request that an ASGI application answers, and a cycle in uvicorn's pipeline."""
 
     __slots__ = (
-        "_chunked", "_event", "_expects_continue", "_head", "_left", "_pieces", "_silent", "_started",
+        "_chunked", "_event", "_expects_continue", "_head", "_left", "_pieces", "_silent", "_started", "_task",
         "_told", "_unread", "_written", "disconnected", "keep_alive", "more_body", "protocol", "response_complete",
         "scope",
     )  # fmt: skip
@@ -93,6 +109,7 @@ class AsgiCycle:
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
+        self._task: asyncio.Task[None] | None = None
         # The request: pieces of its body that the application has not got, whether it knows that those were all.
         self.more_body = True
         self._expects_continue = expects_continue
@@ -119,8 +136,8 @@ class AsgiCycle:
     def activate(self) -> None:
         """All earlier requests of the connection are answered."""
         protocol = self.protocol
-        task = protocol.loop.create_task(self._run(protocol.app))
-        protocol.tasks.add(task)
+        self._task = protocol.loop.create_task(self._run(protocol.app))
+        protocol.tasks.add(self._task)
 
     def feed(self, data: bytes) -> None:
         """A piece of the request's body came."""
@@ -187,7 +204,9 @@ class AsgiCycle:
                 logger.error("ASGI callable returned without completing response.")
                 self._fail()
         finally:
-            self.protocol.tasks.discard(asyncio.current_task())
+            assert self._task is not None
+            self.protocol.tasks.discard(self._task)
+            self._task = None
 
     def _fail(self) -> None:
         """Say that the application is broken, or close in the middle of the answer."""
@@ -197,28 +216,39 @@ class AsgiCycle:
         self._begin(500, _ERROR_HEADERS)
         self._send_body(b"Internal Server Error", False)
 
-    def _begin(self, status: int, headers: Any) -> None:
-        fields = self._read_framing(status, list(headers))
-        lines = b"".join([b"%b: %b\r\n" % (name.lower(), value) for name, value in fields])
-        if lines.count(b"\n") != len(fields) or _FIELDS.fullmatch(lines) is None:
-            raise RuntimeError("invalid name or value of a response header")
-        status_line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-        self._head = b"%b%b\r\n" % (status_line, lines)
+    def _begin(self, status: int, headers: Iterable[Header]) -> None:
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        length: int | None = None
+        others: list[Header] = []
+        for name, value in headers:
+            line = _known_lines.get((name, value))
+            if line is not None:
+                lines.append(line)
+            elif (low := name.lower()) == b"content-length":
+                length = int(value)
+                lines.append(b"content-length: %d\r\n" % length)
+            elif low in (b"connection", b"transfer-encoding"):
+                others.append((low, value))
+            else:
+                lines.append(_read_line(name, value))
+        if others or length is None or not self.keep_alive or self._silent:
+            lines += self._agree_on_framing(status, length, others)
+        else:
+            self._left = length
+            self._chunked = False
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
         self._started = True
         self._expects_continue = False
 
-    def _read_framing(self, status: int, fields: list[Header]) -> list[Header]:
-        """Note how the end of the body is to be found; ``fields`` with what is missing for the client to know."""
-        length: int | None = None
+    def _agree_on_framing(self, status: int, length: int | None, fields: list[Header]) -> list[bytes]:
+        """Note how the end of the body is to be found; lines of ``fields`` and of what else the client has to know."""
         chunked = closes = False
         for name, value in fields:
-            name = name.lower()
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding" and value.lower() == b"chunked":
-                chunked = True
-            elif name == b"connection":
-                closes = b"close" in [option.strip() for option in value.lower().split(b",")]
+            if name == b"transfer-encoding":
+                chunked = chunked or value.lower() == b"chunked"
+            elif b"close" in [option.strip() for option in value.lower().split(b",")]:
+                closes = True
         if closes:
             self.keep_alive = False
         elif not self.keep_alive:
@@ -226,22 +256,28 @@ class AsgiCycle:
         if self._silent or status in (204, 304):
             length = length or 0
         if self.scope["http_version"] == "1.0":  # knows no chunks: the end of the connection ends the body
-            fields = [field for field in fields if field[0].lower() != b"transfer-encoding"]
+            fields = [field for field in fields if field[0] != b"transfer-encoding"]
+            chunked = False
         elif length is None and not chunked:
             chunked = True
             fields.append((b"transfer-encoding", b"chunked"))
         self._chunked = chunked
         self._left = None if chunked else length
-        return fields
+        return [_line(name, value) for name, value in fields]
 
     def _send_body(self, body: bytes, more: bool) -> None:
-        parts = [self._head] if self._silent else [self._head, *self._framed(body, more)]
+        transport = self.protocol.transport
+        head = self._head
+        if not more and self._left == len(body) < JOIN_BYTES and not self._silent:
+            transport.write(head + body)
+        else:
+            parts = [head] if self._silent else [head, *self._framed(body, more)]
+            if len(body) < JOIN_BYTES:
+                transport.write(b"".join(parts))
+            else:
+                transport.writelines(parts)
         self._head = b""
         self._written = True
-        if len(body) < JOIN_BYTES:
-            self.protocol.transport.write(b"".join(parts))
-        else:
-            self.protocol.transport.writelines(parts)
         if not more:
             self._finish()
 
