@@ -5,7 +5,7 @@ from miles.core.weights.delta import Change, ChangeTracker
 
 def test_equal_tensors_are_left_out_and_dense_changes_are_sent_whole():
     tracker = ChangeTracker()
-    tensors = {"same": torch.zeros(1000), "dense": torch.zeros(1000), "sparse": torch.zeros(1000), "empty": torch.zeros(0)}
+    tensors = {name: torch.zeros(1000) for name in ("same", "dense", "sparse")} | {"empty": torch.zeros(0)}
     assert [name for name, _ in tracker.whole(tensors.items())] == list(tensors)
     tracker.finish("3")
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}

@@ -79,7 +79,7 @@ class ChangeTracker:
             change, count = encode(self._sent.tensors[name], new)
             if count and change.numel() >= new.nbytes:
                 yield name, new
-            elif count:  # nothing changes in a tensor without elements either
+            elif count:
                 self.entries[name] = (str(new.dtype).removeprefix("torch."), count)
                 self.checksums[name] = checksum(new)
                 yield name, change
