@@ -17,6 +17,7 @@ from miles.core.config import Config
 from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.rollout import control
 from miles.rollout.engines.external import ExternalEngine
+from miles.rollout.keeper import EngineState
 from miles.rollout.servers import Servers, _router_flags, free_ports
 
 
@@ -216,6 +217,22 @@ def test_engines_give_memory_up_and_a_lost_one_comes_back_when_the_others_have_t
         assert len(server.memory) == 2, "the new engine has never given memory up"
     finally:
         servers.stop()
+
+
+def test_the_rest_of_a_fleet_that_lost_everyone_ends_with_the_last_kind_of_memory(
+    tmp_path: Path, server: FakeServer
+) -> None:
+    patient = {"use_fault_tolerance": True, "rollout_health_check_interval": 60.0}
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, **patient)
+    servers.launch()
+    (keeper,) = servers._keepers
+    keeper.state = EngineState.STARTING
+    assert servers.release_memory(("kv_cache", "weights")) == 0
+    servers.resume_memory(("weights",))
+    assert keeper._resting == 1
+    servers.resume_memory(("kv_cache",))
+    assert keeper._resting == 0
+    servers.stop()
 
 
 def test_an_engine_that_does_not_give_memory_up_is_named(tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ class Servers:
         self._engines: list[EngineProcess] = []
         self._keepers: list[EngineKeeper] = []
         self._restarts_told = 0
-        self._released: dict[str, set[str]] = {}
-        """Kinds of memory that engines have given up, by their addresses."""
+        self._sleeping: list[str] = []
+        """Addresses of engines that have given memory up."""
+        self._released: set[str] = set()
+        """Kinds of it that they still lack."""
         self._router: ChildProcess | None = None
         self._router_address: Address | None = None
 
@@ -141,18 +143,18 @@ class Servers:
         urls = self.engine_urls
         with ThreadPoolExecutor(max(1, len(urls))) as pool:
             freed = list(pool.map(lambda url: self._if_alive(url, lambda: control.release_memory(url, tags)), urls))
-        self._released = {url: set(tags) for url, found in zip(urls, freed, strict=True) if found is not None}
+        self._sleeping = [url for url, found in zip(urls, freed, strict=True) if found is not None]
+        self._released = set(tags)
         return sum(found or 0 for found in freed)
 
     def resume_memory(self, tags: Sequence[str]) -> None:
         """See RolloutRole."""
-        urls = [url for url in self._released if url in self.engine_urls]
+        urls = [url for url in self._sleeping if url in self.engine_urls]
         with ThreadPoolExecutor(max(1, len(urls))) as pool:
             list(pool.map(lambda url: self._if_alive(url, lambda: control.resume_memory(url, tags)), urls))
-        for held in self._released.values():
-            held.difference_update(tags)
-        if not any(self._released.values()):
-            self._released = {}
+        self._released.difference_update(tags)
+        if not self._released:
+            self._sleeping = []
             self.wake()
 
     def _if_alive(self, url: str, call: Callable[[], T]) -> T | None:
