@@ -167,10 +167,12 @@ def _each(payload: Payload, respond: Callable[[Payload], Any]) -> Any:
 
 
 class FakeRewards:
-    """Scores samples by ``score(sample)``; remembers which it saw."""
+    """Scores samples by ``score(sample)``; remembers which it saw.  ``group_rm``: groups are judged as a whole."""
 
-    def __init__(self, score: Callable[[Sample], Any] = lambda sample: float(sample.response_length)) -> None:
-        self._score = score
+    def __init__(
+        self, score: Callable[[Sample], Any] = lambda sample: float(sample.response_length), *, group_rm: bool = False
+    ) -> None:
+        self._score, self._group_rm = score, group_rm
         self.scored: list[int | None] = []
         self.closed = False
 
@@ -182,6 +184,8 @@ class FakeRewards:
         return RewardOutcome(self._score(sample))
 
     async def score_group(self, samples: Sequence[Sample], *, evaluation: bool = False) -> list[RewardOutcome]:
+        if not self._group_rm:
+            return [await self.score(sample, evaluation=evaluation) for sample in samples]
         best = max(sample.tokens for sample in samples)
         return [RewardOutcome(float(sample.tokens == best)) for sample in samples]
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,7 +159,7 @@ async def test_group_rewards_see_the_whole_group() -> None:
         input.sample.tokens = [input.sample.index or 0, 2, 3]
         return [input.sample]
 
-    group = await worker(by_index, group_rm=True).run(make_group(0), PARAMS)
+    group = await worker(by_index, group_rm=True, rewards=FakeRewards(group_rm=True)).run(make_group(0), PARAMS)
     assert [sample.reward for sample in group] == [0.0, 1.0]
 
 
@@ -217,6 +217,21 @@ async def finish_all(inputs: list[GenerateFnInput]) -> list[GenerateFnOutput]:
 
 def never(input: GenerateFnInput) -> list[Sample]:
     raise AssertionError("the group is generated at once")
+
+
+async def test_a_group_that_is_generated_at_once_is_scored_at_once() -> None:
+    scored: list[list[int | None]] = []
+
+    class Rewards(FakeRewards):
+        async def score_group(self, samples: Sequence[Sample], *, evaluation: bool = False) -> Any:
+            scored.append([sample.index for sample in samples])
+            return await super().score_group(samples, evaluation=evaluation)
+
+    progress = Progress()
+    group = await worker(never, together=finish_all, rewards=Rewards(), progress=progress).run(make_group(0, 3), PARAMS)
+    assert scored == [[sample.index for sample in group]]
+    assert [sample.reward for sample in group] == [2.0, 2.0, 2.0]
+    assert progress.finished == 3
 
 
 async def test_a_group_is_generated_at_once_where_that_is_possible() -> None:

@@ -179,7 +179,7 @@ def test_hooks_get_what_is_documented_and_never_run_on_the_loop(make: Make) -> N
 
 
 def test_group_rewards_are_given_to_whole_groups(make: Make) -> None:
-    output = rollout(make(group_rm=True), FakeSource())
+    output = rollout(make(group_rm=True, rewards=FakeRewards(group_rm=True)), FakeSource())
     assert all(sorted(sample.reward for sample in group) == [0.0, 1.0] for group in output.samples)
 
 

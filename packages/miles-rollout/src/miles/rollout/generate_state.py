@@ -36,7 +36,9 @@ class RolloutArgs:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_config":
             raise AttributeError(name)
-        return getattr(self._config, name)
+        # A configuration does not change: the next look at this flag, one of many for every sample, finds it here.
+        value = self.__dict__[name] = getattr(self._config, name)
+        return value
 
     def __reduce__(self) -> tuple[Any, ...]:
         addresses = {name: value for name, value in self.__dict__.items() if name.startswith("sglang_router")}

@@ -66,7 +66,10 @@ class GroupWorker:
         together = self.generators.together(group) if self.whole_groups and len(missing) > 1 else None
         if together is not None:
             await self._generate_together(together, missing)
-        made = await asyncio.gather(*(self._finish(input, generated=together is not None) for input in missing))
+        if together is not None and all(input.sample.status in _FINISHED for input in missing):
+            made = await self._complete_together(missing)
+        else:
+            made = await asyncio.gather(*(self._finish(input, generated=together is not None) for input in missing))
         await asyncio.gather(*(self._complete([sample], evaluation=stream == "eval") for sample in complete))
         outputs = {id(input.sample): samples for input, samples in zip(missing, made, strict=True)}
         finished = [made for sample in group for made in outputs.get(id(sample), [sample])]
@@ -92,6 +95,13 @@ class GroupWorker:
         await self._complete(samples, shared=output.shared_reward, evaluation=input.evaluation)
         self.progress.finished += 1
         return samples
+
+    async def _complete_together(self, inputs: list[GenerateFnInput]) -> list[list[Sample]]:
+        """Score samples that were all generated at once: a group costs one passage through the rewards, too."""
+        samples = [input.sample for input in inputs]
+        await self._complete(samples, evaluation=inputs[0].evaluation)
+        self.progress.finished += len(samples)
+        return [[sample] for sample in samples]
 
     async def _complete(self, samples: list[Sample], *, shared: bool = False, evaluation: bool) -> None:
         """Give finished samples their rewards, and the teacher's scores."""
@@ -150,15 +160,19 @@ class GroupWorker:
         """Score what has no reward yet; of a shared reward, the last sample's is that of all."""
         unscored = [made for made in samples if made.reward is None and made.status in _FINISHED]
         graded = unscored[-1:] if shared else unscored
-        await _all([self._score(made, evaluation=evaluation) for made in graded])
+        await self._score(graded, evaluation=evaluation)
         if shared and graded:
             for sample in unscored[:-1]:
                 sample.reward, sample.remove_sample = graded[0].reward, graded[0].remove_sample
 
-    async def _score(self, sample: Sample, *, evaluation: bool) -> None:
+    async def _score(self, samples: Group, *, evaluation: bool) -> None:
         assert self.rewards is not None
-        outcome = await self.rewards.score(sample, evaluation=evaluation)
-        outcome.apply(sample)
+        if len(samples) == 1:
+            outcomes = [await self.rewards.score(samples[0], evaluation=evaluation)]
+        else:
+            outcomes = await self.rewards.score_group(samples, evaluation=evaluation) if samples else []
+        for sample, outcome in zip(samples, outcomes, strict=True):
+            outcome.apply(sample)
 
     async def _teach(self, sample: Sample) -> None:
         """Let the teacher score what it has not scored yet."""

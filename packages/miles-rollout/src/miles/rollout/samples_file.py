@@ -16,6 +16,7 @@ from miles.rollout import sample_json
 from miles.rollout.text import ChatTokenizer
 
 _PIECES = "pieces"
+_BUFFER_BYTES = 1 << 16
 _FIELDS = tuple(field.name for field in dataclasses.fields(Sample))
 _values = attrgetter(*_FIELDS)
 # Of flat classes: ``asdict`` would walk through values that are plain, sample after sample.
@@ -29,7 +30,7 @@ def write_samples(path: Path, samples: Iterable[Sample], tokenizer: ChatTokenize
     """Replace ``path``.  With a tokenizer every line has ``pieces``: the text of each response token."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with partial.open("wb", buffering=_BUFFER_BYTES) as file:
         for sample in samples:
             file.write(sample_json.dumps(_line(sample, tokenizer)) + b"\n")
     partial.replace(path)

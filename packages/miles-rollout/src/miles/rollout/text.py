@@ -58,10 +58,9 @@ class ChatTokenizer:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """Text of each token on its own."""
         known = self._pieces
-        for token_id in token_ids:
-            if token_id not in known:
-                known[token_id] = self.hf.decode([token_id])
-        return [known[token_id] for token_id in token_ids]
+        for token_id in {*token_ids}.difference(known):
+            known[token_id] = self.hf.decode([token_id])
+        return list(map(known.__getitem__, token_ids))
 
     def _encode_tuple(self, text: str) -> tuple[int, ...]:
         return tuple(self.hf.encode(text, add_special_tokens=False))

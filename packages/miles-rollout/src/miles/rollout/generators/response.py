@@ -62,9 +62,10 @@ def _append_versions(sample: Sample, spans: list[tuple[str, int]]) -> None:
         return
     sample.weight_versions = sample.weight_versions + [version for version, _ in spans]
     earlier = sample.token_weight_versions or []
-    if all(version.isdigit() for version, _ in spans) and len(earlier) == sample.response_length:
-        made = [int(version) for version, num_tokens in spans for _ in range(num_tokens)]
-        sample.token_weight_versions = earlier + made
+    if len(earlier) == sample.response_length and all(version.isdigit() for version, _ in spans):
+        for version, num_tokens in spans:
+            earlier = earlier + [int(version)] * num_tokens
+        sample.token_weight_versions = earlier
     else:
         sample.token_weight_versions = None
 

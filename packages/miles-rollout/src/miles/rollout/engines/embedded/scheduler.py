@@ -160,7 +160,8 @@ class Scheduler:
         hidden = self.model.forward(plan)
         self.counters.steps += 1
         rows, states = self._settle(batch, hidden, last_rows)
-        rows, states = self._end_prompt_only(rows, states)
+        if batch.blocks or batch.followers:
+            rows, states = self._end_prompt_only(rows, states)
         if rows:
             self._sample(rows, states)
 
