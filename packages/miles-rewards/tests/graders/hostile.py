@@ -122,3 +122,14 @@ def the_same_mapping_changed(value):
 
 def half_of_a_pair(value):
     return (float(value % 2), "odd" if value % 2 else "even")
+
+
+class Unreadable:
+    """Pickles, but cannot be read back."""
+
+    def __reduce__(self):
+        return refuse, ()
+
+
+def refuse():
+    raise ValueError("unreadable")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import pickle
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from miles.core.protocols.reward import RewardOutcome
 from miles.rewards.math.boxed import last_boxed
+from miles.rewards.pool.calls import single_block
 from miles.rewards.verdict import failed, outcome_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class GraderScorer:
         outcomes = {call: self._recall(call) for call in packed if isinstance(call, bytes)}
         new = [call for call, outcome in outcomes.items() if outcome is None]  # equal ones are graded once
         if new:
-            results = await self._context.pool.run_packed(self._job, new, timeout_s=self._timeout_s)
+            results = await self._context.pool.run_blocks(self._job, new, timeout_s=self._timeout_s)
             outcomes |= {call: self._outcome(call, result) for call, result in zip(new, results, strict=True)}
         graded = (outcomes[call] if isinstance(call, bytes) else call for call in packed)
         return [outcome for outcome in graded if outcome is not None]
@@ -105,7 +105,7 @@ class GraderScorer:
         """What a worker gets, or why it gets nothing."""
         response = self._graded(sample.response or "")
         try:
-            return pickle.dumps((response, sample.label, self._relevant(sample.metadata)), protocol=5)
+            return single_block((response, sample.label, self._relevant(sample.metadata)))
         except Exception as error:
             detail = f"label or metadata cannot be sent to a worker ({type(error).__name__}: {error})"
             return failed("error", detail[:300], self._grader.failure_score)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from miles.rewards.pool.ticket import Span
 
-_BATCH_S = 0.02
+_BATCH_S = 0.05
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
 _MAX_BATCH = 4096
-_UNKNOWN_COST_S = 0.002
+_UNKNOWN_COST_S = 0.005
 _LEAST_COST_S = 1e-6
 
 

@@ -1,7 +1,7 @@
 """What a worker is asked: the calls of a batch in one message.
 
-A pickled heading, then the pickled arguments of one call after the other: they were pickled once, by whoever asked, and
-are neither copied nor looked at before the call is made.
+A pickled heading, then blocks of pickled arguments: they were pickled once, by whoever asked, and are neither copied
+nor looked at before their calls are made.
 """
 
 from __future__ import annotations
@@ -28,25 +28,29 @@ class Batch(NamedTuple):
     serial: int
     definitions: list[tuple[int, str, bytes]]
     """Key, name and pickled leading arguments of functions that the worker does not know yet."""
-    runs: list[tuple[int, int]]
-    """Key of a function, and how many of the next calls are its."""
+    runs: list[tuple[int, int, int]]
+    """Key of a function, how many of the next blocks are its, and how many calls of the first of them to pass over."""
     lengths: array[int]
-    """Bytes of each call's arguments."""
+    """Bytes of each block."""
+    counts: array[int]
+    """Calls to be made of each block."""
     start: int
-    """Where in the message the first call's arguments begin."""
+    """Where in the message the first block begins."""
 
 
 def write_batch(serial: int, jobs: Sequence[Job], spans: Sequence[Span]) -> list[Buffer]:
     """The message, in pieces.  ``jobs`` are those that the worker hears of for the first time."""
     pieces: list[Buffer] = []
-    lengths = array("Q")
+    runs: list[tuple[int, int, int]] = []
+    lengths, counts = array("Q"), array("Q")
     for span in spans:
-        piece, sizes = span.ticket.calls.part(span.start, span.stop)
-        pieces.append(piece)
-        lengths.extend(sizes)
+        part = span.ticket.calls.part(span.start, span.stop)
+        pieces.append(part.blocks)
+        runs.append((span.ticket.job.key, len(part.lengths), part.skip))
+        lengths.extend(part.lengths)
+        counts.extend(part.counts)
     definitions = [(job.key, job.function, job.packed) for job in jobs]
-    runs = [(span.ticket.job.key, span.size) for span in spans]
-    heading = pickle.dumps((serial, definitions, runs, lengths), protocol=5)
+    heading = pickle.dumps((serial, definitions, runs, lengths, counts), protocol=5)
     if len(pieces) > _MANY_PIECES:
         pieces = [b"".join(pieces)]
     return [_HEADING.pack(len(heading)) + heading, *pieces]
@@ -55,5 +59,5 @@ def write_batch(serial: int, jobs: Sequence[Job], spans: Sequence[Span]) -> list
 def read_batch(message: memoryview) -> Batch:
     """The batch in a message of the pool's own."""
     start = _HEADING.size + _HEADING.unpack_from(message)[0]
-    serial, definitions, runs, lengths = pickle.loads(message[_HEADING.size : start])  # noqa: S301
-    return Batch(serial, definitions, runs, lengths, start)
+    serial, definitions, runs, lengths, counts = pickle.loads(message[_HEADING.size : start])  # noqa: S301
+    return Batch(serial, definitions, runs, lengths, counts, start)

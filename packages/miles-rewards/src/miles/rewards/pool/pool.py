@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import pickle
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from miles.rewards.pool.calls import Calls, single_block
 from miles.rewards.pool.job import Job, Limits, Result
 from miles.rewards.pool.keeper import Keeper
-from miles.rewards.pool.ticket import Calls, LoopSink, ThreadSink, Ticket
+from miles.rewards.pool.ticket import LoopSink, ThreadSink, Ticket
 
 
 class Pool:
@@ -65,16 +65,16 @@ class Pool:
     async def run(self, job: Job, *arguments: Any, timeout_s: float | None = None) -> Result:
         """Call ``job`` with ``arguments`` in a worker.  Cancelling gives its place in the queue back."""
         try:
-            packed = pickle.dumps(arguments, protocol=5)
+            block = single_block(arguments)
         except Exception as error:
             return _unsendable(error)
-        return (await self.run_packed(job, [packed], timeout_s=timeout_s))[0]
+        return (await self.run_blocks(job, [block], timeout_s=timeout_s))[0]
 
-    async def run_packed(self, job: Job, arguments: Iterable[bytes], *, timeout_s: float | None = None) -> list[Result]:
-        """``run_many`` with pickled tuples of arguments."""
+    async def run_blocks(self, job: Job, blocks: Iterable[bytes], *, timeout_s: float | None = None) -> list[Result]:
+        """``run_many`` with arguments that ``single_block`` has pickled."""
         calls = Calls()
-        for packed in arguments:
-            calls.add(packed)
+        for block in blocks:
+            calls.add(block)
         return await self._run_all(job, calls, timeout_s)
 
     async def run_many(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import sub
-from typing import Any, Protocol
+from typing import Protocol
 
+from miles.rewards.pool.calls import Calls
 from miles.rewards.pool.job import Job, Result
 
 _PENDING = Result("error", detail="not called yet")
@@ -24,40 +23,6 @@ class Sink(Protocol):
 
     def flush(self) -> None:
         """Hand over what was noted."""
-
-
-class Calls:
-    """Arguments of calls: pickled tuples, one behind the other, so that neighbours are sent as they lie there."""
-
-    __slots__ = ("_buffer", "_ends")
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._ends = [0]
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def add(self, arguments: bytes) -> None:
-        """Put one call last."""
-        self._buffer += arguments
-        self._ends.append(len(self._buffer))
-
-    def pack(self, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Exception]]:
-        """Put calls with ``items`` last; the places of those that cannot be pickled, and why, as they turn up."""
-        buffer, ends, dumps = self._buffer, self._ends, pickle.dumps
-        for place, arguments in enumerate(items):
-            try:
-                buffer += dumps(arguments, 5)
-            except Exception as error:
-                yield place, error
-            else:
-                ends.append(len(buffer))
-
-    def part(self, start: int, stop: int) -> tuple[memoryview, list[int]]:
-        """Calls ``start`` to ``stop - 1``, and the bytes of each.  No more calls can be added then."""
-        ends = self._ends[start : stop + 1]
-        return memoryview(self._buffer)[ends[0] : ends[-1]], list(map(sub, ends[1:], ends))
 
 
 class Ticket:

@@ -1,0 +1,111 @@
+"""Arguments of calls on their way to a worker: pickled in blocks of neighbours.
+
+A block costs half of what as many pickles of one call do.  Only plain data stands in blocks of more than one call:
+reading it back runs nobody's code, so that arguments that cannot be read, or that hang or kill who reads them, cost
+their own call only.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import sub
+from typing import Any, NamedTuple
+
+_BLOCK_CALLS = 32
+_BLOCK_BYTES = 4 << 20
+"""Longer texts go one by one: a worker's memory is limited."""
+
+Arguments = tuple[Any, ...]
+
+
+class Part(NamedTuple):
+    """Neighbouring calls, as blocks that hold them."""
+
+    blocks: memoryview
+    lengths: list[int]
+    """Bytes of each block."""
+    skip: int
+    """Calls of the first block that come before the part."""
+    counts: list[int]
+    """Calls of the part in each block."""
+
+
+class Calls:
+    """Blocks, one behind the other, so that neighbours are sent as they lie there."""
+
+    __slots__ = ("_buffer", "_ends", "_firsts")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._ends = [0]
+        self._firsts = [0]
+        """The number of each block's first call, and that of the next one to come."""
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
+
+    def add(self, block: bytes, num_calls: int = 1) -> None:
+        """Put a block last."""
+        self._buffer += block
+        self._ends.append(len(self._buffer))
+        self._firsts.append(self._firsts[-1] + num_calls)
+
+    def pack(self, items: Iterable[Arguments]) -> Iterator[tuple[int, Exception]]:
+        """Put calls with ``items`` last; the places of those that cannot be pickled, and why, as they turn up."""
+        rest, place = iter(items), 0
+        while neighbours := list(islice(rest, _BLOCK_CALLS)):
+            block = _plain_block(neighbours)
+            if block is not None:
+                self.add(block, len(neighbours))
+            else:
+                yield from self._pack_one_by_one(neighbours, place)
+            place += len(neighbours)
+
+    def _pack_one_by_one(self, items: Sequence[Arguments], place: int) -> Iterator[tuple[int, Exception]]:
+        for number, arguments in enumerate(items, place):
+            try:
+                self.add(single_block(arguments))
+            except Exception as error:
+                yield number, error
+
+    def part(self, start: int, stop: int) -> Part:
+        """Calls ``start`` to ``stop - 1``.  No more calls can be added then."""
+        low, high = bisect_right(self._firsts, start) - 1, bisect_left(self._firsts, stop)
+        ends, firsts = self._ends[low : high + 1], self._firsts[low : high + 1]
+        bounds = [start, *firsts[1:-1], stop]
+        return Part(
+            blocks=memoryview(self._buffer)[ends[0] : ends[-1]],
+            lengths=list(map(sub, ends[1:], ends)),
+            skip=start - firsts[0],
+            counts=list(map(sub, bounds[1:], bounds)),
+        )
+
+
+def single_block(arguments: Arguments) -> bytes:
+    """The block of one call.  Fails as pickling fails."""
+    return pickle.dumps([arguments], protocol=5)
+
+
+def _plain_block(items: list[Arguments]) -> bytes | None:
+    """The block of several calls, if they are of plain data and not too long."""
+    file = io.BytesIO()
+    try:
+        _PlainPickler(file).dump(items)
+    except Exception:  # whatever it is: it will happen again to the one call that it belongs to
+        return None
+    return file.getvalue() if file.tell() <= _BLOCK_BYTES else None
+
+
+class _PlainPickler(pickle.Pickler):
+    """Refuses what is not plain data, and keeps calls apart that share a list or a mapping."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.fast = True  # no references from one call to what another holds
+
+    def reducer_override(self, value: Any) -> Any:
+        raise pickle.PicklingError(f"a {type(value).__name__} is not plain data")
