@@ -37,8 +37,7 @@ class AsgiProxy:
         finally:
             self._lookout.discard(exchange)
             exchange.stop_watching()
-            if not exchange.ended:
-                exchange.client_gone()
+            exchange.client_gone()
 
 
 class Lookout:
