@@ -191,12 +191,13 @@ def test_a_new_engine_beside_others_that_work_gets_the_weights_that_they_have():
         supply.stop()
 
 
-def test_when_an_update_lost_all_engines_the_next_one_gets_the_trainers_weights_not_what_was_half_sent():
+def test_when_an_update_lost_all_engines_it_waits_for_the_next_one_which_gets_the_trainers_weights():
     rollout, repeated = FakeRollout(), []
 
     def lose_all(urls, version):
-        if version == 3 and rollout.urls:
+        if version == 3 and urls != ["c"]:
             rollout.urls = []
+            threading.Timer(0.05, lambda: rollout.urls.append("c")).start()
             raise EngineError("nobody answers")
 
     actors = FakeActors(lose_all)
@@ -205,15 +206,21 @@ def test_when_an_update_lost_all_engines_the_next_one_gets_the_trainers_weights_
     supply.start()
     try:
         supply.update(2)
-        assert supply.update(3) is None
-        rollout.waiting = ["c"]
-        wait_until(lambda: not rollout.waiting)
+        assert supply.update(3).bytes == 1
         assert actors.pushes[-1] == (["c"], 3)
         rollout.waiting = ["d"]
         wait_until(lambda: not rollout.waiting)
         assert repeated == [(["d"], 3)]
     finally:
         supply.stop()
+
+
+def test_an_update_that_lost_all_engines_ends_when_no_more_are_started():
+    rollout = FakeRollout()
+    rollout.urls = []
+    threading.Timer(0.05, lambda: setattr(rollout, "dead", "given up after 3 engines")).start()
+    with pytest.raises(EngineError, match="given up after 3 engines"):
+        WeightSupply(rollout, FakeActors(), replaces=True, repeats=True).update(3)
 
 
 def test_engines_that_are_lost_asleep_leave_their_memory_to_their_successors():

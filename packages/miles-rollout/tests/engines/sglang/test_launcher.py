@@ -12,7 +12,7 @@ from engine_models import save_model
 from sglang_environment import python_with_sglang
 
 from miles.core.protocols.engine import EngineSpec
-from miles.rollout.engines.sglang.launcher import SGLangEngine, server_options
+from miles.rollout.engines.sglang.launcher import SGLangEngine, server_options, server_variables
 from miles.rollout.servers import free_ports
 
 
@@ -46,6 +46,12 @@ def test_on_accelerators_the_server_is_its_own(tmp_path):
     options = server_options(spec(tmp_path, num_gpus=4, first_gpu=2))
     assert (options["tp_size"], options["base_gpu_id"], options["mem_fraction_static"]) == (4, 2, 0.9)
     assert not {"device", "attention_backend", "max_total_tokens"} & {k for k, v in options.items() if v is not None}
+
+
+def test_a_server_that_gives_memory_up_generates_for_nobody_who_asks_for_its_health(tmp_path):
+    name = "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"
+    assert server_variables(spec(tmp_path, releases_memory=True))[name] == "false"
+    assert name not in server_variables(spec(tmp_path))
 
 
 def descendants(pid: int) -> set[int]:

@@ -93,17 +93,27 @@ class WeightSupply:
         """Bring every engine to the trainer's weights, which are ``version``; None where there is no engine.
 
         An engine that is lost meanwhile is left out when it is being replaced; otherwise EngineError says who it was.
+        When all of them are, and the trainer would go on to weights that nobody asked for, the first new one is awaited.
         """
         with self._busy:
             self._version = version
-            while urls := self._rollout.engine_urls():
+            while urls := self._rollout.engine_urls() or self._successors():
                 try:
                     return self._push(urls, version, self._send)
                 except EngineError:
                     if not self._lost_one_of(urls):
                         raise
-            self._turns.for_generating()  # those that are to come need the memory that the lost ones had given up
             return None
+
+    def _successors(self) -> Sequence[str]:
+        """Addresses of new engines where all are lost; none where the trainer can serve them when they come."""
+        self._turns.for_generating()  # those that are to come need the memory that the lost ones had given up
+        urls: Sequence[str] = ()
+        while self._repeats and not urls:
+            time.sleep(_LOOK_INTERVAL_S)
+            self._rollout.check_alive()  # EngineError when no more are started
+            urls = self._rollout.engine_urls()
+        return urls
 
     def _push(self, urls: Sequence[str], version: int, send: Callable[[list[str], int], SyncReport]) -> SyncReport:
         updated: Sequence[str] = ()

@@ -37,7 +37,7 @@ class SGLangEngine:
         environment = Environment.of(spec.options)
         module = "miles_sglang.serve" if spec.num_gpus else "miles_sglang.serve_cpu"
         command = [str(environment.python), "-m", module, *arguments_of(server_options(spec))]
-        process = ChildProcess(command, env=_variables(spec), log_path=spec.log_path, name=f"engine {spec.index}")
+        process = ChildProcess(command, env=server_variables(spec), log_path=spec.log_path, name=f"engine {spec.index}")
         return LaunchedEngine(f"http://{spec.host}:{spec.port}", process, drain_s=_DRAIN_S)
 
     def check(self, options: dict[str, Any]) -> list[str]:
@@ -80,13 +80,17 @@ def _dtype(spec: EngineSpec) -> str:
     return "bfloat16" if stored == "bfloat16" else "float32"
 
 
-def _variables(spec: EngineSpec) -> dict[str, str]:
+def server_variables(spec: EngineSpec) -> dict[str, str]:
+    """Environment variables of the server."""
     variables = {
         "PYTHONPATH": str(SERVER_PACKAGES),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(spec.num_threads),
     }
+    if spec.releases_memory:
+        # /health, which routers ask, would generate: a server that is to give memory up dies of not being idle.
+        variables["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
     if spec.num_gpus == 0:
         # Threads that wait by spinning would take the trainer's cores.
         variables |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_WAIT_POLICY": "passive"}
