@@ -47,6 +47,21 @@ def test_a_share_is_not_exceeded():
     assert len(backlog) == 2
 
 
+def test_a_batch_of_long_texts_has_a_limit_in_bytes():
+    calls = Calls()
+    for _ in range(200):
+        calls.add(bytes(4 << 20))
+    backlog, long = Backlog(), Ticket(JOB, calls, 1.0, ThreadSink())
+    backlog.learn(whole(long), 1e-5)
+    backlog.add([whole(long)])
+    taken = []
+    while backlog:
+        (span,) = backlog.take(share=200)
+        assert calls.num_bytes(span.start, span.stop) <= 16 << 20
+        taken += range(span.start, span.stop)
+    assert taken == list(range(200))
+
+
 def test_cancelled_calls_are_passed_over():
     backlog = Backlog()
     gone, here = ticket(3), ticket(2)

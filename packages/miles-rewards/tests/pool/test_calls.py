@@ -30,6 +30,20 @@ def test_any_part_holds_its_own_calls(count, data):
     assert read(packed(items).part(start, stop)) == items[start:stop]
 
 
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.data())
+def test_calls_that_fit_are_whole_blocks_and_those_of_one_at_least(sizes, data):
+    calls = Calls()
+    for size in sizes:
+        calls.add(bytes(size), num_calls=size)
+    start = data.draw(st.integers(0, len(calls) - 1))
+    room = data.draw(st.integers(0, 40))
+    fitting = calls.num_fitting(start, room)
+    first = next(number for number in range(len(sizes)) if sum(sizes[: number + 1]) > start)
+    alone = sum(sizes[: first + 1]) - start
+    assert 1 <= alone <= fitting
+    assert fitting == alone or calls.num_bytes(start, start + fitting) <= room
+
+
 def test_neighbours_of_plain_data_stand_in_one_block():
     assert packed([("text", 1, {}, [None, 0.5])] * 32).part(0, 32).counts == [32]
 

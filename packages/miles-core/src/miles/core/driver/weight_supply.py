@@ -93,7 +93,7 @@ class WeightSupply:
         """Bring every engine to the trainer's weights, which are ``version``; None where there is no engine.
 
         An engine that is lost meanwhile is left out when it is being replaced; otherwise EngineError says who it was.
-        When all of them are, and the trainer would go on to weights that nobody asked for, the first new one is awaited.
+        When all of them are, and the trainer would go on to other weights meanwhile, the first new one is awaited.
         """
         with self._busy:
             self._version = version

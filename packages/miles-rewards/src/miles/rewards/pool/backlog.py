@@ -10,6 +10,8 @@ from miles.rewards.pool.ticket import Span
 _BATCH_S = 0.05
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
 _MAX_BATCH = 4096
+_BATCH_BYTES = 16 << 20
+"""A worker holds a whole batch, and its memory is limited."""
 _UNKNOWN_COST_S = 0.005
 _LEAST_COST_S = 1e-6
 
@@ -47,23 +49,29 @@ class Backlog:
     def take(self, share: int) -> list[Span]:
         """The next calls: at most ``share``, about ``_BATCH_S`` of work.  A call that killed a worker goes alone."""
         batch: list[Span] = []
-        room, room_s = min(share, _MAX_BATCH), _BATCH_S
-        while self._spans and room and (room_s > 0 or not batch):
+        room, room_s, room_bytes = min(share, _MAX_BATCH), _BATCH_S, _BATCH_BYTES
+        while self._spans and room and ((room_s > 0 and room_bytes > 0) or not batch):
             if self._spans[0].retried and batch:
                 break
-            span = self._next(room, room_s)
+            span = self._next(room, room_s, room_bytes)
             if span.ticket.cancelled:
                 continue
             batch.append(span)
             room -= span.size
             room_s -= span.size * self._cost(span)
+            room_bytes -= span.ticket.calls.num_bytes(span.start, span.stop)
             if span.retried:
                 break
         return batch
 
-    def _next(self, room: int, room_s: float) -> Span:
+    def _next(self, room: int, room_s: float, room_bytes: int) -> Span:
         span = self._spans.popleft()
-        fitting = min(span.size, room, int(room_s / self._cost(span)) + 1)
+        fitting = min(
+            span.size,
+            room,
+            int(room_s / self._cost(span)) + 1,
+            span.ticket.calls.num_fitting(span.start, room_bytes),
+        )
         if fitting < span.size and not span.ticket.cancelled:
             self._spans.appendleft(span.part(fitting, span.size))
             span = span.part(0, fitting)

@@ -72,6 +72,17 @@ class Calls:
             except Exception as error:
                 yield number, error
 
+    def num_fitting(self, start: int, num_bytes: int) -> int:
+        """How many calls from ``start`` on stand in blocks of ``num_bytes`` together; those of one block at least."""
+        low = bisect_right(self._firsts, start) - 1
+        high = max(low + 1, bisect_right(self._ends, self._ends[low] + num_bytes) - 1)
+        return self._firsts[high] - start
+
+    def num_bytes(self, start: int, stop: int) -> int:
+        """Of the blocks that hold calls ``start`` to ``stop - 1``."""
+        low, high = bisect_right(self._firsts, start) - 1, bisect_left(self._firsts, stop)
+        return self._ends[high] - self._ends[low]
+
     def part(self, start: int, stop: int) -> Part:
         """Calls ``start`` to ``stop - 1``.  No more calls can be added then."""
         low, high = bisect_right(self._firsts, start) - 1, bisect_left(self._firsts, stop)
