@@ -48,11 +48,10 @@ class Runner:
     def call(self, command: Callable[[Scheduler], Result]) -> Future[Result]:
         """Like ``post``, with the result."""
         future: Future[Result] = Future()
-        if self.failure is not None:
-            future.set_exception(EngineError(f"the engine failed: {self.failure!r}"))
-            return future
         self._commands.append((lambda: command(self._scheduler), future))  # type: ignore[arg-type]
         self._wake.set()
+        if self.failure is not None:  # looked at last: whoever fails meanwhile refuses what is there
+            self._refuse_commands(self.failure)
         return future
 
     def _run(self) -> None:
@@ -87,7 +86,10 @@ class Runner:
                 raise
 
     def _refuse_commands(self, error: BaseException) -> None:
-        while self._commands:
-            _, future = self._commands.popleft()
+        while True:
+            try:
+                _, future = self._commands.popleft()
+            except IndexError:  # this thread's or another's were the last
+                return
             if future is not None:
                 future.set_exception(EngineError(f"the engine failed: {error!r}"))
