@@ -27,6 +27,7 @@ def test_a_kl_penalty_that_shapes_rewards_is_accepted():
         (("--use-rollout-logprobs", "--use-rs"), "--use-rs and --use-rollout-logprobs"),
         (("--use-rollout-logprobs", "--keep-old-actor"), "--keep-old-actor has no effect"),
         (("--debug-train-only", "--keep-old-actor"), "--debug-train-only has no engines"),
+        (("--use-routing-replay", "--keep-old-actor"), "would record the routing of one"),
         (("--use-tis", "--tis-mode", "clip"), "--tis-mode has no effect"),
         (("--use-tis", "--rs-upper-bound", "3"), "--rs-upper-bound has no effect"),
         (("--use-tis", "--tis-clip-low", "3"), "--tis-clip-low 3.0 is above --tis-clip 2.0"),

@@ -54,6 +54,7 @@ def check_critic(config: Config) -> Iterator[str]:
 
 def check_old_actor(config: Config) -> Iterator[str]:
     """There are weights to keep, and log-probabilities to compute with them."""
+    algorithm = config[Algorithm]
     if not config[Training].keep_old_actor:
         return
     if config[Debug].debug_train_only:
@@ -61,7 +62,13 @@ def check_old_actor(config: Config) -> Iterator[str]:
             "--keep-old-actor keeps the weights that engines get, and --debug-train-only has no engines. Leave one of "
             "them out"
         )
-    if not required_inputs(ObjectiveSpec.from_flags(config)).old_logp:
+    if algorithm.use_routing_replay and not algorithm.use_rollout_routing_replay:
+        yield (
+            "--keep-old-actor computes log-probabilities with several versions of the weights, and "
+            "--use-routing-replay would record the routing of one. Leave one of them out, or replay the engine's "
+            "(--use-rollout-routing-replay)"
+        )
+    if not required_inputs(ObjectiveSpec.from_flags(algorithm)).old_logp:
         yield (
             "--keep-old-actor has no effect: this objective compares with no old log-probabilities of the trainer "
             "(--use-rollout-logprobs takes the engine's). Leave one of them out"
