@@ -7,7 +7,7 @@ import sys
 
 import httptools
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from miles.router import asgi_cycle
@@ -170,6 +170,21 @@ async def test_receive_hears_that_the_answer_is_complete_and_that_the_client_lef
     assert then == {"type": "http.disconnect"}
 
 
+async def test_white_space_around_a_value_is_no_part_of_it(serve):
+    seen = []
+
+    async def act(scope, receive, send):
+        seen.append(dict(scope["headers"])[b"x-custom"])
+        await send(START)
+        await send(END)
+
+    client = await (await serve(act)).connect()
+    for rest in (b"\r\n", b"Content-Length: 0\r\n\r\n"):  # left to the parser, read in one pass
+        await client.send(b"GET / HTTP/1.1\r\nhost: a\r\nx-custom: \t b c \t\r\n" + rest)
+        assert (await client.response()).body == b"end"
+    assert seen == [b"b c", b"b c"]
+
+
 async def test_nothing_is_remembered_for_ever(serve, monkeypatch):
     monkeypatch.setattr(asgi_cycle, "_MAX_KNOWN_LINES", 2)
     headers = [(b"x-%d" % number, b"1") for number in range(5)]
@@ -188,7 +203,7 @@ class Seen:
         self.target = url
 
     def on_header(self, name, value):
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # as the protocol does
 
 
 NAMES = st.sampled_from(["Accept", "x-custom", "connection", "COOKIE"])
@@ -199,6 +214,7 @@ TARGETS = st.sampled_from(["/", "/generate?a=b", "/a%20b", "//x", "/a?", "/a;b?c
 
 @settings(max_examples=200, deadline=None)
 @given(TARGETS, FIELDS, FIELDS)
+@example("/", [("Accept", ":", " 0 \t")], [("x-custom", ":", "0 ")])
 def test_a_plain_head_means_what_the_parser_says(target, earlier, later):
     def lines(fields):
         return "".join(f"{name}{colon}{value}\r\n" for name, colon, value in fields)

@@ -47,7 +47,7 @@ class Seen:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        self.headers.append((name, value.rstrip(b" \t")))  # as the protocol does
 
     def on_body(self, body: bytes) -> None:
         self.body += body

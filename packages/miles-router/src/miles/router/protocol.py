@@ -91,6 +91,7 @@ class RouterProtocol(HttpToolsProtocol):
         if not self._in_head:  # a trailer
             return
         name = name.lower()
+        value = value.rstrip(b" \t")  # no part of a value (RFC 9112, 5.1); the parser leaves it
         self.headers.append((name, value))
         if name in _NOTED:
             self._note(name, value)
@@ -210,7 +211,7 @@ class RouterProtocol(HttpToolsProtocol):
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         elif name == b"transfer-encoding":
-            self._transfer_coding = self._transfer_coding + value.strip().lower()
+            self._transfer_coding = self._transfer_coding + value.lower()
 
     def _objection(self, version: str, method: bytes) -> Refusal | None:
         """Why a request is not served, if there is a reason in its head."""
