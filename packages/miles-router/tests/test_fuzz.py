@@ -51,7 +51,9 @@ async def fuzzed(request, make_worker, make_router):
     return worker, await make_router(worker, hot_path=request.param, health_check_interval_s=60, **limits)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 async def test_any_framing_in_any_pieces_keeps_its_meaning(fuzzed, data):
     fields, answer_fields = data.draw(FIELDS), data.draw(FIELDS)
@@ -83,7 +85,9 @@ async def test_any_framing_in_any_pieces_keeps_its_meaning(fuzzed, data):
     await router.settled()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 async def test_whoever_leaves_early_every_request_is_counted_once(fuzzed, data):
     answer = message("HTTP/1.1 200 OK", [], data.draw(BODIES), data.draw(st.sampled_from(["length", "chunked"])), [100])
@@ -111,7 +115,9 @@ async def test_whoever_leaves_early_every_request_is_counted_once(fuzzed, data):
     await router.settled()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.binary(min_size=1, max_size=300), st.integers(0, 20))
 async def test_random_bytes_from_clients_do_no_harm(fuzzed, noise, keep):
     _, router = fuzzed
