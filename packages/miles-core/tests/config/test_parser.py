@@ -54,6 +54,19 @@ def test_an_unknown_flag_is_answered_with_the_nearest():
     assert "Did you mean --eps-clip-high?" in problem
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("--hlep", "--help"),
+        ("--seeed", "--seed"),
+        ("--batch-size", "--rollout-batch-size or --micro-batch-size or --global-batch-size"),
+    ],
+)
+def test_what_may_have_been_meant_is_named(written, meant):
+    (problem,) = parse([written, "1"], build_table([("miles-core", GROUPS)])).problems
+    assert problem.endswith(f"Did you mean {meant}?")
+
+
 def test_all_unknown_flags_are_reported():
     parsed = parse(["--foo", "1", "--lr", "2", "--bar"], flag_table())
     assert len(parsed.problems) == 2

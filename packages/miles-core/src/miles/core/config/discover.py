@@ -57,11 +57,18 @@ class FlagTable:
         found = (spec for prefix, spec in self.capturing.items() if spelling.startswith(prefix) and spelling != prefix)
         return next(found, None)
 
-    def nearest(self, name: str) -> str | None:
-        """Spelling that resembles ``name`` most, if any does."""
-        wanted = "--" + name.lstrip("-").replace("_", "-")
-        matches = difflib.get_close_matches(wanted, self.by_spelling, n=1, cutoff=0.6)
-        return matches[0] if matches else None
+    def resembling(self, name: str) -> list[str]:
+        """At most three spellings that may have been meant by ``name``, the likeliest first: those that hold every word of
+        it, else those that differ by a slip of the hand."""
+        wanted = name.lstrip("-").replace("_", "-")
+        names = [spelling.removeprefix("--") for spelling in ("--help", "--config", *self.by_spelling)]
+        words = set(wanted.split("-"))
+        holding = sorted((name for name in names if words <= set(name.split("-"))), key=lambda name: name.count("-"))
+        if holding:
+            return ["--" + name for name in holding[:3]]
+        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
+        likeness = [difflib.SequenceMatcher(None, wanted, name).ratio() for name in close]
+        return ["--" + name for name, ratio in zip(close, likeness, strict=True) if ratio > likeness[0] - 0.06]
 
 
 @cache

@@ -62,8 +62,8 @@ def _spelling(key: str) -> str:
 
 
 def _unknown(path: str, key: str, table: FlagTable) -> str:
-    nearest = table.nearest(key)
-    hint = f" Did you mean {nearest.removeprefix('--')}?" if nearest else ""
+    meant = " or ".join(spelling.removeprefix("--") for spelling in table.resembling(key))
+    hint = f" Did you mean {meant}?" if meant else ""
     return (
         f"{path}: {key} is not the name of a flag.{hint} Values for your own functions belong into a file of "
         "--custom-config-path"

@@ -141,6 +141,6 @@ def explain_unknown(spelling: str, table: FlagTable) -> str:
     )
     if owner in plugins.OWN_DISTRIBUTIONS and owner not in installed:
         return f"{spelling} belongs to {owner}, which is not installed: pip install {owner}"
-    nearest = table.nearest(spelling)
-    hint = f" Did you mean {nearest}?" if nearest else " `miles train --help` lists all flags"
+    meant = " or ".join(table.resembling(spelling))
+    hint = f" Did you mean {meant}?" if meant else " `miles train --help` lists all flags"
     return f"{spelling} is not a flag.{hint}"

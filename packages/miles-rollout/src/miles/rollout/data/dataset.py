@@ -100,7 +100,7 @@ def _raise_malformed(files: list[Rows], form: PromptFormat) -> None:
                     problems.append(f"{rows.where(index)}: {error}")
     if total:
         rest = f"\n  ... and {total - len(problems)} more" if total > len(problems) else ""
-        raise DataError(f"{total} malformed rows:\n  " + "\n  ".join(problems) + rest)
+        raise DataError(f"{total} malformed {'row' if total == 1 else 'rows'}:\n  " + "\n  ".join(problems) + rest)
 
 
 def _short_enough(dataset: PromptDataset, tokenizer: ChatTokenizer, limit: int) -> npt.NDArray[np.bool_]:
