@@ -58,8 +58,10 @@ class FlagTable:
         return next(found, None)
 
     def resembling(self, name: str) -> list[str]:
-        """At most three spellings that may have been meant by ``name``, the likeliest first: those that hold every word of
-        it, else those that differ by a slip of the hand."""
+        """At most three spellings that may have been meant by ``name``, the likeliest first.
+
+        They hold every word of it; or, if there are none, differ by a slip of the hand.
+        """
         wanted = name.lstrip("-").replace("_", "-")
         names = [spelling.removeprefix("--") for spelling in ("--help", "--config", *self.by_spelling)]
         words = set(wanted.split("-"))
