@@ -8,7 +8,10 @@ import pytest
 
 from miles.core.errors import DataError
 from miles.core.report import write_report
+from miles.core.report.page import render
 from miles.core.run_directory import RunDirectory
+from miles.core.tracking import names
+from miles.core.tracking.jsonl import JsonlTracker
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -64,6 +67,15 @@ def test_text_of_a_model_cannot_leave_its_place(run):
     page = outline(write_report(run.path))
     assert json.loads(page.texts["data"])["comparisons"][0]["pairs"][0]["prompt"] == hostile
     assert hostile not in run.report.read_text()
+
+
+def test_what_looks_wrong_stands_at_the_head(run):
+    assert '<ul class="notes" aria-label="What looks wrong"></ul>' in render(run)
+    tracker = JsonlTracker(None, run.path)
+    for rollout_id in (40, 41):
+        tracker.log({names.TRUNCATED: 1.0}, step=rollout_id, kind="rollout", rollout_id=rollout_id)
+    tracker.close()
+    assert "<li>rollout 42: 100% of the responses are cut off" in render(run)
 
 
 def test_the_page_can_be_written_elsewhere(run, tmp_path):

@@ -50,6 +50,20 @@ def test_a_rollout_is_one_line():
     )
 
 
+def test_what_looks_wrong_follows_the_line_of_its_rollout(tmp_path, capsys):
+    cut = {**ROLLOUT, names.TRUNCATED: 1.0}
+    for first in (0, 3):  # started, and continued
+        tracker, file = ConsoleTracker(Config(), tmp_path), JsonlTracker(None, tmp_path)
+        for rollout_id in range(first, first + 3):
+            tracker.log(cut, step=rollout_id, kind="rollout", rollout_id=rollout_id)
+            file.log(cut, step=rollout_id, kind="rollout", rollout_id=rollout_id)
+        tracker.close()
+        file.close()
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("note: rollout 2: 100% of the responses")]
+    assert lines[at - 1].startswith("rollout 2/80")
+
+
 def test_an_evaluation_shows_the_first_and_the_last_score():
     board = Scoreboard()
     board.add({"eval/add": 0.05}, kind="eval", rollout_id=0)

@@ -53,6 +53,7 @@ def render(run: RunDirectory) -> str:
         headline=html.escape(summary.headline(config)),
         results="".join(map(_result, results)),
         facts="".join(map(_fact, facts)),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in summary.notes(records)),
         style=_asset(STYLE),
         script="\n".join(map(_asset, SCRIPTS)),
         data=_embedded(data),

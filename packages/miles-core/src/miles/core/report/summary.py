@@ -13,7 +13,7 @@ from typing import Any
 from miles.core.report.results import Evaluation
 from miles.core.tracking import names
 from miles.core.tracking.jsonl import Record
-from miles.core.tracking.scoreboard import duration, number
+from miles.core.tracking.scoreboard import Scoreboard, duration, number
 
 Config = dict[str, Any]
 Fact = dict[str, str]
@@ -66,6 +66,14 @@ def facts(config: Config, records: Sequence[Record]) -> list[Fact]:
         ("Time", _times(records)),
     ]
     return [{"name": name, "value": str(value)} for name, value in table if value not in (None, "")]
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """What looks wrong, as the terminal said it."""
+    board = Scoreboard()
+    for record in records:
+        board.replay(record)
+    return board.notes
 
 
 def model_name(checkpoint: str | None) -> str | None:

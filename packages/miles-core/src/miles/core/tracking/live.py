@@ -49,7 +49,10 @@ class LiveView:
         table.add_column()
         for row in self._rows():
             table.add_row(*row)
-        return Panel(Group(self._progress(), Text(), table), title=self._title, title_align="left", border_style="dim")
+        notes = [Text(note, style="yellow") for note in self._board.notes]
+        return Panel(
+            Group(self._progress(), Text(), table, *notes), title=self._title, title_align="left", border_style="dim"
+        )
 
     def _progress(self) -> RenderableType:
         board = self._board

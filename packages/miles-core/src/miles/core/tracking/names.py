@@ -13,6 +13,14 @@ STEP_TIME = "perf/step_time"
 """Seconds from one rollout to the next."""
 LOSS = "train/loss"
 GRAD_NORM = "train/grad_norm"
+CLIPPED = "train/pg_clipfrac"
+DISAGREEMENT = "train/train_rollout_logprob_abs_diff"
+"""Mean over tokens of how far the log-probabilities of engine and trainer are apart, nats."""
+REWARD_FAILURES = "rollout/reward/failed"
+"""Share of the samples whose reward could not be computed."""
+NO_ANSWER = "rollout/reward/category/no_answer"
+ALL_ZERO, ALL_ONE = "rollout/zero_std/all_zero_percentage", "rollout/zero_std/all_one_percentage"
+"""Shares of the groups all of whose rewards are 0, or 1."""
 
 PHASES = {
     "perf/rollout_time": "generate",

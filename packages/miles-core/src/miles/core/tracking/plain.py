@@ -20,6 +20,7 @@ class PlainView:
         self._board = board
         self._stream = stream
         self._heartbeat_s = heartbeat_s
+        self._num_noted = len(board.notes)
         self._lock = threading.Lock()
         self._spoke = threading.Event()
         self._stopped = threading.Event()
@@ -33,6 +34,9 @@ class PlainView:
         """Say what the board learned from an event of this kind; an optimizer step alone is not worth a line."""
         if kind == "rollout":
             self._write(rollout_line(self._board))
+            for note in self._board.notes[self._num_noted :]:
+                self._write(f"note: {note}")
+            self._num_noted = len(self._board.notes)
         elif kind == "eval":
             self._write(eval_line(self._board))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from miles.core.tracking import names
+from miles.core.tracking.advice import PATIENCE, advice
 from miles.core.tracking.jsonl import Record
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -31,6 +32,10 @@ class Scoreboard:
     """Values of the metrics of rollouts and optimizer steps, in order."""
     evaluations: dict[str, list[float]] = field(default_factory=dict)
     """Mean reward by data set, one per evaluation."""
+    notes: list[str] = field(default_factory=list)
+    """What looks wrong, each said once."""
+    _suspicions: dict[str, int] = field(default_factory=dict)
+    """Rollouts in a row that gave reason to an advice, by its topic; at most PATIENCE, and then it is said."""
     waiting_for: str | None = None
     waiting_since: float = 0.0
 
@@ -44,9 +49,17 @@ class Scoreboard:
         if kind == "rollout":
             self.done = rollout_id + 1
             self.latest = {**self.step, **metrics}
+            self._look(rollout_id)
         if kind != "eval":
             for name, value in metrics.items():
                 self.history.setdefault(name, []).append(value)
+
+    def _look(self, rollout_id: int) -> None:
+        found = dict(advice(self.latest))
+        said = {topic for topic, times in self._suspicions.items() if times == PATIENCE}
+        counts = {topic: self._suspicions.get(topic, 0) + 1 for topic in found if topic not in said}
+        self._suspicions = counts | dict.fromkeys(said, PATIENCE)
+        self.notes += [f"rollout {rollout_id + 1}: {found[topic]}" for topic in counts if counts[topic] == PATIENCE]
 
     def replay(self, record: Record) -> None:
         """Take in an event of an earlier life of the run."""
