@@ -75,7 +75,7 @@ def test_what_looks_wrong_stands_at_the_head(run):
     for rollout_id in (40, 41):
         tracker.log({names.TRUNCATED: 1.0}, step=rollout_id, kind="rollout", rollout_id=rollout_id)
     tracker.close()
-    assert "<li>rollout 42: 100% of the responses are cut off" in render(run)
+    assert "<li>after 42 rollouts: 100% of the responses are cut off" in render(run)
 
 
 def test_the_page_can_be_written_elsewhere(run, tmp_path):

@@ -37,4 +37,4 @@ def test_a_note_is_written_once_and_only_of_what_lasts():
     for rollout_id, truncated in enumerate((1.0, 0.1, 1.0, 0.1, 1.0, 1.0, 1.0, 0.1, 1.0, 1.0)):
         board.add({names.TRUNCATED: truncated}, kind="rollout", rollout_id=rollout_id)
     (note,) = board.notes
-    assert note.startswith("rollout 6: 100% of the responses are cut off")
+    assert note.startswith("after 6 rollouts: 100% of the responses are cut off")

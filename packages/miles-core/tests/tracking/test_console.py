@@ -60,7 +60,7 @@ def test_what_looks_wrong_follows_the_line_of_its_rollout(tmp_path, capsys):
         tracker.close()
         file.close()
     lines = capsys.readouterr().out.splitlines()
-    (at,) = [at for at, line in enumerate(lines) if line.startswith("note: rollout 2: 100% of the responses")]
+    (at,) = [at for at, line in enumerate(lines) if line.startswith("note: after 2 rollouts: 100% of the responses")]
     assert lines[at - 1].startswith("rollout 2/80")
 
 

@@ -41,7 +41,7 @@ def render(run: RunDirectory) -> str:
     config = run.read_config()
     evaluated = evaluations(run)
     train_key = config.get("reward_key")
-    results, facts = summary.results(records, evaluated), summary.facts(config, records)
+    results, facts = summary.results(config, records, evaluated), summary.facts(config, records)
     data = {
         "charts": curves.charts(records, evaluated),
         "comparisons": samples.comparisons(run, config.get("eval_reward_key") or train_key),

@@ -31,7 +31,7 @@ def imitates(config: Config) -> bool:
     return config.get("loss_type") == "sft_loss"
 
 
-def results(records: Sequence[Record], evaluated: Sequence[Evaluation]) -> list[Fact]:
+def results(config: Config, records: Sequence[Record], evaluated: Sequence[Evaluation]) -> list[Fact]:
     """The figures to read first: before and after."""
     facts = []
     for dataset in dict.fromkeys(evaluation.dataset for evaluation in evaluated):
@@ -43,7 +43,7 @@ def results(records: Sequence[Record], evaluated: Sequence[Evaluation]) -> list[
         facts.append(_change(number(round(first.mean_length, 1)), number(round(last.mean_length, 1)), len(runs), note))
     rollouts = [record for record in records if record.kind == "rollout"]
     rewards = [record.metrics[names.REWARD] for record in rollouts if names.REWARD in record.metrics]
-    if any(rewards):
+    if any(rewards) or (rewards and (config.get("rm_type") or config.get("custom_rm_path"))):
         facts.append(_change(f"{rewards[0]:.3g}", f"{rewards[-1]:.3g}", len(rewards), "mean reward in training"))
     losses = [record.metrics[names.LOSS] for record in records if names.LOSS in record.metrics]
     if losses and not facts:

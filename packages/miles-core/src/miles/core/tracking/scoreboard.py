@@ -49,17 +49,17 @@ class Scoreboard:
         if kind == "rollout":
             self.done = rollout_id + 1
             self.latest = {**self.step, **metrics}
-            self._look(rollout_id)
+            self._look()
         if kind != "eval":
             for name, value in metrics.items():
                 self.history.setdefault(name, []).append(value)
 
-    def _look(self, rollout_id: int) -> None:
+    def _look(self) -> None:
         found = dict(advice(self.latest))
         said = {topic for topic, times in self._suspicions.items() if times == PATIENCE}
         counts = {topic: self._suspicions.get(topic, 0) + 1 for topic in found if topic not in said}
         self._suspicions = counts | dict.fromkeys(said, PATIENCE)
-        self.notes += [f"rollout {rollout_id + 1}: {found[topic]}" for topic in counts if counts[topic] == PATIENCE]
+        self.notes += [f"after {self.done} rollouts: {found[topic]}" for topic in counts if counts[topic] == PATIENCE]
 
     def replay(self, record: Record) -> None:
         """Take in an event of an earlier life of the run."""
