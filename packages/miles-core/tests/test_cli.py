@@ -192,3 +192,13 @@ def test_report_writes_the_page(tmp_path, capsys):
 def test_a_run_without_its_batch_sizes_is_refused_without_a_traceback(capsys):
     assert main(["train", "--num-rollout", "2"]) == 2
     assert "--rollout-batch-size is required" in capsys.readouterr().err
+
+def test_modules_of_the_working_directory_can_be_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "of_my_own.py").write_text("def reward(args, sample):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main(["config", "--custom-rm-path", "of_my_own.reward", "--custom-generate-function-path", "not_there.generate"])
+    said = capsys.readouterr()
+    assert "'not_there' on the Python path" in said.err
+    assert "of_my_own" not in said.err
+    assert sys.path[-1] == str(tmp_path)

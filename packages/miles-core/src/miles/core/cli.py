@@ -21,6 +21,7 @@ from miles.core.config.help import all_flags, explain, plain, usage
 from miles.core.config.parser import explain_unknown
 from miles.core.config.reference import json_schema, markdown
 from miles.core.errors import ConfigError, MilesError, PluginError
+from miles.core.registry import import_from
 from miles.core.report import write_report
 
 _HELP = """usage: miles COMMAND [FLAG ...]
@@ -107,6 +108,7 @@ def _run(arguments: list[str]) -> int:
     command = _COMMANDS.get(name)
     if command is None:
         return _fail("miles", [f"{arguments[0]!r} is not a command. Commands: {', '.join(_COMMANDS)}"])
+    import_from(Path.cwd())  # functions of the user's own are often files beside their data
     try:
         return command(rest)
     except ConfigError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from miles.core import plugins
@@ -75,6 +77,12 @@ class Registry:
 def is_dotted(name: str) -> bool:
     """Whether ``name`` has the form of a dotted path, ``pkg.mod.attr`` or ``pkg.mod:attr``."""
     return _DOTTED.fullmatch(name) is not None
+
+
+def import_from(directory: Path) -> None:
+    """Let dotted paths name modules in ``directory``, after all that is installed."""
+    if str(directory) not in sys.path:
+        sys.path.append(str(directory))
 
 
 def load_object(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Roles as Ray actors: several ranks, several machines.  The only module that knows Ray."""
+"""Roles as Ray actors: several ranks, several machines."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from miles.core.driver.actor_critic import assemble
 from miles.core.driver.executor import num_ranks
 from miles.core.driver.local_executor import ROLES
+from miles.core.driver.ray_engines import RayEngines
+from miles.core.driver.ray_places import Places
 from miles.core.driver.threads import train_threads
 from miles.core.driver.worker import RoleWorker
 from miles.core.errors import ConfigError, MilesError
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
+from miles.core.ports import free_ports
 from miles.core.protocols.backend import Rank, Role, Scores, TrainReport
-from miles.core.protocols.rollout import RolloutResult, RolloutRole
+from miles.core.protocols.rollout import RolloutResult, RolloutRole, RolloutRoleClass
+from miles.core.registry import import_from
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights.sync import SyncReport
 
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from miles.core.config import Config
     from miles.core.driver.executor import ActorGroup
 
-PLACEMENT_DEADLINE_S = 300.0
 CONNECT_DEADLINE_S = 10.0
 CLOSING_DEADLINE_S = 30.0
 """For all ranks together, and for the rollout side: after this they are killed."""
@@ -40,48 +43,39 @@ _WRITING = "writing"  # a thread of each rank that waits for checkpoints while a
 
 
 class RayExecutor:
-    """A placement group for the ranks of each training role, one Ray actor for the rollout side."""
+    """Actors in reserved shares of a cluster: for each rank of a role, for the rollout side, and for its engines."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        role: RolloutRoleClass = ROLES.get("rollout")
+        self._engines = role.own_engines(config)
         self._owns_ray = not ray.is_initialized()
-        self._placements: list[PlacementGroup] = []
+        self._places: Places | None = None
         if self._owns_ray:
-            ray.init(**_ray_options(cluster))
+            ray.init(**_ray_options(config[Cluster], len(self._engines)))
 
     def actors(self, config: Config, run_dir: Path) -> ActorGroup:
-        return assemble(config, lambda role: self._ranks(config, run_dir, role))
+        places = self._reserved()
+        return assemble(config, lambda role: RayRanks(config, run_dir, role, places.ranks[role], places.gpus_per_rank))
 
     def rollout(self, config: Config, run_dir: Path) -> RolloutRole:
-        return RayRollout(config, run_dir.absolute())
+        places = self._reserved()
+        engines = RayEngines(places.engines, host=config.engine_host, num_threads=config.engine_num_threads)
+        return RayRollout(config, run_dir.absolute(), places.rollout_side, engines)
 
     def shutdown(self) -> None:
-        """Free the placements, and end Ray if it was started here."""
-        for placement in self._placements:
-            remove_placement_group(placement)
-        self._placements = []
+        """Free the places, and end Ray if it was started here."""
+        if self._places is not None:
+            self._places.free()
+        self._places = None
         if self._owns_ray:
             ray.shutdown()
 
-    def _ranks(self, config: Config, run_dir: Path, role: Role) -> RayRanks:
-        self._placements.append(self._place(config, role))
-        return RayRanks(config, run_dir, role, self._placements[-1], self._gpus_per_rank(config))
-
-    def _place(self, config: Config, role: Role) -> PlacementGroup:
-        ranks = num_ranks(self._cluster, role)
-        bundle = {"CPU": 1.0, "GPU": self._gpus_per_rank(config)}
-        group = placement_group([{name: count for name, count in bundle.items() if count}] * ranks, strategy="PACK")
-        if not group.wait(PLACEMENT_DEADLINE_S):
-            remove_placement_group(group)
-            raise ConfigError(
-                f"--{role}-num-nodes x --{role}-num-gpus-per-node = {ranks} ranks need {ranks} x {bundle}; the Ray "
-                f"cluster has {ray.cluster_resources()} and {ray.available_resources()} of it is free"
-            )
-        return group
-
-    @staticmethod
-    def _gpus_per_rank(config: Config) -> float:
-        return 0.0 if config[Training].device == "cpu" else 1.0
+    def _reserved(self) -> Places:
+        """Room for the whole run; ConfigError when there is none, before any of it starts."""
+        if self._places is None:
+            self._places = Places.reserve(self._config, self._engines)
+        return self._places
 
 
 class RayRanks:
@@ -188,9 +182,10 @@ class RayRanks:
 class RayRollout:
     """The rollout role in an actor of its own, called like the local one."""
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, place: PlacementGroup, engines: RayEngines) -> None:
         # One thread generates, one evaluates, one answers meanwhile.
-        self._role = ray.remote(_RolloutHost).options(num_cpus=1, max_concurrency=3).remote(config, run_dir, Path.cwd())
+        options = {"num_cpus": 1, "max_concurrency": 3, "scheduling_strategy": PlacementGroupSchedulingStrategy(place)}
+        self._role = ray.remote(_RolloutHost).options(**options).remote(config, run_dir, Path.cwd(), engines)
 
     def launch(self) -> None:
         self._call("launch")
@@ -267,12 +262,9 @@ class RayRollout:
 class _RolloutHost:
     """Holds the role inside its Ray actor: the class comes from the registry there, not from the driver's pickle."""
 
-    def __init__(self, config: Config, run_dir: Path, working_directory: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, working_directory: Path, engines: RayEngines) -> None:
         os.chdir(working_directory)
-        if config[Cluster].actor_num_nodes > 1 and config.engine_host is None:
-            here = ray.util.get_node_ip_address()
-            config = config.with_value("engine_host", here, "this node's, where trainers on others reach it")
-        self._role: RolloutRole = ROLES.get("rollout")(config, run_dir)
+        self._role: RolloutRole = ROLES.get("rollout")(config, run_dir, engines)
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(self._role, method)(*arguments)
@@ -324,25 +316,28 @@ def _told_dead(calls: list[Any], who: Sequence[str], call: Any, error: ray.excep
 
 def _enter(worker: RoleWorker, working_directory: Path) -> str:
     """In a rank: stand where the driver stands, so that relative paths mean the same; its node's id."""
-    os.chdir(working_directory)
+    _stand_in(working_directory)
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _stand_in(working_directory: Path) -> None:
+    os.chdir(working_directory)
+    import_from(working_directory)
 
 
 def _rendezvous(worker: RoleWorker) -> str:
     """In rank 0: ``host:port`` under which the other nodes reach it, with a free port."""
     host = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+    return f"{host}:{free_ports(1, host)[0]}"
 
 
-def _ray_options(cluster: Cluster) -> dict[str, Any]:
+def _ray_options(cluster: Cluster, num_engines: int) -> dict[str, Any]:
     options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": True, "logging_level": "warning"}
     if cluster.ray_address:
         _check_reachable(cluster.ray_address)
         return {**options, "address": cluster.ray_address}
     # Ray's CPUs only count who may start; thread counts are set per role, so a small machine still holds every role.
-    processes = num_ranks(cluster, "actor") + num_ranks(cluster, "critic") + 1
+    processes = num_ranks(cluster, "actor") + num_ranks(cluster, "critic") + 1 + num_engines
     return {**options, "num_cpus": max(os.cpu_count() or 1, processes)}
 
 
