@@ -23,7 +23,7 @@ server.serve_forever()
 """
 
 
-def wait_until(condition, deadline_s=10.0):
+def wait_until(condition, deadline_s=60.0):
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end, "not within the deadline"
@@ -42,7 +42,7 @@ def test_wait_ready_returns_when_the_server_answers(tmp_path):
     child = ChildProcess([sys.executable, "-c", SERVER, str(port_file)], log_path=tmp_path / "log")
     try:
         wait_until(lambda: port_file.exists() and port_file.read_text())
-        child.wait_ready(f"http://127.0.0.1:{port_file.read_text()}/health", 10)
+        child.wait_ready(f"http://127.0.0.1:{port_file.read_text()}/health", 60)
         assert child.alive()
     finally:
         child.stop()
@@ -59,7 +59,7 @@ def test_a_child_that_dies_is_reported_with_the_end_of_its_own_log(tmp_path):
     )
     words = r"engine 0 has ended with status 3 while starting\.[\s\S]*no such model"
     with pytest.raises(EngineError, match=words) as caught:
-        child.wait_ready("http://127.0.0.1:9/health", 10)
+        child.wait_ready("http://127.0.0.1:9/health", 60)
     assert "earlier run" not in str(caught.value)
     child.stop()
 
@@ -84,7 +84,7 @@ def test_the_environment_is_inherited_and_extended(tmp_path):
 def test_a_missing_program_is_named(tmp_path):
     child = ChildProcess(["/no/such/program"], log_path=tmp_path / "log")
     with pytest.raises(EngineError, match="cannot run /no/such/program"):
-        child.wait_ready("http://127.0.0.1:9/", 10)
+        child.wait_ready("http://127.0.0.1:9/", 60)
 
 
 def test_a_child_that_ignores_terminate_is_killed_with_its_own_children(tmp_path):

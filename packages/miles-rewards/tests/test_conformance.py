@@ -58,7 +58,7 @@ def sample_of(case):
 
 
 async def grade(cases, rm_type=None):
-    context = Context(Settings(num_workers=2))
+    context = Context(Settings(num_workers=2, timeout_s=60.0))
     catalogue = Catalogue(context)
     scorers = {name: catalogue.scorer(name) for name in {rm_type or case["rm_type"] for case in cases}}
     try:

@@ -9,6 +9,9 @@ from miles.core.registry import Registry
 from miles.core.types import Sample
 from miles.rewards.dispatch import Dispatcher
 
+ATTEMPTS = 4
+"""A busy machine makes times longer, never shorter: one good round is proof."""
+
 
 def dispatcher(**flags) -> Dispatcher:
     return Dispatcher(Config.of(**flags))
@@ -261,11 +264,14 @@ async def test_calling_a_type_grades_one_sample():
 async def test_grading_does_not_hold_up_the_event_loop():
     rewards = dispatcher(custom_rm_path="hostile.hang", rm_timeout=0.4, rm_num_workers=2)
     await rewards.start()
-    lag, tasks = 0.0, [asyncio.ensure_future(rewards.score(sample())) for _ in range(4)]
-    while not all(task.done() for task in tasks):
-        started = time.perf_counter()
-        await asyncio.sleep(0.005)
-        lag = max(lag, time.perf_counter() - started - 0.005)
-    assert {task.result().category for task in tasks} <= {"timeout", "error"}
-    assert lag < 0.2  # 0.1 and what other processes of the machine take
+    for attempt in range(ATTEMPTS):
+        lag, tasks = 0.0, [asyncio.ensure_future(rewards.score(sample())) for _ in range(4)]
+        while not all(task.done() for task in tasks):
+            started = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lag = max(lag, time.perf_counter() - started - 0.005)
+        assert {task.result().category for task in tasks} <= {"timeout", "error"}
+        if lag < 0.1:
+            break
+        assert attempt + 1 < ATTEMPTS, f"late by {lag:.3f} s"
     await rewards.close()

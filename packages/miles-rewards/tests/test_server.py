@@ -92,7 +92,7 @@ def test_the_service_is_the_other_end_of_remote_rm():
             outcomes = asyncio.run(ask())
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
     assert [outcome.score for outcome in outcomes] == [1.0, 0.0, 0.0]
     assert outcomes[2].category == "remote_error"
     assert "bad_label" in outcomes[2].detail

@@ -9,6 +9,8 @@ from collections.abc import Awaitable
 
 LIMIT_S = 0.1
 """No hook may hold up the loop for longer."""
+ATTEMPTS = 5
+"""A busy machine makes a loop late, never early: one good round is proof."""
 _TICK_S = 0.01
 
 

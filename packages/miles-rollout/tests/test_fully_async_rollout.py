@@ -21,7 +21,7 @@ from miles.rollout.manager import RolloutManager
 from miles.rollout.samples_file import read_groups
 
 Make = Callable[..., RolloutManager]
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 def until(condition: Callable[[], bool]) -> None:

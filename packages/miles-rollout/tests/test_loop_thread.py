@@ -18,7 +18,7 @@ def test_work_runs_in_the_thread_and_its_result_and_errors_come_back() -> None:
         raise KeyError("x")
 
     assert loop.run(name()) == "named"
-    assert loop.submit(name()).result(5) == "named"
+    assert loop.submit(name()).result(60) == "named"
     with pytest.raises(KeyError):
         loop.run(fail())
     loop.stop()
@@ -36,7 +36,7 @@ def test_waiting_for_work_may_end_before_the_work_which_is_then_cancelled() -> N
 
     with pytest.raises(TimeoutError):
         loop.run(hang(), deadline_s=0.05)
-    assert cancelled.wait(5)
+    assert cancelled.wait(60)
     loop.stop()
 
 

@@ -124,7 +124,7 @@ def test_a_lost_engine_is_replaced_and_serves_when_it_holds_the_weights(tmp_path
     try:
         assert servers.waiting_urls == []
         FakeLauncher.engines[0].dead = True
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not servers.waiting_urls:
             servers.check_alive()
             assert time.monotonic() < deadline
@@ -151,7 +151,7 @@ def test_an_engine_that_cannot_be_replaced_ends_the_run(tmp_path: Path, server: 
     servers.wait_ready()
     FakeLauncher.engines[0].dead = True
     (keeper,) = servers._keepers
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while keeper.failure is None:
         assert time.monotonic() < deadline
     with pytest.raises(EngineError, match=r"is lost again: the fake engine at .* has ended"):
@@ -206,7 +206,7 @@ def test_engines_give_memory_up_and_a_lost_one_comes_back_when_the_others_have_t
         servers.resume_memory(("weights",))
         assert server.memory == [("release", ("kv_cache", "weights")), ("resume", ("weights",))]
         FakeLauncher.engines[0].dead = True
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while servers.engine_urls:
             assert time.monotonic() < deadline
         assert not keeper._thread.join(0.3)

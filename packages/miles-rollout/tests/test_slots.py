@@ -66,4 +66,4 @@ async def test_a_slot_granted_to_a_cancelled_wait_is_not_lost() -> None:
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await asyncio.wait_for(work(), 1)
+    await asyncio.wait_for(work(), 60)

@@ -33,7 +33,7 @@ def sample(tokens: list[int], response_length: int, index: int = 0) -> Sample:
 
 
 async def taught(one: Sample, *urls: str) -> Sample:
-    teacher = Teacher(urls, deadline_s=5.0)
+    teacher = Teacher(urls, deadline_s=60.0)
     try:
         await teacher.score(one)
     finally:

@@ -3,7 +3,7 @@ import threading
 from miles.core.driver.watchdog import Watchdog, watched
 
 
-def wait_for(path, words, deadline_s=10.0):
+def wait_for(path, words, deadline_s=60.0):
     """The file's text, once it holds ``words``."""
     tick, waited = threading.Event(), 0.0
     while waited < deadline_s:

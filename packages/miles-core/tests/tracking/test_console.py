@@ -97,7 +97,7 @@ def test_silence_is_broken_by_what_the_run_waits_for():
     board.wait("rollout 3: 12/256 samples")
     view = PlainView(board, stream, heartbeat_s=0.01)
     view.start()
-    line = stream.lines.get(timeout=10)
+    line = stream.lines.get(timeout=60)
     view.stop()
     assert line.startswith("waiting ")
     assert line.endswith("for rollout 3: 12/256 samples\n")

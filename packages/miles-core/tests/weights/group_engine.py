@@ -1,10 +1,14 @@
-"""An engine in a process of its own that takes weights from a process group.
+"""Engines in processes of their own that take weights from a process group.
 
-Run as ``python group_engine.py MODE``: it prints its port, and obeys, refuses ``MODE``, or corrupts what it got.
+``python group_engine.py`` forks one for each line that it reads, and writes its process id and its port.  The line says
+what it does: ``obey``, refuse the path, ``corrupt`` what it got, or be ``late`` to note the group that it has joined.
 """
 
 import json
+import os
+import signal
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
@@ -12,23 +16,26 @@ import xxhash
 
 from miles.core.weights import group as groups
 
-MODE = sys.argv[1]
+mode = "obey"
 joined = {}
 
 
 def handle(path: str, body: dict) -> tuple[int, dict]:
-    if path == MODE:
+    if path == mode:
         return 400, {"message": "refused"}
     if path == "/init_weights_update_group":
         where = body["master_address"], body["master_port"], body["world_size"]
-        joined[body["group_name"]] = groups.join(
-            groups.reach_store(*where, 20),
+        group = groups.join(
+            groups.reach_store(*where, 60),
             name=body["group_name"],
             rank=body["rank_offset"],
             world_size=body["world_size"],
             backend=body["backend"],
-            timeout_s=20,
+            timeout_s=60,
         )
+        if mode == "late":
+            time.sleep(0.3)
+        joined[body["group_name"]] = group
     if path == "/destroy_weights_update_group" and body["group_name"] in joined:
         groups.leave(joined.pop(body["group_name"]))
     if path == "/update_weights_from_distributed":
@@ -42,7 +49,7 @@ def receive(body: dict) -> dict[str, str]:
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))
         groups.broadcast(joined[body["group_name"]], tensor).wait()
         raw = tensor.reshape(-1).view(torch.uint8)
-        checksums[name] = f"{xxhash.xxh3_64_intdigest(raw.numpy()) ^ (MODE == 'corrupt'):016x}"
+        checksums[name] = f"{xxhash.xxh3_64_intdigest(raw.numpy()) ^ (mode == 'corrupt'):016x}"
     return checksums
 
 
@@ -64,7 +71,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-sys.stdout.write(f"{server.server_port}\n")
-sys.stdout.flush()
-server.serve_forever()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    if os.fork() == 0:
+        mode = line.strip()
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        sys.stdout.write(f"{os.getpid()} {server.server_port}\n")
+        sys.stdout.flush()
+        server.serve_forever()

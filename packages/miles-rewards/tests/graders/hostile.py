@@ -68,6 +68,12 @@ def sleep(seconds):
     return seconds
 
 
+def wait_for(path):
+    while not Path(path).exists():
+        time.sleep(0.01)
+    return path
+
+
 def pid(value):
     return os.getpid()
 

@@ -18,7 +18,7 @@ ECHO = Job("hostile:echo")
 
 @pytest.fixture(scope="module")
 def shared_pool():
-    with Pool(2, timeout_s=1.0) as pool:
+    with Pool(2, timeout_s=60.0) as pool:
         yield pool
 
 
@@ -55,12 +55,12 @@ async def test_many_calls_from_an_event_loop_at_once(shared_pool):
 
 async def test_cancelled_calls_give_their_places_back_together():
     async with Pool(1, timeout_s=5.0) as pool:
-        waiting = asyncio.ensure_future(pool.run_many(Job("hostile:sleep"), [(0.2,)] * 100))
+        waiting = asyncio.ensure_future(pool.run_many(Job("hostile:sleep"), [(0.3,)] * 200))
         await asyncio.sleep(0.1)
         waiting.cancel()
         started = time.perf_counter()
         assert (await pool.run(ECHO, 1)).value == 1
-        assert time.perf_counter() - started < 5
+        assert time.perf_counter() - started < 50  # of the 60 s that all would take
 
 
 def test_a_mapping_that_a_function_returns_again_changed_is_taken_as_it_was(shared_pool):
@@ -190,12 +190,14 @@ def test_open_limits_let_users_functions_print_and_write(tmp_path, capfd):
     assert "untrusted" in capfd.readouterr().out
 
 
-async def test_a_slow_call_does_not_hold_up_its_neighbours(shared_pool):
-    slow = asyncio.ensure_future(shared_pool.run(Job("hostile:sleep", timeout_s=9), 1.0))
+async def test_a_slow_call_does_not_hold_up_its_neighbours(shared_pool, tmp_path):
+    go = tmp_path / "go"
+    slow = asyncio.ensure_future(shared_pool.run(Job("hostile:wait_for"), str(go)))
     results = await asyncio.gather(*(shared_pool.run(ECHO, i) for i in range(40)))
     assert [result.value for result in results] == list(range(40))
     assert not slow.done()
-    assert (await slow).value == 1.0
+    go.touch()
+    assert (await slow).value == str(go)
 
 
 async def test_workers_whose_calls_were_taken_back_go_on(shared_pool):
@@ -206,10 +208,15 @@ async def test_workers_whose_calls_were_taken_back_go_on(shared_pool):
         await asyncio.gather(*slow)
 
 
-def test_the_deadline_does_not_run_while_a_call_waits():
-    with Pool(1, timeout_s=0.5) as pool:
-        results = pool.map(Job("hostile:sleep"), [(0.2,)] * 6)
-    assert [result.status for result in results] == ["ok"] * 6
+async def test_the_deadline_does_not_run_while_a_call_waits(tmp_path):
+    go = tmp_path / "go"
+    async with Pool(1, timeout_s=60.0) as pool:
+        first = asyncio.ensure_future(pool.run(Job("hostile:wait_for"), str(go)))
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(pool.run(Job("hostile:echo", timeout_s=1.0), 2))
+        await asyncio.sleep(1.1)
+        go.touch()
+        assert [(await first).status, (await second).status] == ["ok", "ok"]
 
 
 async def test_a_cancelled_call_gives_its_place_back():
@@ -225,17 +232,16 @@ async def test_a_cancelled_call_gives_its_place_back():
 
 
 def test_deadlines_hold_while_the_event_loop_is_stuck():
-    async def stuck() -> float:
+    async def stuck() -> str:
         with Pool(1, timeout_s=0.2) as pool:
             pool.start()
             task = asyncio.ensure_future(pool.run(Job("hostile:hang"), 1))
             await asyncio.sleep(0)
-            time.sleep(0.8)  # noqa: ASYNC251 (the point of the test)
-            started = time.perf_counter()
-            assert (await task).status == "timeout"
-            return time.perf_counter() - started
+            while pool.num_replaced == 0:
+                time.sleep(0.01)  # noqa: ASYNC251 (the point of the test)
+            return (await task).status
 
-    assert asyncio.run(stuck()) < 0.1
+    assert asyncio.run(stuck()) == "timeout"
 
 
 def test_calls_from_many_threads(shared_pool):
@@ -260,7 +266,7 @@ def test_close_ends_every_process():
     thread = threading.Thread(target=pool.map, args=(Job("hostile:hang"), [(1,)]))
     thread.start()
     pool.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert not any(alive(pid) for pid in pids)
 
@@ -281,7 +287,7 @@ def test_calls_waiting_at_close_come_back_as_errors():
     thread.start()
     pool.start()
     pool.close()
-    thread.join(10)
+    thread.join(60)
     assert [result.status for result in results] == ["error"] * 3
     assert "closed" in results[0].detail
 
@@ -346,7 +352,7 @@ def test_a_script_without_main_guard_runs_once_and_leaves_nothing_behind():
 def test_workers_die_with_a_killed_parent():
     finished = run_script("print(*pool.pids, flush=True); os.kill(os.getpid(), 9)")
     pids = [int(pid) for pid in finished.stdout.splitlines()[2].split()]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(alive(pid) for pid in pids)

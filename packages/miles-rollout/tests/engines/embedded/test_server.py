@@ -57,7 +57,7 @@ def served(checkpoint_with_tokenizer: Path) -> Iterator[Served]:
     thread.start()
     yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engine, checkpoint_with_tokenizer, failed)
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
     engine.runner.stop()
 
 
@@ -67,7 +67,7 @@ async def client(served: Served) -> AsyncIterator[Client]:
         yield Client(session, served.url)
 
 
-async def until(condition, deadline_s: float = 20.0) -> None:
+async def until(condition, deadline_s: float = 60.0) -> None:
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110 - what is waited for happens on another thread
             await asyncio.sleep(0.005)

@@ -142,12 +142,14 @@ class WeightSupply:
         EngineError that names it when it is not replaced: that says more than that it does not answer.
         """
         deadline = time.monotonic() + self._notice_s
-        while time.monotonic() < deadline:
+        while True:
+            last_look = time.monotonic() >= deadline
             self._rollout.check_alive()
             if self._replaces and set(urls) - set(self._rollout.engine_urls()):
                 return True
+            if last_look:
+                return False
             time.sleep(DEATH_NOTICE_S / 20)
-        return False
 
     def _serve(self) -> None:
         while not self._ending.wait(_LOOK_INTERVAL_S):

@@ -126,7 +126,14 @@ class _Link:
         group = groups.join(
             store, name=name, rank=groups.SENDER, world_size=world_size, backend=backend, timeout_s=DEADLINE_S
         )
-        return cls(fleet.urls, name, store, group, on_accelerator=nccl)
+        link = cls(fleet.urls, name, store, group, on_accelerator=nccl)
+        try:
+            for answer in answers:
+                answer.result()  # an engine that has just joined may not know the group by its name yet
+        except EngineError:
+            link.close()
+            raise
+        return link
 
     def prepare(self, tensor: torch.Tensor) -> torch.Tensor:
         """Where the group can send it from."""
