@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -18,6 +19,9 @@ import torch.distributed as dist
 from miles.core.protocols.backend import Rank
 
 _MEETING_DEADLINE_S = 60.0
+_TELL_WHERE = signal.SIGUSR1
+"""A rank writes what it is doing."""
+_TELLING_S = 1.0
 
 
 def run_on_ranks(count: int, function: Callable[[Rank], Any], directory: Path, deadline_s: float = 120.0) -> list[Any]:
@@ -39,6 +43,7 @@ def _child(function: Callable[[Rank], Any], rank: Rank, result: Path, meeting: A
     if pid:
         return pid
     status = 1
+    faulthandler.register(_TELL_WHERE, file=2)
     try:
         _leave_together(meeting)
         result.write_bytes(pickle.dumps(function(rank)))
@@ -62,7 +67,8 @@ def _leave_together(meeting: Any) -> None:
 
 
 def _ended(children: dict[int, int], deadline: float) -> list[int]:
-    """Wait for all; ranks that failed.  When one does, or the deadline passes, the others are killed."""
+    """Wait for all; ranks that failed.  When one does, or the deadline passes, the others say where they are and are
+    killed."""
     failed = []
     while children:
         for pid, rank in list(children.items()):
@@ -71,6 +77,9 @@ def _ended(children: dict[int, int], deadline: float) -> list[int]:
                 del children[pid]
                 failed += [rank] if status else []
         if failed or time.monotonic() > deadline:
+            for pid in children:
+                os.kill(pid, _TELL_WHERE)
+            time.sleep(_TELLING_S if children else 0.0)
             for pid, rank in children.items():
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
