@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 
-from miles.megatron.streamed_files import StreamingWriter
+from miles.megatron.streamed_files import StreamingWriter, save_alone
 
 COUNT = 5
 
@@ -26,7 +26,7 @@ class Planner(dcp.DefaultSavePlanner):
 def test_no_tensor_is_held_until_the_next_and_stock_readers_read_them(tmp_path):
     planner = Planner()
     state = {str(number): torch.empty(8) for number in range(COUNT)}
-    dcp.save(state, storage_writer=StreamingWriter(tmp_path), planner=planner, no_dist=True)
+    save_alone(state, StreamingWriter(tmp_path), planner)
     assert planner.alive == [0] * COUNT
     dcp.load(state, storage_reader=dcp.FileSystemReader(tmp_path), no_dist=True)
     assert all(torch.equal(tensor, torch.full((8,), float(name))) for name, tensor in state.items())

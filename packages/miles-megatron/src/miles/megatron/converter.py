@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,11 @@ def outline_of(source: Path) -> Iterator[Outline]:
         train_backend="megatron", hf_checkpoint=str(source), device="cpu", train_dtype="bf16" if half else "fp32"
     )
     site = Site.join(config, Rank())
+    gc.freeze()  # to look for garbage among all that was imported takes as long as to copy hundreds of megabytes
     try:
         yield Outline(Blueprint.of(config, site, source), site.dtype)
     finally:
+        gc.unfreeze()
         site.leave()
 
 

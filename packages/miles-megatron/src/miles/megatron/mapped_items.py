@@ -5,18 +5,28 @@ from __future__ import annotations
 import io
 import mmap
 import os
-import struct
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.serialization import skip_data
 from typing_extensions import Buffer
 
-_LOCAL_HEADER = 30
-"""Bytes of a record of a zip archive before its name, further fields and data."""
-_NAME_LENGTH = 26
-"""Where the lengths of name and further fields are in them."""
+from miles.megatron.archives import values_header, values_start
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is the same in the archives of all tensors of a dtype, a shape and strides."""
+
+    head: bytes
+    """All before the record of the values."""
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    storage_offset: int
+    count: int
+    """Values of the storage."""
 
 
 class MappedItems:
@@ -26,28 +36,39 @@ class MappedItems:
         with path.open("rb") as file:
             # Of its own, because torch has no tensors that cannot be written.
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._kinds: dict[int, list[_Kind]] = {}
 
     def tensor(self, offset: int, length: int) -> torch.Tensor:
         """The tensor that was saved at ``offset``."""
         item = memoryview(self._bytes)[offset : offset + length]
-        with skip_data():
-            like: torch.Tensor = torch.load(_Window(item), map_location="cpu", weights_only=True)
-        count = like.untyped_storage().nbytes() // like.itemsize
-        if not count:
-            return like
-        values = torch.frombuffer(self._bytes, dtype=like.dtype, count=count, offset=offset + _storage_start(item))
-        return values.as_strided(like.shape, like.stride(), like.storage_offset())
+        kind = self._kind(item)
+        if not kind.count:
+            return torch.empty(kind.shape, dtype=kind.dtype)
+        start = offset + values_start(item, len(kind.head))
+        values = torch.frombuffer(self._bytes, dtype=kind.dtype, count=kind.count, offset=start)
+        return values.as_strided(kind.shape, kind.stride, kind.storage_offset)
+
+    def _kind(self, item: memoryview) -> _Kind:
+        """That of an archive, which is taken apart only when it is the first of its kind."""
+        known = self._kinds.setdefault(len(item), [])
+        for kind in known:
+            if bytes(item[: len(kind.head)]) == kind.head:
+                return kind
+        known.append(_kind_of(item))
+        return known[-1]
 
 
-def _storage_start(item: memoryview) -> int:
-    """Where the bytes of the only storage are in the archive that ``torch.save`` made."""
-    with zipfile.ZipFile(_Window(item)) as archive:
-        (record,) = (record for record in archive.infolist() if record.filename.endswith("/data/0"))
-    start: int = record.header_offset
-    name: int
-    extra: int
-    name, extra = struct.unpack_from("<HH", item, start + _NAME_LENGTH)
-    return start + _LOCAL_HEADER + name + extra
+def _kind_of(item: memoryview) -> _Kind:
+    with skip_data():
+        like: torch.Tensor = torch.load(_Window(item), map_location="cpu", weights_only=True)
+    return _Kind(
+        head=bytes(item[: values_header(_Window(item))]),
+        dtype=like.dtype,
+        shape=like.shape,
+        stride=like.stride(),
+        storage_offset=like.storage_offset(),
+        count=like.untyped_storage().nbytes() // like.itemsize,
+    )
 
 
 class _Window(io.RawIOBase):

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, _StorageInfo
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
-from torch.serialization import get_crc32_options, set_crc32_options
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
 from miles.core.training.writing import Writer
 from miles.megatron import checkpoint
+from miles.megatron.archives import frame_of
 from miles.megatron.deferred_tensors import DeferredTensors
 from miles.megatron.stored_model import HfValues, Outline, Parameter
 
@@ -42,7 +39,13 @@ def write_torch_dist(directory: Path, outline: Outline, source: HfValues) -> Non
     }
     tensors = _StreamedTensors(_Pieces(source, pieces))
     state = {"model": outline.state}
-    dist_checkpointing.save(state, str(target), sharded_strategy=tensors, content_metadata=checkpoint.content())
+    dist_checkpointing.save(
+        state,
+        str(target),
+        sharded_strategy=tensors,
+        content_metadata=checkpoint.content(),
+        validate_access_integrity=False,  # of what several ranks have; here is one, which has everything
+    )
     tensors.write()
 
 
@@ -74,43 +77,48 @@ class _StreamedTensors(DeferredTensors):
         self._pieces = pieces
 
     def write(self) -> None:
-        # Nobody reads the sums: the conversion compares every value, and a checkpoint of a run has a manifest.
-        summed = get_crc32_options()
-        set_crc32_options(False)
-        try:
-            dcp.save(
-                self._tensors,
-                storage_writer=StreamingWriter(self._directory),
-                planner=_StreamingPlanner(self._pieces),
-            )
-        finally:
-            set_crc32_options(summed)
+        save_alone(self._tensors, StreamingWriter(self._directory), _StreamingPlanner(self._pieces))
+
+
+def save_alone(state: dict[str, Any], writer: dcp.StorageWriter, planner: SavePlanner) -> None:
+    """``dcp.save`` in one process, without what that logs about each tensor: it takes as long as all the planning."""
+    writer.set_up_storage_writer(True)
+    planner.set_up_planner(state, writer.storage_meta(), True)
+    local = writer.prepare_local_plan(planner.create_local_plan())
+    plans, metadata = planner.create_global_plan([local])
+    (plan,) = writer.prepare_global_plan(plans)
+    writer.finish(metadata, [writer.write_data(planner.finish_plan(plan), planner).wait()])
 
 
 class StreamingWriter(dcp.FileSystemWriter):  # type: ignore[misc]
-    """Writes item after item into one file.  torch's writer holds all tensors of a file until it is complete."""
+    """Writes item after item into one file.  torch's writer holds all tensors of a file until it is complete.
+
+    There are no checksums: the conversion compares every value, and a checkpoint of a run has a manifest.
+    """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, single_file_per_rank=True, sync_files=False)
-        self.fs = _AppendedFiles()
+        self._directory = directory
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        results = [
-            result
-            for item in plan.items
-            for result in super(StreamingWriter, self).write_data(replace(plan, items=[item]), planner).value()
-        ]
+        name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+        results, end = [], 0
+        with (self._directory / name).open("wb") as file:
+            for item in plan.items:
+                start, end = end, end + _write_item(file, planner.resolve_data(item))
+                where = _StorageInfo(name, start, end - start)
+                results.append(WriteResult(item.index, size_in_bytes=end - start, storage_data=where))
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
 
 
-class _AppendedFiles(FileSystem):  # type: ignore[misc]
-    """Files that every opening continues; the directory is new."""
-
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> AbstractContextManager[io.IOBase]:
-        stream: AbstractContextManager[io.IOBase] = super().create_stream(path, mode.replace("w", "a"))
-        return stream
+def _write_item(file: BinaryIO, value: torch.Tensor | io.BytesIO) -> int:
+    """Its length in the file."""
+    if isinstance(value, io.BytesIO):
+        return file.write(value.getbuffer())
+    frame = frame_of(value.dtype, value.shape)
+    return file.write(frame.before) + file.write(_bytes(value.contiguous())) + file.write(frame.after)
 
 
 class _StreamingPlanner(MCoreSavePlanner):  # type: ignore[misc]
@@ -118,18 +126,11 @@ class _StreamingPlanner(MCoreSavePlanner):  # type: ignore[misc]
         super().__init__(dedup_replicated_tensors=False, flatten_state_dict=False)
         self._pieces = pieces
 
-    def resolve_data(self, write_item: WriteItem) -> object:
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
         if write_item.type == WriteItemType.BYTE_IO:
-            return super().resolve_data(write_item)
-        return _alone(self._pieces.get(write_item.index.fqn, tuple(write_item.index.offset)))
-
-
-def _alone(values: torch.Tensor) -> torch.Tensor:
-    """The same values in the same memory, as all of a storage: ``torch.save`` writes storages whole."""
-    values = values.contiguous()
-    if values.untyped_storage().nbytes() == values.nbytes:
-        return values
-    return torch.frombuffer(_bytes(values), dtype=values.dtype).view(values.shape)
+            data: io.BytesIO = super().resolve_data(write_item)
+            return data
+        return self._pieces.get(write_item.index.fqn, tuple(write_item.index.offset))
 
 
 def _bytes(values: torch.Tensor) -> memoryview:
