@@ -55,3 +55,16 @@ def test_changes_are_sent_to_engines_that_take_them_only(engines, send):
         engine.facts["weight_delta"] = True
     report = send(update_weight_delta=True)
     assert report.metrics()["perf/update_weights_density"] == 1  # engines had nothing before
+
+
+@pytest.mark.parametrize(
+    "own", [{}, {"disable_radix_cache": True}, {"custom_weight_loader": ["miles_shm", "miles_versioned_prefixes"]}]
+)
+def test_engines_in_flight_must_keep_prefixes_of_other_weights_apart(engines, send, own):
+    for engine in engines:
+        engine.facts = own
+    if own:
+        send(pause_generation_mode="in_place", update_weight_transport="shm")
+    else:
+        with pytest.raises(EngineError, match=r"in_place: the engine at .* would use prefixes that old weights"):
+            send(pause_generation_mode="in_place", update_weight_transport="shm")

@@ -14,6 +14,9 @@ from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import SyncReport, push_weights
 from miles.core.weights.transport import WeightTransport, create_transport
 
+VERSIONED_PREFIXES = "miles_versioned_prefixes"
+"""How an SGLang server that Miles has started tells of it."""
+
 
 class WeightSender:
     """``deadline_s`` bounds every answer of an engine; ``remembers``: what was sent can be sent again.
@@ -99,5 +102,18 @@ def _check_takes_changes(fleet: EngineFleet) -> None:
     for url, fact in zip(fleet.urls, fleet.get("/server_info"), strict=True):
         if not fact.get("weight_delta"):
             raise EngineError(
+            if self._flags.pause_generation_mode == "in_place":
+                _check_keeps_prefixes_apart(fleet)
                 f"--update-weight-delta: the engine at {url} takes whole tensors only. Leave the flag out"
+            )
+
+
+def _check_keeps_prefixes_apart(fleet: EngineFleet) -> None:
+    """What old weights computed must not be the beginning of a response of new ones."""
+    for url, fact in zip(fleet.urls, fleet.get("/server_info"), strict=True):
+        own = fact.get("engine") == "miles-embedded" or VERSIONED_PREFIXES in (fact.get("custom_weight_loader") or ())
+        if not own and not fact.get("disable_radix_cache"):
+            raise EngineError(
+                f"--pause-generation-mode in_place: the engine at {url} would use prefixes that old weights computed. "
+                "Start it with --disable-radix-cache, or use --pause-generation-mode retract"
             )
