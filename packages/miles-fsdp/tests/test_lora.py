@@ -56,6 +56,19 @@ def test_an_adapter_goes_out_and_in_in_the_format_of_peft(actor, rollout, tmp_pa
     assert all(torch.equal(tensor, expected[name]) for name, tensor in again.named_weights())
 
 
+def test_engines_that_add_adapters_get_what_makes_the_sum(actor, rollout):
+    trained = actor(**LORA, target_modules=["q_proj", "down_proj"])
+    base = weights_of(trained)
+    trained.train(rollout())
+    form, tensors = trained.adapter_form(), dict(trained.named_adapters())
+    assert list(tensors) == form.names()
+    merged = weights_of(trained)
+    for layer in form.layers:
+        a, b = (tensors[f"{layer}.{part}.weight"] for part in ("lora_A", "lora_B"))
+        expected = base[f"{layer}.weight"] + form.scale * (b @ a)
+        torch.testing.assert_close(merged[f"{layer}.weight"], expected)
+
+
 def test_resuming_adapters_is_bit_exact_and_their_checkpoint_is_small(actor, rollout, tmp_path):
     uninterrupted, first = actor(**LORA), actor(**LORA)
     for i in range(2):
@@ -93,10 +106,11 @@ def test_ranks_train_adapters_like_one(config, rollout, on_ranks):
     def run(rank):
         actor = FsdpBackend().create(flags, rank)
         steps = [actor.train(rollout(rollout_id=i)).steps[0] for i in range(2)]
-        return steps, weights_of(actor)
+        return steps, weights_of(actor) | {name: tensor.clone() for name, tensor in actor.named_adapters()}
 
     ((alone, weights),) = on_ranks(1, run)
     (steps, sharded), _ = on_ranks(2, run)
+    assert sharded.keys() == weights.keys()
     for step, expected in zip(steps, alone, strict=True):
         assert step == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for name, tensor in sharded.items():

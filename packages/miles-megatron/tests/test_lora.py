@@ -86,15 +86,22 @@ def test_a_new_adapter_changes_nothing_and_does_not_depend_on_the_layout(config,
         whole, actor = make(config(**flags)), make(config(**chosen, **flags))
         assert (actor.log_probs(rollout())[0] == whole.log_probs(rollout())[0]).all()
         actor.save_hf(tmp_path / name)
+        return actor.adapter_form(), {name: tensor.clone() for name, tensor in actor.named_adapters()}
 
     for name in ("alone", "divided"):
         (tmp_path / name).mkdir()
-    on_ranks(1, lambda make: run(make, {}, "alone"))
-    on_ranks(2, lambda make: run(make, SP, "divided"))
+    ((form, tensors),) = on_ranks(1, lambda make: run(make, {}, "alone"))
+    found = on_ranks(2, lambda make: run(make, SP, "divided"))
     alone, divided = (load_file(tmp_path / n / "adapter/adapter_model.safetensors") for n in ("alone", "divided"))
     assert alone.keys() == divided.keys()
     assert {name.split(".")[-3] for name in alone} == {"q_proj", "down_proj"}
     assert all(torch.equal(divided[name], tensor) for name, tensor in alone.items())
+    # What engines get that add adapters themselves.
+    assert {f"base_model.model.{name}" for name in form.names()} == alone.keys()
+    for other, others in found:
+        assert other == form
+        assert list(others) == form.names()
+        assert all(torch.equal(others[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.slow

@@ -15,9 +15,11 @@ import torch
 
 from miles.core.config import Config
 from miles.core.driver.local_executor import LocalRank
+from miles.core.weights.adapter_form import AdapterForm
+from miles.core.weights.engine_client import EngineClient
 from miles.core.weights.sync import SyncReport
 
-OF_THE_ROLLOUT_PACKAGE = {"rollout_temperature": 1.0}
+OF_THE_ROLLOUT_PACKAGE = {"rollout_temperature": 1.0, "rollout_external": False}
 DEADLINE_S = 60.0
 
 
@@ -38,6 +40,12 @@ class Backend:
 
     def named_weights(self):
         return iter([("w", torch.zeros(2))])
+
+    def adapter_form(self):
+        return AdapterForm(1, 1.0, ("w",))
+
+    def named_adapters(self):
+        return iter([(name, torch.ones(2)) for name in self.adapter_form().names()])
 
     def log_probs(self, batch):
         type(self).probed += 1
@@ -106,3 +114,19 @@ def test_the_first_update_is_checked_where_that_is_wanted(rank, monkeypatch, wan
     made.update_weights([], 0)
     made.update_weights([], 1)
     assert done == (["sent", "noise", "sent", "compared", "sent"] if wanted else ["sent", "sent"])
+
+
+@pytest.mark.parametrize(("facts", "sent"), [({"adapters": {"layers": ["w"]}}, True), ({}, False)])
+def test_adapters_go_to_engines_that_add_them_themselves(rank, monkeypatch, facts, sent):
+    made, got = rank(lora_rank=1, update_weight_probe_interval=0), []
+    made._sender = types.SimpleNamespace(
+        send=lambda tensors, urls, version, adapter: got.append((dict(tensors).keys(), adapter)) or SyncReport(),
+        close=lambda: None,
+    )
+    asked = []
+    monkeypatch.setattr(EngineClient, "get", lambda client, path: asked.append(client.url) or facts)
+    for version in range(2):
+        made.update_weights(["http://one", "http://two"], version)
+    form = made.actor.adapter_form()
+    assert got == [(set(form.names()), form)] * 2 if sent else [({"w"}, None)] * 2
+    assert asked == ["http://one", "http://two"]

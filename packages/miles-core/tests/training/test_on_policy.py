@@ -16,7 +16,10 @@ class TableEngine:
     def __init__(self):
         self.table, self.scored = None, 0
 
-    def take(self, weights):
+    def facts(self):
+        return {}
+
+    def take(self, weights, adapter=None):
         ((_, table),) = weights
         self.table = table.detach().clone()
 

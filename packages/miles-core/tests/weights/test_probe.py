@@ -33,6 +33,12 @@ def test_other_log_probs_end_the_run_and_name_what_was_never_sent(engines, logps
         probe.check([engines[0].url], TRAINED, ["a"], limit=2e-3)
 
 
+def test_a_difference_under_an_adapter_points_at_what_lies_under_it(engines):
+    engines[0].answers["/generate"] = answer(TRAINED - 1)
+    with pytest.raises(WeightSyncError, match=r"It was sent an adapter alone: .*--lora-serving merged"):
+        probe.check([engines[0].url], TRAINED, ["a.lora_A.weight", "a.lora_B.weight"], limit=2e-3)
+
+
 def test_an_engine_that_does_not_score_prompts_is_named(engines):
     with pytest.raises(EngineError, match=f"{engines[0].url}: /generate gave no log-probabilities"):
         probe.check([engines[0].url], TRAINED, [], limit=1)

@@ -23,6 +23,8 @@ from miles.core.training.state_files import Counters
 from miles.core.training.tagged_weights import TaggedWeights
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
+from miles.core.weights.adapter_form import AdapterForm
+from miles.core.weights.adapter_serving import served_form
 from miles.fsdp import checkpoint, export
 from miles.fsdp.flags import Fsdp
 from miles.fsdp.policy import BasePolicy, FrozenPolicy, Policy
@@ -85,6 +87,10 @@ class FsdpActor(FsdpRole):
         if not config[Training].true_on_policy_mode:
             return None
         scorer: EngineScorer = Registry("miles.engine_scorers").get(config.rollout_engine)(config)
+        if self._builder.lora is not None:
+            form = served_form(config, self.adapter_form(), {"in the trainer": scorer.facts()})
+            if form is not None:
+                return OnPolicyModel(self._model, scorer, self.named_adapters, form)
         return OnPolicyModel(self._model, scorer, self.named_weights)
 
     def load(self, directory: Path) -> None:
@@ -111,8 +117,17 @@ class FsdpActor(FsdpRole):
         return self._trainer.log_probs(batch)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        weights = export.named_weights(self._model.whole_lm(), self._site.compute_dtype)
-        return ((name, tensor.cpu()) for name, tensor in weights) if self._gathers_on_host else weights
+        return self._where_gathered(export.named_weights(self._model.whole_lm(), self._site.compute_dtype))
+
+    def adapter_form(self) -> AdapterForm:
+        assert self._builder.lora is not None, "--lora-rank"
+        return export.adapter_form(self._model.whole_lm(), self._builder.lora)
+
+    def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._where_gathered(export.named_adapters(self._model.whole_lm(), self._site.compute_dtype))
+
+    def _where_gathered(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((name, tensor.cpu()) for name, tensor in tensors) if self._gathers_on_host else tensors
 
     def save_hf(self, directory: Path) -> None:
         lm = self._model.whole_lm()

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from miles.core.weights.adapter_form import PARTS, AdapterForm, tensor_name
 from miles.core.weights.adapters import LoraSpec, save_adapter
 from miles.core.weights.hf_directory import copy_companions, save_weights
 from miles.fsdp.building import Site
@@ -28,6 +29,18 @@ def named_weights(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[
     for block in _blocks(model):
         full = {name: _full(tensor, dtype, adapted.get(name)) for name, tensor in block}
         yield from sorted(revert_weight_conversion(model, full).items())
+
+
+def adapter_form(model: PreTrainedModel, spec: LoraSpec) -> AdapterForm:
+    """Of the adapters that ``model`` was given."""
+    return spec.form(adapted_layers(model))
+
+
+def named_adapters(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Full tensors of the adapters in ``dtype``, as ``adapter_form`` names them.  Collective when sharded."""
+    for name, layer in adapted_layers(model).items():
+        for part in PARTS:
+            yield tensor_name(name, part), whole(getattr(layer, part)).detach().to(dtype)
 
 
 def save_model(lm: PreTrainedModel, site: Site, source: Path, directory: Path) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from miles.core.weights.adapters import PARTS, LoraSpec, initial_a, read_adapter
+from miles.core.weights.adapter_form import PARTS
+from miles.core.weights.adapters import LoraSpec, initial_a, read_adapter
 from miles.fsdp.loading import decoder_layers
 
 

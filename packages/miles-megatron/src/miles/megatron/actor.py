@@ -18,6 +18,7 @@ from miles.core.training.state_files import Counters
 from miles.core.training.tagged_weights import TaggedWeights
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.types.batch import Floats, RolloutBatch
+from miles.core.weights.adapter_form import AdapterForm
 from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
 from miles.megatron.flags import Mtp
@@ -138,6 +139,14 @@ class MegatronActor(MegatronRole):
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._gatherer.named_weights(self._site.dtype)
+
+    def adapter_form(self) -> AdapterForm:
+        assert self._adapters is not None, "--lora-rank"
+        return self._adapters.form
+
+    def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        assert self._adapters is not None, "--lora-rank"
+        yield from self._adapters.named(self._site.dtype)
 
     def save_hf(self, directory: Path) -> None:
         super().save_hf(directory)

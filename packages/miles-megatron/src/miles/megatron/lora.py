@@ -14,7 +14,8 @@ from torch import nn
 
 from megatron.core import parallel_state
 from miles.core.errors import ConfigError
-from miles.core.weights.adapters import PARTS, LoraSpec, initial_a, read_adapter, save_adapter
+from miles.core.weights.adapter_form import PARTS, tensor_name
+from miles.core.weights.adapters import LoraSpec, initial_a, read_adapter, save_adapter
 from miles.megatron.adapted_layers import ADAPTED, AdaptedLinear, Part
 from miles.megatron.model_map import Place, WeightMap
 from miles.megatron.parameters import local_parameters
@@ -67,7 +68,10 @@ class Adapters:
                 layers += (hf_layers := [name.removesuffix(".weight") for name in place.hf_names])
                 if any(spec.chooses(name) for name in hf_layers):
                     self._adapt(module, place, hf_layers)
-        if not any(_everyones(bool(self.local))):
+        everyones = _everyones([adapter.name.rpartition(".")[0] for adapter in self.local])
+        self.form = spec.form(dict.fromkeys(name for names in everyones for name in names))
+        """Of the whole model's adapters."""
+        if not self.form.layers:
             raise spec.nothing_chosen("the model", layers)
         self._initialize()
 
@@ -91,19 +95,29 @@ class Adapters:
         """Take the values of ``--lora-adapter-path``, where one is given.  Collective."""
         if self._spec.path is None:
             return
-        layers = {name.rpartition(".")[0] for names in _everyones([a.name for a in self.local]) for name in names}
-        tensors = read_adapter(layers, self._spec, self._spec.path)
+        tensors = read_adapter(self.form.layers, self._spec, self._spec.path)
         for adapter in self.local:
             adapter.tensor.copy_(adapter.shard(tensors[adapter.name]))
 
+    def named(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+        """Whole tensors as the form names them, on every rank.  Collective."""
+        whole = self._whole()
+        for layer in self.form.layers:
+            for part in PARTS:
+                yield tensor_name(layer, part), whole[f"{layer}.{part}"].to(dtype)
+
     def save(self, base: Path, directory: Path) -> None:
         """Write all of them on rank 0, in PEFT's format.  Collective."""
+        whole = self._whole()
+        if dist.get_rank() == 0:
+            save_adapter(whole, self._spec, base, directory)
+
+    def _whole(self) -> dict[str, torch.Tensor]:
+        """The whole parameters of the whole model, by name.  Collective."""
         found = {adapter.name: adapter.whole().cpu() for adapter in self.local}
         replica = parallel_state.get_data_parallel_rank(with_context_parallel=True)
         speaks = replica == 0 and parallel_state.get_tensor_model_parallel_rank() == 0
-        everyones = _everyones(found if speaks else {})
-        if dist.get_rank() == 0:
-            save_adapter({name: t for one in everyones for name, t in one.items()}, self._spec, base, directory)
+        return {name: tensor for one in _everyones(found if speaks else {}) for name, tensor in one.items()}
 
     def _adapt(self, module: nn.Module, place: Place, hf_layers: Sequence[str]) -> None:
         if type(module) not in ADAPTED:

@@ -10,6 +10,8 @@ from engine_models import Ask, generate, load, random_asks
 from miles.core.config import Config
 from miles.core.errors import EngineError
 from miles.core.registry import Registry
+from miles.core.weights.adapter_form import AdapterForm
+from miles.rollout.engines.embedded.adapters import Adapters
 from miles.rollout.engines.embedded.scorer import EmbeddedScorer
 
 
@@ -45,6 +47,19 @@ def test_scores_follow_the_weights(model_path):
     scorer.take((name, tensor.requires_grad_()) for name, tensor in changed.items())
     (after,) = scored(scorer, asks, results)
     assert before.tolist() != after.tolist() == np.asarray(results[0].logps, np.float32).tolist()
+
+
+def test_scores_follow_an_adapter(model_path):
+    path, asks = model_path("qwen3-tied"), [Ask([5, 6, 7], {"max_new_tokens": 9}, seed=3)]
+    engine, scorer = load(path), scorer_of(path)
+    form = AdapterForm(2, 4.0, tuple(scorer.facts()["adapters"]["layers"]))
+    Adapters(engine.adapter_places, engine.weights, path).expect(form)
+    tensors = {name: torch.randn(engine.weights.read(name).shape) * 0.1 for name in form.names()}
+    engine.weights.take(tensors.items())
+    results = generate(engine, asks)
+    scorer.take(tensors.items(), form)
+    (found,) = scored(scorer, asks, results)
+    assert found.tolist() == np.asarray(results[0].logps, np.float32).tolist()
 
 
 def test_threads_are_the_engines_while_it_scores(model_path):

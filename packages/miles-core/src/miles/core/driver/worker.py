@@ -13,13 +13,17 @@ from miles.core.driver.watchdog import Watchdog, watched
 from miles.core.driver.weight_supply import repeats_weights
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.debug import Debug
+from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
-from miles.core.protocols.backend import Actor, Learner, Rank, Role, Scores, TrainBackend, TrainReport
+from miles.core.protocols.backend import Actor, AdapterActor, Learner, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.core.training.memory import allocated_bytes
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights import probe
+from miles.core.weights.adapter_form import AdapterForm
+from miles.core.weights.adapter_serving import served_form
+from miles.core.weights.engine_client import EngineClient
 from miles.core.weights.sender import WeightSender
 from miles.core.weights.sync import SyncReport
 
@@ -48,6 +52,8 @@ class RoleWorker:
         self._probe: Callable[[], float] | None = None
         """What is left to be asked of the engines after an update."""
         self._num_updates = 0
+        self._adapter: AdapterForm | None = None
+        self._serving_known = False
         self._watchdog = self._watchdog_of(Rank())
 
     def _watchdog_of(self, rank: Rank) -> Watchdog:
@@ -126,8 +132,10 @@ class RoleWorker:
         self.learner.onload()
 
     def _push(self, urls: list[str], version: int) -> SyncReport:
+        adapter = self._served_adapter(urls)
+        tensors = self.actor.named_weights if adapter is None else cast(AdapterActor, self.actor).named_adapters
         if self._rank.rank != 0:
-            for _ in self.actor.named_weights():
+            for _ in tensors():
                 pass
             return SyncReport()
         if self._sender is None:
@@ -137,7 +145,18 @@ class RoleWorker:
                 deadline_s=self._deadline_s,
                 remembers=repeats_weights(self._config),
             )
-        return self._sender.send(self.actor.named_weights(), urls, version)
+        return self._sender.send(tensors(), urls, version, adapter)
+
+    def _served_adapter(self, urls: list[str]) -> AdapterForm | None:
+        """What engines add themselves; None: they get whole weights.  Every rank asks them, at the first update."""
+        if not self._serving_known:
+            lora = self._config[Lora]
+            if lora.lora_rank and lora.lora_serving != "merged":
+                facts = {url: EngineClient(url, deadline_s=self._deadline_s).get("/server_info") for url in urls}
+                form = cast(AdapterActor, self.actor).adapter_form()
+                self._adapter = served_form(self._config, form, facts)
+            self._serving_known = True
+        return self._adapter
 
     def _prepare_probe(self, urls: list[str], report: SyncReport) -> None:
         """Compute the trainer's side; engines are asked when they can generate."""

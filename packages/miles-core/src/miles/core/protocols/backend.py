@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from miles.core.config import Config
+    from miles.core.weights.adapter_form import AdapterForm
 
 Role = Literal["actor", "critic"]
 Scores = dict[str, tuple[Floats, ...]]
@@ -99,6 +100,16 @@ class Actor(Learner, Protocol):
     def keep_weights(self, version: int) -> None:
         """Remember the weights as they are, which engines get as ``version`` now, for the old log-probabilities of what
         they generate.  With ``--keep-old-actor`` only."""
+
+
+class AdapterActor(Actor, Protocol):
+    """One rank of a policy whose adapters alone are trained (``--lora-rank``)."""
+
+    def adapter_form(self) -> AdapterForm:
+        """Of all adapters of the model, the same on every rank.  Local."""
+
+    def named_adapters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Like ``named_weights``, the tensors of the adapters: those that ``adapter_form().names()`` names."""
 
 
 class TrainBackend(Protocol):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from miles.core.types.batch import Floats, Ints
 
 if TYPE_CHECKING:
     import torch
+
+    from miles.core.weights.adapter_form import AdapterForm
 
 
 class EngineScorer(Protocol):
@@ -17,8 +19,11 @@ class EngineScorer(Protocol):
     ``miles.engine_scorers`` entry points have the name of an engine, and name a class that takes the ``Config``.
     """
 
-    def take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Hold these weights from now on, as an engine takes them in an update."""
+    def facts(self) -> dict[str, Any]:
+        """What the engine would tell of itself (``/server_info``), as far as it says which adapters it can add."""
+
+    def take(self, weights: Iterable[tuple[str, torch.Tensor]], adapter: AdapterForm | None = None) -> None:
+        """Hold these weights from now on, or this ``adapter``'s, as an engine takes them in an update."""
 
     def score(self, tokens: Sequence[Ints], response_lengths: Sequence[int]) -> list[Floats]:
         """[R] of each sample, the log-probability of each token of its response."""

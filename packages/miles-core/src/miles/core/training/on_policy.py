@@ -20,20 +20,27 @@ from miles.core.training.columns import Columns
 from miles.core.training.micro_batch import MicroBatch
 from miles.core.training.model import Model, Output, StepLoss
 from miles.core.types.batch import Floats, Ints, RolloutBatch
+from miles.core.weights.adapter_form import AdapterForm
 
 
 class OnPolicyModel:
-    """``model`` with the log-probabilities of ``scorer``.  ``weights`` gives its whole weights; collective.
+    """``model`` with the log-probabilities of ``scorer``.  ``weights`` gives its whole weights, or the tensors of its
+    ``adapter`` where engines add that themselves; collective.
 
     A response is scored once per set of weights: the pass for the old log-probabilities serves the first step as well.
     """
 
     def __init__(
-        self, model: Model, scorer: EngineScorer, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+        self,
+        model: Model,
+        scorer: EngineScorer,
+        weights: Callable[[], Iterator[tuple[str, torch.Tensor]]],
+        adapter: AdapterForm | None = None,
     ) -> None:
         self._model = model
         self._scorer = scorer
         self._weights = weights
+        self._adapter = adapter
         self._known: dict[bytes, Floats] = {}
         """Log-probabilities of responses under the weights as they are, by prompt length and token ids."""
         self._is_current = False
@@ -73,7 +80,7 @@ class OnPolicyModel:
     def _exact(self, micro_batches: Sequence[MicroBatch]) -> list[torch.Tensor]:
         """[T] of each micro-batch."""
         if not self._is_current:
-            self._scorer.take(self._weights())
+            self._scorer.take(self._weights(), self._adapter)
             self._is_current = True
         samples = [_samples(micro_batch) for micro_batch in micro_batches]
         wanted = {_key(*sample): sample for part in samples for sample in part}

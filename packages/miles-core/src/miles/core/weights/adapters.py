@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from miles.core.errors import CheckpointError, ConfigError
 from miles.core.flags.lora import Lora
+from miles.core.weights.adapter_form import PARTS, AdapterForm
 
 ALL_LINEAR = "all-linear"
-PARTS = ("lora_A", "lora_B")
-"""[r, I] and [O, r]."""
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -50,6 +49,10 @@ class LoraSpec:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+    def form(self, layers: Iterable[str]) -> AdapterForm:
+        """Of the adapter that ``layers`` have."""
+        return AdapterForm(self.rank, self.alpha, tuple(layers))
 
     def chooses(self, name: str) -> bool:
         """Whether the linear layer ``name`` gets an adapter: by its whole name, its end or its last part."""

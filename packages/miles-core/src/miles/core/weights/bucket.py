@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from miles.core.errors import WeightSyncError
+from miles.core.weights.adapter_form import AdapterForm
 from miles.core.weights.checksum import copy
 from miles.core.weights.delta import Change
 
@@ -43,6 +44,8 @@ class Bucket:
     """Which of the tensors are changes, and of what."""
     whole_checksums: dict[str, str] = field(default_factory=dict)
     """What a tensor has after its change."""
+    adapter: AdapterForm | None = None
+    """The adapter that the tensors are of."""
 
     @property
     def named(self) -> Iterator[tuple[str, torch.Tensor]]:

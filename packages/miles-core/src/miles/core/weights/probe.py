@@ -9,6 +9,7 @@ import torch
 
 from miles.core.errors import EngineError, WeightSyncError
 from miles.core.types.batch import Floats, RolloutBatch
+from miles.core.weights.adapter_form import PARTS, tensor_name
 from miles.core.weights.engine_client import Answer, EngineClient
 
 TOKENS = tuple((7 * i * i + 3 * i + 11) % 53 + 5 for i in range(16))
@@ -17,6 +18,8 @@ _TOLERANCES = {torch.float32: 2e-3, torch.float64: 2e-3}
 _HALF_TOLERANCE = 0.2
 """Mean difference in nats, by the precision of the weights that are sent.  Kernels of two systems round differently;
 wrong weights show as differences of whole nats."""
+
+_OF_ADAPTERS = tuple(tensor_name("", part) for part in PARTS)
 
 
 def batch(num_samples: int) -> RolloutBatch:
@@ -79,6 +82,11 @@ def _engine_log_probs(client: EngineClient) -> Floats:
 
 def _explain(client: EngineClient, sent: Sequence[str]) -> str:
     """Which tensors are to blame, as far as the engine tells what it holds."""
+    if all(name.endswith(_OF_ADAPTERS) for name in sent):
+        return (
+            "It was sent an adapter alone: if it does not hold the weights of --hf-checkpoint otherwise, use "
+            "--lora-serving merged"
+        )
     try:
         held = _held_names(client.post("/weights_checker", {"action": "checksum"}))
     except EngineError:

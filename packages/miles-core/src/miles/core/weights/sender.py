@@ -9,6 +9,7 @@ import torch
 
 from miles.core.errors import EngineError, WeightSyncError
 from miles.core.flags.training import Training
+from miles.core.weights.adapter_form import AdapterForm
 from miles.core.weights.delta import ChangeTracker, SentWeights
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import SyncReport, push_weights
@@ -30,9 +31,20 @@ class WeightSender:
         self._tracker = ChangeTracker() if flags.update_weight_delta else None
         self._transport: WeightTransport | None = None
         self._fleet: EngineFleet | None = None
+        self._adapter: AdapterForm | None = None
 
-    def send(self, named_tensors: Iterable[tuple[str, torch.Tensor]], urls: list[str], version: int) -> SyncReport:
-        """Bring the engines at ``urls`` to ``version``."""
+    def send(
+        self,
+        named_tensors: Iterable[tuple[str, torch.Tensor]],
+        urls: list[str],
+        version: int,
+        adapter: AdapterForm | None = None,
+    ) -> SyncReport:
+        """Bring the engines at ``urls`` to ``version``.
+
+        With ``adapter`` the tensors are those of an adapter of this form, the same one in every update.
+        """
+        self._adapter = adapter
         remembered = named_tensors if self._memory is None else self._memory.keep(named_tensors)
         return self._push(remembered, urls, version, self._tracker)
 
@@ -57,6 +69,7 @@ class WeightSender:
             bucket_bytes=self._flags.update_weight_buffer_size,
             pause_mode=self._flags.pause_generation_mode,
             tracker=tracker,
+            adapter=self._adapter,
         )
 
     def scramble(self) -> None:

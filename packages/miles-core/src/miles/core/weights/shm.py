@@ -58,11 +58,13 @@ class SharedMemoryTransport:
 
     def _describe(self, bucket: Bucket) -> dict[str, Any]:
         """The request.  SGLang passes on nothing but ``serialized_named_tensors``, so the layout is there once more."""
-        layout = {
+        layout: dict[str, Any] = {
             "path": str(self._path),
             "nbytes": bucket.nbytes,
             "tensors": [slot.to_json() for slot in bucket.slots],
         }
+        if bucket.adapter is not None:
+            layout["adapter"] = bucket.adapter.to_json()
         return {
             "load_format": LOAD_FORMAT,
             "bucket": layout,

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
+from miles.core.weights.adapter_form import AdapterForm
 from miles.core.weights.bucket import Bucket, buckets
 from miles.core.weights.delta import ChangeTracker
 from miles.core.weights.engine_client import EngineFleet
@@ -69,10 +70,12 @@ def push_weights(
     bucket_bytes: int,
     pause_mode: PauseMode = "retract",
     tracker: ChangeTracker | None = None,
+    adapter: AdapterForm | None = None,
 ) -> SyncReport:
     """Make every engine of ``fleet`` hold ``named_tensors`` as weight version ``version``.
 
-    With a ``tracker`` only what changed is sent, to engines that all hold the version it remembers.
+    With a ``tracker`` only what changed is sent, to engines that all hold the version it remembers.  With the form of
+    an ``adapter`` the tensors are its, and engines add it to the model that they were started with.
     A failure leaves the engines paused: half-new weights must never generate.
     """
     report = SyncReport()
@@ -81,11 +84,12 @@ def push_weights(
         if pause_mode != "in_place":
             fleet.post("/flush_cache")
         base = None if tracker is None else _base_version(fleet, tracker)
-        fleet.post("/begin_weight_update", {"selector": "all"})
+        opening: dict[str, Any] = {"selector": "all"}
+        fleet.post("/begin_weight_update", opening if adapter is None else opening | {"adapter": adapter.to_json()})
     try:
         for bucket in _timed(_outgoing(report.count(named_tensors), bucket_bytes, tracker, base), report):
             with report.phase("send"):
-                report.bytes += transport.send(bucket, fleet, version)
+                report.bytes += transport.send(replace(bucket, adapter=adapter), fleet, version)
         with report.phase("commit"):
             transport.commit(fleet, version)
     except BaseException:

@@ -41,9 +41,9 @@ class WeightsChecker:
         return {}
 
     def _reset(self) -> dict[str, Any]:
-        """Fill every tensor with noise, so that an update that misses one is seen."""
+        """Fill every tensor that updates bring with noise, so that an update that misses one is seen."""
         generator = torch.Generator().manual_seed(_SEED)
-        for name in self._weights.names():
+        for name in self._weights.updated_names():
             held = self._weights.read(name)
             self._weights.write(name, torch.randn(held.shape, generator=generator).to(held.dtype))
         return {}

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
+from miles.rollout.engines.embedded.adapters import Adapters
 from miles.rollout.engines.embedded.memory import available_memory
 from miles.rollout.engines.embedded.model import Checkpoint, load_model
 from miles.rollout.engines.embedded.occupation import MemoryOccupation
@@ -63,7 +64,8 @@ class Engine:
         )
         self.scheduler = Scheduler(self.model, limits, options.weight_version)
         self.runner = Runner(self.scheduler, on_failure)
-        self.updates = WeightUpdates(self.runner, self.model.weights, options.model_path)
+        self.adapters = Adapters(self.model.adapter_places, self.model.weights, self.checkpoint.path)
+        self.updates = WeightUpdates(self.runner, self.model.weights, self.adapters, options.model_path)
         self.memory = MemoryOccupation(self.runner, self.model)
         self._eos = {*self.checkpoint.eos_token_ids, *([self.text.eos_token_id] if self.text.eos_token_id else [])}
         self._numbers = itertools.count()
@@ -212,5 +214,6 @@ class Engine:
             "released": sorted(scheduler.released),
             "weight_version": scheduler.version,
             "weight_delta": True,
+            "adapters": self.adapters.facts(),
             **asdict(scheduler.counters),
         }

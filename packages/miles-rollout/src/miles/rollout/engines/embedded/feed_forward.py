@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from miles.rollout.engines.embedded.adapters import Place
 from miles.rollout.engines.embedded.attention import ROW_MULTIPLE
 from miles.rollout.engines.embedded.elementwise import silu_
 from miles.rollout.engines.embedded.projection import Projection
@@ -31,6 +32,9 @@ class FeedForward(Protocol):
 
     def fused_views(self, prefix: str) -> dict[str, tuple[torch.Tensor, list[str]]]:
         """Names under which transformers' modules hold several tensors as one: the place, and the single names."""
+
+    def adapter_places(self, prefix: str) -> dict[str, Place]:
+        """Its linear layers that can be given adapters, by their Hugging Face names."""
 
 
 class GatedNetwork:
@@ -65,6 +69,11 @@ class GatedNetwork:
     def fused_views(self, prefix: str) -> dict[str, tuple[torch.Tensor, list[str]]]:
         """See FeedForward."""
         return {}
+
+    def adapter_places(self, prefix: str) -> dict[str, Place]:
+        """See FeedForward."""
+        named = zip(("gate_proj", "up_proj", "down_proj"), self.projections, strict=True)
+        return {f"{prefix}.{name}": Place(each, range(each.weight.shape[0])) for name, each in named}
 
 
 class Experts:
@@ -128,6 +137,10 @@ class Experts:
             f"{prefix}.experts.gate_up_proj": (self._gate_up, gate_up),
             f"{prefix}.experts.down_proj": (self._down, [f"{name}.down_proj.weight" for name in single]),
         }
+
+    def adapter_places(self, prefix: str) -> dict[str, Place]:
+        """See FeedForward.  Rows of many experts are one product, which has no place for adapters."""
+        return {}
 
 
 def _places(chosen: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, int]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from miles.core.errors import EngineError
+from miles.rollout.engines.embedded.adapters import Place
 from miles.rollout.engines.embedded.attention import Plan
 from miles.rollout.engines.embedded.kv import KVShape
 from miles.rollout.engines.embedded.weights import WeightStore, parse_dtype
@@ -28,6 +29,8 @@ class Model(Protocol):
     hidden_size: int
     vocab_size: int
     weights: WeightStore
+    adapter_places: dict[str, Place]
+    """The linear layers that can be given adapters, by their Hugging Face names."""
 
     def free_copies(self) -> int:
         """Free what is made of the weights again when it is needed; the bytes that it took."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from miles.rollout.engines.embedded.adapters import Place
 from miles.rollout.engines.embedded.attention import Plan, attend
 from miles.rollout.engines.embedded.elementwise import ELEMENT_MULTIPLE
 from miles.rollout.engines.embedded.feed_forward import Experts, FeedForward, GatedNetwork
@@ -146,7 +147,8 @@ class FastModel:
             for name, place in layer.feed_forward.fused_views(f"model.layers.{number}.mlp").items()
         }
         self.weights = WeightStore(self._views(), aliases, self._copies(), fused)
-        self.weights.load_directory(checkpoint.path)
+        self.weights.load_base(checkpoint.path)
+        self.adapter_places = self._adapter_places()
         self._may_copy = self.weights.num_bytes < available_memory() // _COPY_SHARE
         self._rotary = Rotary(rope_parameters(checkpoint.config), shape.dim, dtype)
         self._buffers = _Buffers.allocate(0, shape, dtype)
@@ -214,11 +216,27 @@ class FastModel:
             self._buffers = _Buffers.allocate(num_rows, self._shape, self.dtype)
         return _Buffers(*(buffer[:num_rows] for buffer in self._buffers))
 
+    def _attention_parts(self) -> dict[str, range]:
+        """Outputs of the first product of attention."""
+        shape = self._shape
+        q, kv = shape.heads * shape.dim, shape.kv_heads * shape.dim
+        return {"q_proj": range(q), "k_proj": range(q, q + kv), "v_proj": range(q + kv, q + 2 * kv)}
+
+    def _adapter_places(self) -> dict[str, Place]:
+        """See Model."""
+        places = {}
+        for number, layer in enumerate(self._layers):
+            prefix = f"model.layers.{number}"
+            for name, part in self._attention_parts().items():
+                places[f"{prefix}.self_attn.{name}"] = Place(layer.qkv, part)
+            places[f"{prefix}.self_attn.o_proj"] = Place(layer.out, range(self._shape.hidden))
+            places |= layer.feed_forward.adapter_places(f"{prefix}.mlp")
+        return places
+
     def _views(self) -> dict[str, torch.Tensor]:
         """Each Hugging Face name and its place."""
         shape = self._shape
-        q, kv = shape.heads * shape.dim, shape.kv_heads * shape.dim
-        parts = {"q_proj": slice(0, q), "k_proj": slice(q, q + kv), "v_proj": slice(q + kv, q + 2 * kv)}
+        parts = {name: slice(part.start, part.stop) for name, part in self._attention_parts().items()}
         views = {"model.embed_tokens.weight": self._embedding}
         for number, layer in enumerate(self._layers):
             prefix = f"model.layers.{number}"

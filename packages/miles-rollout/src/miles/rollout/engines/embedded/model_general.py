@@ -10,16 +10,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel, activations
 from transformers.modeling_outputs import BaseModelOutput
 
 from miles.core.errors import EngineError
 from miles.core.weights.delta import Change
+from miles.rollout.engines.embedded.adapters import LowRank, Place
 from miles.rollout.engines.embedded.attention import ROW_MULTIPLE, Plan, Segment, attend
 from miles.rollout.engines.embedded.elementwise import piecewise
 from miles.rollout.engines.embedded.kv import TOKEN_MULTIPLE, KVShape, Pool
@@ -48,6 +51,8 @@ class GeneralModel:
         except ValueError as error:
             raise _refusal(checkpoint, "it does not attend through transformers' attention interface") from error
         self.weights: WeightStore = _GeneralWeights(model)
+        self.weights.note_loaded()
+        self.adapter_places = _adapter_places(model)
         _replace_activations(model)
         # transformers runs an expert on as many rows as chose it.
         self.batch_invariant = not any("expert" in name for name, _ in model.named_modules())
@@ -149,6 +154,34 @@ class _SlotAttention:
         scale = query.shape[3] ** -0.5 if scaling is None else scaling
         attend(self.plan, layer, queries, keys, values, out, scale=scale, window=sliding_window, softcap=softcap)
         return out[None], None
+
+
+class _Linear:
+    """A linear layer that may be given an adapter."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self._module = module
+        self.weight: torch.Tensor = module.weight.data
+        self._hook: RemovableHandle | None = None
+
+    def attach(self, adapter: LowRank | None) -> None:
+        """See Host."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if adapter is not None:
+            self._hook = self._module.register_forward_hook(partial(_add, adapter))
+
+
+def _add(adapter: LowRank, module: nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+    adapter.add_to(output.view(-1, module.out_features), inputs[0].reshape(-1, module.in_features))
+
+
+def _adapter_places(model: PreTrainedModel) -> dict[str, Place]:
+    """Every linear layer but the head, by its name in transformers' model."""
+    head = model.get_output_embeddings()
+    linear = {name: each for name, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head}
+    return {name: Place(_Linear(each), range(each.out_features)) for name, each in linear.items()}
 
 
 class _HeadOnly:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from miles.rollout.engines.embedded.adapters import LowRank
 from miles.rollout.engines.embedded.elementwise import silu_
 
 _WORTH_LAYING_OUT = 1 << 16
@@ -33,6 +34,11 @@ class Projection:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
         self._blocks: torch.Tensor | None = None
+        self._adapter: LowRank | None = None
+
+    def attach(self, adapter: LowRank | None) -> None:
+        """Add what ``adapter`` makes of the rows to every product."""
+        self._adapter = adapter
 
     def lay_out(self) -> None:
         """Copy a large weight into oneDNN's layout."""
@@ -51,22 +57,30 @@ class Projection:
 
     def silu(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """``silu`` of the product; in ``out``, or in new memory."""
-        if self._blocks is not None:
+        if self._blocks is not None and self._adapter is None:
             return self._apply(rows, out, "swish")
         return silu_(self._apply(rows, out, "none"))
 
     def add_to(self, stream: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """``stream`` [M, N] plus the product; in ``stream``, or in new memory."""
         if self._blocks is not None:
-            pointwise = torch.ops.mkldnn._linear_pointwise.binary
-            result: torch.Tensor = pointwise(rows, stream, self._blocks, self.bias, "add")
-            return result
-        stream.addmm_(rows, self.weight.t())
-        return stream if self.bias is None else stream.add_(self.bias)
+            stream = torch.ops.mkldnn._linear_pointwise.binary(rows, stream, self._blocks, self.bias, "add")
+        else:
+            stream.addmm_(rows, self.weight.t())
+            if self.bias is not None:
+                stream.add_(self.bias)
+        return self._adapted(stream, rows)
 
     def _apply(self, rows: torch.Tensor, out: torch.Tensor, attribute: str) -> torch.Tensor:
         if self._blocks is not None:
-            result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._blocks, self.bias, attribute, [], "")
-            return result
-        torch.mm(rows, self.weight.t(), out=out)
-        return out if self.bias is None else out.add_(self.bias)
+            out = torch.ops.mkldnn._linear_pointwise(rows, self._blocks, self.bias, attribute, [], "")
+        else:
+            torch.mm(rows, self.weight.t(), out=out)
+            if self.bias is not None:
+                out.add_(self.bias)
+        return self._adapted(out, rows)
+
+    def _adapted(self, out: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if self._adapter is not None:
+            self._adapter.add_to(out, rows)
+        return out

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from miles.core.errors import EngineError
 from miles.core.types.batch import Floats, Ints
+from miles.core.weights.adapter_form import AdapterForm
 from miles.rollout.engine_options import engine_options, engine_threads
+from miles.rollout.engines.embedded.adapters import Adapters
 from miles.rollout.engines.embedded.memory import available_memory
 from miles.rollout.engines.embedded.model import Checkpoint, load_model
 from miles.rollout.engines.embedded.sampling import SamplingParams
@@ -44,14 +46,20 @@ class EmbeddedScorer:
                 f"--true-on-policy-mode: the embedded engine's numbers for {checkpoint.architecture} depend on what is "
                 "computed beside them. Leave the flag out"
             )
+        self._adapters = Adapters(self._model.adapter_places, self._model.weights, checkpoint.path)
         kv_tokens = available_memory() // _KV_SHARE // self._model.kv_shape.token_bytes
         context_length = options.get("context_length") or config.rollout_max_context_len or checkpoint.context_length
         self._limits = Limits(context_length=int(context_length), kv_tokens=kv_tokens)
         self._temperature = config.rollout_temperature
         self._num_threads = engine_threads(config)
 
-    def take(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def facts(self) -> dict[str, Any]:
         """See EngineScorer."""
+        return {"adapters": self._adapters.facts()}
+
+    def take(self, weights: Iterable[tuple[str, torch.Tensor]], adapter: AdapterForm | None = None) -> None:
+        """See EngineScorer."""
+        self._adapters.expect(adapter)
         for name, tensor in weights:
             self._model.weights.write(name, tensor.detach().cpu())
 

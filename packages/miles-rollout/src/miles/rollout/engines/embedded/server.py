@@ -39,7 +39,7 @@ _TEXT = b"text/plain; charset=utf-8"
 _EVENTS = b"text/event-stream"
 _HEALTH_DEADLINE_S = 20.0
 _NOT_OFFERED = {
-    "/load_lora_adapter": "LoRA adapters are not served",
+    "/load_lora_adapter": "the policy's adapter comes with its weights (/begin_weight_update), and there is no other",
     "/v1/completions": "use /generate or /v1/chat/completions",
     "/start_profile": "profile the process from outside",
     "/stop_profile": "profile the process from outside",
@@ -273,8 +273,8 @@ class Server:
         await self._call(self.engine.resume())
         return Answer.json({"status": "ok", "message": "Generation continued successfully."})
 
-    async def _begin_update(self, _: dict[str, Any]) -> Answer:
-        return await self._update(self.engine.updates.begin())
+    async def _begin_update(self, body: dict[str, Any]) -> Answer:
+        return await self._update(self.engine.updates.begin(body))
 
     async def _end_update(self, _: dict[str, Any]) -> Answer:
         return await self._update(self.engine.updates.end())

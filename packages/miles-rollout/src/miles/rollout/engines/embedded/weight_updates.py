@@ -8,7 +8,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from miles.core.weights.adapter_form import AdapterForm
 from miles.core.weights.delta import Change
+from miles.rollout.engines.embedded.adapters import Adapters
 from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.protocol import BadRequest
 from miles.rollout.engines.embedded.runner import Runner
@@ -23,18 +25,23 @@ Checksums = dict[str, str]
 class WeightUpdates:
     """``model_path`` is the directory that the weights came from last."""
 
-    def __init__(self, runner: Runner, weights: WeightStore, model_path: str) -> None:
-        self._runner, self._weights = runner, weights
+    def __init__(self, runner: Runner, weights: WeightStore, adapters: Adapters, model_path: str) -> None:
+        self._runner, self._weights, self._adapters = runner, weights, adapters
         self._checker = WeightsChecker(weights)
         self._groups = WeightGroups()
         self.model_path = model_path
 
-    def begin(self) -> Future[None]:
-        """``/begin_weight_update``: from here to the end nothing is computed."""
+    def begin(self, body: dict[str, Any]) -> Future[None]:
+        """``/begin_weight_update``: from here to the end nothing is computed.
+
+        With ``adapter`` it brings the tensors of an adapter of that form; without it whole weights, which end one.
+        """
+        form = _adapter_form(body)
 
         def begin(scheduler: Scheduler) -> None:
             if scheduler.updating:
                 raise WeightError("a weight update is already open; call /end_weight_update first")
+            self._adapters.expect(form)
             scheduler.updating = True
 
         return self._runner.call(begin)
@@ -131,6 +138,8 @@ class WeightUpdates:
                 raise WeightError(f"these are changes of version {change.base_version}; {scheduler.version} is held")
             if body.get("abort_all_requests"):
                 scheduler.abort(lambda _: True)
+            if not scheduler.updating:
+                self._adapters.expect(None)
             checksums = load()
             scheduler.weights_changed()
             if body.get("weight_version") is not None:
@@ -138,6 +147,15 @@ class WeightUpdates:
             return checksums
 
         return self._runner.call(update)
+
+
+def _adapter_form(body: dict[str, Any]) -> AdapterForm | None:
+    if body.get("adapter") is None:
+        return None
+    try:
+        return AdapterForm.of_json(body["adapter"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadRequest(f"adapter must have rank, alpha and layers ({error!r})") from error
 
 
 def _change(body: dict[str, Any]) -> Change | None:

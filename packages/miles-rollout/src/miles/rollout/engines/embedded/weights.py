@@ -80,8 +80,10 @@ class WeightStore:
         self._fused = dict(fused or {})
         self._aliases = dict(aliases or {})
         self._copies = dict(copies or {})
+        self._adapter: dict[str, torch.Tensor] = {}
         self.num_writes = 0
-        """Grows with every change."""
+        """Grows with every change of the model's own tensors."""
+        self._num_loaded: int | None = None
         self.unsent: set[str] = set()
         """Tensors whose memory was released and that have not been written since."""
         self._released: list[tuple[torch.UntypedStorage, int]] = []
@@ -91,6 +93,28 @@ class WeightStore:
     def num_bytes(self) -> int:
         """Size of all tensors."""
         return sum(int(view.nbytes) for view in self._views.values())
+
+    @property
+    def are_as_loaded(self) -> bool:
+        """Whether the model's own tensors are those of its checkpoint."""
+        return self.num_writes == self._num_loaded and not self.unsent
+
+    def hold_adapter(self, views: Mapping[str, torch.Tensor]) -> None:
+        """Updates bring these tensors, which lie beside the model's own, from now on; none: the model's own."""
+        self._adapter = dict(views)
+
+    def load_base(self, directory: Path) -> None:
+        """Copy the checkpoint in that adapters are for."""
+        adapter, self._adapter = self._adapter, {}
+        try:
+            self.load_directory(directory)
+        finally:
+            self._adapter = adapter
+        self.note_loaded()
+
+    def note_loaded(self) -> None:
+        """The model's own tensors are those of the checkpoint."""
+        self._num_loaded = self.num_writes
 
     def release(self) -> int:
         """Free the memory of all tensors; the bytes that were freed.  Until ``restore`` nothing is read or written."""
@@ -113,8 +137,12 @@ class WeightStore:
         yield from self._copies.values()
 
     def names(self) -> list[str]:
-        """Every tensor once, in the model's order."""
-        return list(self._views)
+        """Every tensor once, in the model's order, and those of an adapter."""
+        return [*self._views, *self._adapter]
+
+    def updated_names(self) -> list[str]:
+        """The tensors that an update brings."""
+        return list(self._adapter or self._views)
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor as a checkpoint would hold it, in the engine's precision."""
@@ -127,6 +155,8 @@ class WeightStore:
         """
         self._check_shape(name, tensor.shape)
         held = copy(self._view(name), tensor)
+        if name in self._adapter:
+            return held
         self.num_writes += 1
         if self.unsent:
             self.unsent.difference_update(self._held_under(name))
@@ -197,7 +227,7 @@ class WeightStore:
         Returns the dtypes of the files' tensors.
         """
         files = checkpoint_files(directory)
-        missing = set(self._views)
+        missing = set(self.updated_names())
         for name, handle in _tensors(files):  # everything is checked before anything is written
             self._check_shape(name, tuple(handle.get_slice(name).get_shape()))
             missing.difference_update(self._held_under(name))
@@ -241,6 +271,8 @@ class WeightStore:
     def _find(self, name: str) -> torch.Tensor | None:
         if name in self._fused:
             return self._fused[name][0]
+        if name in self._adapter:
+            return self._adapter[name]
         return self._views.get(self._aliases.get(name, name))
 
 
