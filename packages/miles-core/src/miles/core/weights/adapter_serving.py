@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from miles.core.errors import ConfigError
 from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
 from miles.core.weights.adapter_form import AdapterForm
 from miles.core.weights.shm import LOAD_FORMAT
-from miles.core.weights.transport import is_here
 
 if TYPE_CHECKING:
     from miles.core.config import Config
 
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 logger = logging.getLogger(__name__)
 
 
@@ -56,8 +57,11 @@ def obstacle(form: AdapterForm, url: str, facts: Mapping[str, Any], transport: s
 
 
 def _of_sglang(url: str, facts: Mapping[str, Any], transport: str) -> dict[str, Any] | None:
-    """What an SGLang server takes that Miles has started for adapters on this machine."""
-    shared = transport in ("auto", "shm") and is_here(url)
+    """What an SGLang server takes that Miles has started for adapters on the trainer's only machine.
+
+    Every rank comes to the same, whatever its machine.
+    """
+    shared = transport in ("auto", "shm") and urlsplit(url).hostname in _LOOPBACK
     if not shared or not facts.get("enable_lora") or LOAD_FORMAT not in (facts.get("custom_weight_loader") or ()):
         return None
     return {"max_rank": facts.get("max_lora_rank"), "modules": facts.get("lora_target_modules")}
