@@ -103,6 +103,8 @@ class WeightSender:
             fleet = EngineFleet(urls, deadline_s=self._deadline_s)
             if self._tracker is not None:
                 _check_takes_changes(fleet)
+            if self._flags.pause_generation_mode == "in_place":
+                _check_keeps_prefixes_apart(fleet)
             if self._fleet is not None:
                 self._fleet.close()
             self._fleet = fleet
@@ -115,8 +117,6 @@ def _check_takes_changes(fleet: EngineFleet) -> None:
     for url, fact in zip(fleet.urls, fleet.get("/server_info"), strict=True):
         if not fact.get("weight_delta"):
             raise EngineError(
-            if self._flags.pause_generation_mode == "in_place":
-                _check_keeps_prefixes_apart(fleet)
                 f"--update-weight-delta: the engine at {url} takes whole tensors only. Leave the flag out"
             )
 
