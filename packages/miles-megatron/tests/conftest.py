@@ -95,6 +95,7 @@ FAMILIES = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 6, "intermediate_size": 24}
         | {"rope_parameters": YARN | {"truncate": False}},
     ),
+    "gpt oss of whole blocks": ("GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}),
 }
 # Forked children cannot use the parent's thread pool.
 torch.set_num_threads(1)

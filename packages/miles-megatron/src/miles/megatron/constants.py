@@ -46,6 +46,10 @@ def write_hf_config(source: Path, directory: Path, dtype: torch.dtype) -> None:
     text = dict(read_hf_config(source))
     text.pop("torch_dtype", None)
     text["dtype"] = str(dtype).removeprefix("torch.")
+    quantization = text.pop("quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method")
+        _LOG.warning("%s is quantized (%s); the weights in %s are in %s", source, method, directory, text["dtype"])
     (directory / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
     generation = source / "generation_config.json"
     if generation.is_file() and source.resolve() != directory.resolve():

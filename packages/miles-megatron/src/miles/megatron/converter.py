@@ -51,7 +51,8 @@ def to_hf(configuration: Path, source: Path, target: Path, *, check: bool = True
 def outline_of(source: Path) -> Iterator[Outline]:
     """A model of the architecture of ``source``, without weights."""
     hf = read_hf_config(source)
-    half = str(hf.get("dtype", hf.get("torch_dtype"))).removeprefix("torch.") == "bfloat16"
+    stored = str(hf.get("dtype", hf.get("torch_dtype"))).removeprefix("torch.")
+    half = stored == "bfloat16" or bool(hf.get("quantization_config"))
     config = Config.of(
         train_backend="megatron", hf_checkpoint=str(source), device="cpu", train_dtype="bf16" if half else "fp32"
     )

@@ -19,11 +19,6 @@ def _architecture(hf: HfConfig) -> Architecture:
             f"Megatron-Core expresses GPT-OSS with swiglu_alpha {_SLOPE} and attention_bias; the checkpoint has "
             f"swiglu_alpha {hf.get('swiglu_alpha', _SLOPE)} and attention_bias {hf.get('attention_bias', True)}"
         )
-    if "quantization_config" in hf:
-        raise TrainingError(
-            f"the checkpoint is quantized ({hf['quantization_config'].get('quant_method')}) and cannot be trained. "
-            "Give one whose weights are in bf16"
-        )
     experts = expert_constants({**hf, "moe_intermediate_size": hf["intermediate_size"]}, [1] * hf["num_hidden_layers"])
     return decoder(
         hf,
