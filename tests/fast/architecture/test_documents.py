@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from miles.core.config.discover import flag_table
+from miles.core.contract import check_filter, check_reward, example_sample
+from miles.core.registry import load_object
 from miles.router.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -45,3 +47,14 @@ def test_every_flag_exists(documents):
         if flag not in known and table.find(flag) is None and table.collector(flag) is None
     ]
     assert not unknown
+
+
+def test_the_functions_that_are_shown_work(tmp_path, monkeypatch):
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    name, code = re.search(r"```python\n# (\w+)\.py\n(.*?)```", page, re.DOTALL).groups()
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward, keep = load_object(f"{name}.reward"), load_object(f"{name}.keep")
+    assert check_reward(reward) == check_filter(keep) == []
+    assert reward(None, example_sample(response="It is\n42.", label="42")) == 1.0
+    assert reward(None, example_sample(response="", label="42")) == 0.0
