@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
+import itertools
 import os
 import pickle
 import signal
-import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from miles.core.protocols.backend import Rank
 
-_MEETING_DEADLINE_S = 60.0
 _TELL_WHERE = signal.SIGUSR1
 """A rank writes what it is doing."""
 _TELLING_S = 1.0
@@ -26,26 +25,23 @@ _TELLING_S = 1.0
 
 def run_on_ranks(count: int, function: Callable[[Rank], Any], directory: Path, deadline_s: float = 120.0) -> list[Any]:
     """``function(rank)`` in ``count`` processes; their results in rank order.  ``directory`` is for scratch files."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        master = f"127.0.0.1:{probe.getsockname()[1]}"
-    meeting = multiprocessing.get_context("fork").Barrier(count)
-    ranks = [Rank(rank=number, world_size=count, local_rank=number, master=master) for number in range(count)]
+    meetings = Path(tempfile.mkdtemp(prefix="meetings-", dir=directory))
+    ranks = [Rank(rank=number, world_size=count, local_rank=number, master="nobody:1") for number in range(count)]
     results = [directory / f"result-{number}" for number in range(count)]
-    children = {_child(function, *each, meeting): each[0].rank for each in zip(ranks, results, strict=True)}
+    children = {_child(function, *each, meetings): each[0].rank for each in zip(ranks, results, strict=True)}
     failed = _ended(children, time.monotonic() + deadline_s)
     assert not failed, f"ranks {failed} failed"
     return [pickle.loads(result.read_bytes()) for result in results]
 
 
-def _child(function: Callable[[Rank], Any], rank: Rank, result: Path, meeting: Any) -> int:
+def _child(function: Callable[[Rank], Any], rank: Rank, result: Path, meetings: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
     status = 1
     faulthandler.register(_TELL_WHERE, file=2)
     try:
-        _leave_together(meeting)
+        _meet_in(meetings)
         result.write_bytes(pickle.dumps(function(rank)))
         status = 0
     except BaseException:
@@ -54,16 +50,20 @@ def _child(function: Callable[[Rank], Any], rank: Rank, result: Path, meeting: A
         os._exit(status)
 
 
-def _leave_together(meeting: Any) -> None:
-    """Let nobody join a second group before all have left the first: its address is the same, and still answers."""
-    destroy = dist.destroy_process_group
+def _meet_in(directory: Path) -> None:
+    """Let ranks find each other by a file of its own for each group that they make, rather than at ``Rank.master``.
 
-    def leave(*group: Any, **named_group: Any) -> None:
-        destroy(*group, **named_group)
-        if not group and not named_group:
-            meeting.wait(_MEETING_DEADLINE_S)
+    Who makes a second group in one process would find the store of the first at that address, as long as anything of
+    the first is alive, and in it addresses of members that have left.
+    """
+    join, numbers = dist.init_process_group, itertools.count()
 
-    dist.destroy_process_group = leave
+    def meet(backend: str, *, init_method: str | None = None, **named: Any) -> None:
+        if init_method is not None:
+            named["store"] = dist.FileStore(str(directory / str(next(numbers))), named["world_size"])
+        join(backend, **named)
+
+    dist.init_process_group = meet
 
 
 def _ended(children: dict[int, int], deadline: float) -> list[int]:
