@@ -40,7 +40,6 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--device", "cuda"), "--rollout-num-gpus is missing"),
         (("--actor-num-nodes", "2", "--colocate"), "are all on one machine"),
         (("--engine-host", "0.0.0.0"), "is no address that others could send to"),
-        (("--rollout-engine", "sglang", "--update-weight-delta"), "SGLang lays weights out anew"),
         (("--sglang-router-ip", "10.0.0.1"), "needs --sglang-router-port"),
         (("--rollout-external",), "--rollout-external needs --rollout-external-engine-addrs"),
         (("--rollout-external-engine-addrs", "a:1"), "has no effect without --rollout-external"),

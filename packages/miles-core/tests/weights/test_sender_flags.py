@@ -51,9 +51,9 @@ def test_the_transport_is_the_one_that_is_named(engines, send, transport, call):
 def test_changes_are_sent_to_engines_that_take_them_only(engines, send):
     with pytest.raises(EngineError, match=r"--update-weight-delta: the engine at .* takes whole tensors only"):
         send(update_weight_delta=True)
-    for engine in engines:
-        engine.facts["weight_delta"] = True
-    report = send(update_weight_delta=True)
+    engines[0].facts["weight_delta"] = True
+    engines[1].facts = {"custom_weight_loader": ["miles_shm", "miles_weight_delta"]}
+    report = send(update_weight_delta=True, update_weight_transport="shm")
     assert report.metrics()["perf/update_weights_density"] == 1  # engines had nothing before
 
 

@@ -145,11 +145,6 @@ def check_engines(config: Config) -> Iterator[str]:
             f"--engine-host {engines.engine_host} is no address that others could send to: give the one of the "
             "machine's addresses by which router and trainers reach the engines"
         )
-    if config.update_weight_delta and engines.rollout_engine == "sglang":
-        yield (
-            "--update-weight-delta: SGLang lays weights out anew as it loads them, and keeps none that a change could "
-            "be applied to. Leave it out, or use --rollout-engine embedded"
-        )
     if own_engines and engines.rollout_engine in ENGINES:
         yield from ENGINES.get(engines.rollout_engine)().check(engine_options(config))
 

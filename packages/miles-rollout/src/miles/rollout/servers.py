@@ -16,6 +16,7 @@ from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
+from miles.core.flags.training import Training
 from miles.core.flags.debug import Debug
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpec
@@ -308,6 +309,7 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         context_length=rollout.rollout_max_context_len,
         log_path=logs.log_file(f"engine-{index}"),
         releases_memory=bool(cluster.offload_rollout),
+        takes_changes=config[Training].update_weight_delta,
         options=options,
     )
 

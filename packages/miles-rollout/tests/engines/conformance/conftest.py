@@ -72,7 +72,7 @@ def embedded(path: Path) -> Iterator[Served]:
 def sglang(path: Path, python: str) -> Iterator[Served]:
     (port,) = free_ports(1)
     options = {"python": python, "enable_return_routed_experts": True}
-    spec = EngineSpec(str(path), "127.0.0.1", port, log_path=path / "sglang.log", options=options)
+    spec = EngineSpec(str(path), "127.0.0.1", port, log_path=path / "sglang.log", options=options, takes_changes=True)
     engine = SGLangEngine().launch(spec)
     try:
         engine.wait_ready(START_S)

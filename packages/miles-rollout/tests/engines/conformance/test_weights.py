@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from engine_client import PROMPT
 
 from miles.core.errors import EngineError, WeightSyncError
+from miles.core.weights.broadcast import BroadcastTransport
+from miles.core.weights.bucket import buckets
+from miles.core.weights.delta import ChangeTracker
 from miles.core.weights.disk import DiskTransport
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.shm import SharedMemoryTransport
@@ -76,14 +80,43 @@ async def assert_holds(client, model, version):
     assert (await client.get("/model_info"))[1]["weight_version"] == version
 
 
-@pytest.mark.parametrize("kind", [SharedMemoryTransport, DiskTransport])
-async def test_pushed_weights_are_held_and_stamped(client, fleet, reference, tmp_path, kind):
-    transport = kind(tmp_path)
-    weights = changed(reference, seed=len(kind.__name__))
-    report = await asyncio.to_thread(push, fleet, transport, weights, 7)
+@pytest.fixture(params=[SharedMemoryTransport, BroadcastTransport, DiskTransport])
+def transport(request, served, tmp_path):
+    if (served.name, request.param) == ("embedded", BroadcastTransport):
+        pytest.skip("both ends of a process group would be in this process; tests/e2e has them in two")
+    transport = request.param(tmp_path)
+    yield transport
     transport.close()
+
+
+async def test_pushed_weights_are_held_and_stamped(client, fleet, reference, transport):
+    weights = changed(reference, seed=len(type(transport).__name__))
+    report = await asyncio.to_thread(push, fleet, transport, weights, 7)
     assert report.bytes >= sum(tensor.nbytes for tensor in weights.values())
     await assert_holds(client, reference, "7")
+
+
+async def test_changes_become_the_weights_themselves(client, fleet, reference, transport):
+    tracker = ChangeTracker()
+    weights = checkpoint_names(reference)
+    await asyncio.to_thread(push, fleet, transport, weights, 40, tracker=tracker)
+    for parameter in reference.parameters():
+        parameter.data.view(-1)[::17] += 0.01
+    report = await asyncio.to_thread(push, fleet, transport, checkpoint_names(reference), 41, tracker=tracker)
+    assert 0 < report.bytes < report.whole_bytes / 2
+    await assert_holds(client, reference, "41")
+
+
+async def test_changes_of_a_version_that_is_not_held_are_refused(client, fleet, reference, tmp_path):
+    transport, tracker = SharedMemoryTransport(tmp_path), ChangeTracker()
+    await asyncio.to_thread(push, fleet, transport, checkpoint_names(reference), 50, tracker=tracker)
+    (bucket,) = buckets(tracker.changes(changed(reference, seed=2).items()), 1 << 24)
+    unfounded = replace(bucket, change=tracker.describe("49", [slot.name for slot in bucket.slots]))
+    await client.ok("/begin_weight_update")
+    with pytest.raises(EngineError, match="these are changes of version 49; 50 is held"):
+        await asyncio.to_thread(transport.send, unfounded, fleet, 51)
+    transport.close()
+    await client.ok("/end_weight_update")
 
 
 async def test_auto_finds_shared_memory(served, tmp_path):
@@ -122,12 +155,10 @@ async def test_requests_in_flight_survive_an_update_and_tell_who_made_what(clien
     await assert_holds(client, reference, "21")  # and uses no prefix of the old weights
 
 
-async def test_a_tensor_that_the_model_does_not_take_stops_the_update(client, fleet, reference, tmp_path):
-    transport = SharedMemoryTransport(tmp_path)
+async def test_a_tensor_that_the_model_does_not_take_stops_the_update(client, fleet, reference, transport):
     weights = {**checkpoint_names(reference), "model.layers.0.nobody.weight": torch.zeros(3)}
     with pytest.raises((WeightSyncError, EngineError), match="nobody"):
         await asyncio.to_thread(push, fleet, transport, weights, 9)
-    transport.close()
     await client.post("/end_weight_update")  # unless the sender has done it
     await client.ok("/continue_generation")
 

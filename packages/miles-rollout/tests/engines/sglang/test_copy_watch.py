@@ -9,38 +9,18 @@ sys.path.insert(0, str(SERVER_PACKAGES))
 
 from miles_sglang.copy_watch import CopyWatch
 
-ENTRIES = [
-    {"name": "q", "dtype": "float32", "shape": [2, 3], "offset": 0},
-    {"name": "k", "dtype": "float32", "shape": [1, 3], "offset": 64},
-    {"name": "norm", "dtype": "bfloat16", "shape": [3], "offset": 128},
-]
-
 
 @pytest.fixture
 def watch():
-    memory = torch.randint(0, 100, (192,), dtype=torch.uint8)
-    watch = CopyWatch(memory, ENTRIES)
-    tensors = dict(watch.tensors())
-    tensors["q"].normal_()
-    tensors["k"].normal_()
-    tensors["norm"].fill_(0.5)
-    return watch
-
-
-def test_tensors_lie_where_their_entries_say(watch):
-    tensors = dict(watch.tensors())
-    assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()} == {
-        "q": ((2, 3), torch.float32),
-        "k": ((1, 3), torch.float32),
-        "norm": ((3,), torch.bfloat16),
-    }
-    assert watch.spans == {"q": (0, 24), "k": (64, 76), "norm": (128, 134)}
+    """Two tensors that share memory, and one by itself."""
+    memory = torch.randn(9)
+    return CopyWatch({"q": memory[:6].view(2, 3), "k": memory[6:].view(1, 3), "norm": torch.full((3,), 0.5).bfloat16()})
 
 
 def test_weights_that_are_laid_out_anew_are_held(watch):
     fused, norm = torch.zeros(3, 3), torch.zeros(3)
     with watch:
-        for name, tensor in watch.tensors():
+        for name, tensor in watch.tensors.items():
             if name == "norm":
                 norm.copy_(tensor)  # in another precision
             else:
@@ -51,7 +31,7 @@ def test_weights_that_are_laid_out_anew_are_held(watch):
 def test_a_weight_that_goes_through_another_tensor_is_held(watch):
     held = torch.zeros(3, 2)
     with watch:
-        made = dict(watch.tensors())["q"].t().contiguous() * 2
+        made = watch.tensors["q"].t().contiguous() * 2
         held.copy_(made)
     assert watch.held(whole=True) == {"q"}
 
@@ -59,7 +39,7 @@ def test_a_weight_that_goes_through_another_tensor_is_held(watch):
 def test_what_is_skipped_or_taken_in_part_is_not_held(watch):
     held = torch.zeros(1, 3)
     with watch:
-        held.copy_(dict(watch.tensors())["q"][:1])
+        held.copy_(watch.tensors["q"][:1])
     assert watch.held(whole=True) == set()
     assert watch.held(whole=False) == {"q"}, "a rank of several holds its part"
 
@@ -67,6 +47,12 @@ def test_what_is_skipped_or_taken_in_part_is_not_held(watch):
 def test_what_is_overwritten_afterwards_is_not_held(watch):
     held = torch.zeros(1, 3)
     with watch:
-        held.copy_(dict(watch.tensors())["k"])
+        held.copy_(watch.tensors["k"])
         held.zero_()
     assert watch.held(whole=True) == set()
+
+
+def test_what_shares_the_memory_is_known(watch):
+    assert watch.is_ours(watch.tensors["q"][1:].t())
+    assert not watch.is_ours(watch.tensors["q"].clone())
+    assert not watch.is_ours(torch.empty(0))

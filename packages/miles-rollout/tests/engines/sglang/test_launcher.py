@@ -54,6 +54,12 @@ def test_a_server_that_gives_memory_up_generates_for_nobody_who_asks_for_its_hea
     assert name not in server_variables(spec(tmp_path))
 
 
+def test_a_server_that_takes_changes_knows_how_they_are_written(tmp_path):
+    given = server_variables(spec(tmp_path, takes_changes=True))["MILES_CHANGE_CODE"]
+    assert "def apply(" in Path(given).read_text(encoding="utf-8")
+    assert "MILES_CHANGE_CODE" not in server_variables(spec(tmp_path))
+
+
 def descendants(pid: int) -> set[int]:
     """Process ids below ``pid``."""
     parents = {}

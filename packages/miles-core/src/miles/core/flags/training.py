@@ -80,7 +80,8 @@ class Training(Group):
 
     update_weight_delta: bool = False
     """Send only the elements that changed since the last update, bit for bit, over any transport. Takes host memory for
-    a copy of the weights. An engine that holds another version than the copy gets everything."""
+    a copy of the weights, and in each process of an SGLang server for another one. An engine that holds another version
+    than the copy gets everything."""
 
     update_weight_probe_interval: NonNegativeInt = 8
     """Weight updates from one comparison to the next of the engines' and the trainer's log-probabilities of a fixed

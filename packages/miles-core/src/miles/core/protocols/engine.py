@@ -27,6 +27,8 @@ class EngineSpec:
     log_path: Path | None = None
     releases_memory: bool = False
     """It will be told to release its memory, and to take it again."""
+    takes_changes: bool = False
+    """Its weights will come as changes of those before (``--update-weight-delta``)."""
     options: dict[str, Any] = field(default_factory=dict)
     """Values of the ``--sglang-*`` flags that were given, without the prefix."""
 

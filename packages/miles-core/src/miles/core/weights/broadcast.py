@@ -6,6 +6,7 @@ No step can hang: an engine that refuses ends it at once, and one that is silent
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import time
@@ -21,8 +22,9 @@ from miles.core.errors import EngineError
 from miles.core.weights import group as groups
 from miles.core.weights.bucket import Bucket, compare
 from miles.core.weights.checksum import checksum
-from miles.core.weights.engine_client import Answer, EngineFleet
+from miles.core.weights.engine_client import Answer, EngineFleet, held_checksums
 
+CHANGES_FORMAT = "miles_changes:"
 DEADLINE_S = 300.0
 _CALL_DEADLINE_S = 5.0
 _POLL_S = 0.0005
@@ -51,16 +53,19 @@ class BroadcastTransport:
             "flush_cache": False,
             **bucket.request_fields(),
         }
+        if bucket.change is not None:  # SGLang passes on nothing else
+            request["load_format"] = CHANGES_FORMAT + json.dumps(bucket.change.to_json())
         try:
             answers = link.broadcast(fleet, request, tensors)
         except EngineError:
             _unfinished.append(link)
             self._drop()
             raise
-        told = [(url, answer) for url, answer in zip(fleet.urls, answers, strict=True) if "checksums" in answer]
-        sent = _checksums(bucket, tensors) if told else {}
-        for url, answer in told:
-            compare(url, sent, answer["checksums"])
+        held = {url: held_checksums(answer) for url, answer in zip(fleet.urls, answers, strict=True)}
+        sent = _checksums(bucket, tensors) if any(held.values()) else {}
+        for url, checksums in held.items():
+            if checksums:
+                compare(url, sent, checksums)
         return bucket.payload_bytes
 
     def commit(self, fleet: EngineFleet, version: int) -> None:

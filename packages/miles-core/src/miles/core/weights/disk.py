@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from safetensors.torch import save_file
 from miles.core.weights.bucket import Bucket, compare
 from miles.core.weights.checksum import checksum
 from miles.core.weights.delta import Change
-from miles.core.weights.engine_client import EngineFleet
+from miles.core.weights.engine_client import EngineFleet, held_checksums
+
+DESCRIPTION = "miles.json"
+"""Beside the files: which of their tensors are changes, and of what."""
 
 
 class DiskTransport:
@@ -49,11 +53,13 @@ class DiskTransport:
         body: dict[str, Any] = {"model_path": str(directory), "flush_cache": False}
         if self._change is not None:
             body["delta"] = self._change.to_json()
+        # SGLang passes on nothing but the directory.
+        (directory / DESCRIPTION).write_text(json.dumps({"delta": body.get("delta")}), encoding="utf-8")
         self._files = 0  # files of an update that fails are no part of the next one
         answers = fleet.post("/update_weights_from_disk", body)
         for url, answer in zip(fleet.urls, answers, strict=True):
-            if "checksums" in answer:
-                compare(url, self._checksums, answer["checksums"])
+            if checksums := held_checksums(answer):
+                compare(url, self._checksums, checksums)
         shutil.rmtree(directory)
 
     def close(self) -> None:

@@ -68,6 +68,17 @@ def _parse(text: bytes) -> Answer:
     return answer if isinstance(answer, dict) else {}
 
 
+def held_checksums(answer: Answer) -> dict[str, str]:
+    """What an answer to an update tells of the tensors that are held then; SGLang's has room for it in its message."""
+    if "checksums" in answer:
+        return dict(answer["checksums"])
+    try:
+        told, _ = json.JSONDecoder().raw_decode(answer.get("message") or "")
+    except json.JSONDecodeError:
+        return {}
+    return dict(told["checksums"]) if isinstance(told, dict) and "checksums" in told else {}
+
+
 class EngineFleet:
     """All engines that hold the policy.  A call goes to every engine at the same time and fails if one fails."""
 

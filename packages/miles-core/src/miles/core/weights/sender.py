@@ -15,8 +15,8 @@ from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import SyncReport, push_weights
 from miles.core.weights.transport import WeightTransport, create_transport
 
-VERSIONED_PREFIXES = "miles_versioned_prefixes"
-"""How an SGLang server that Miles has started tells of it."""
+VERSIONED_PREFIXES, WEIGHT_DELTA = "miles_versioned_prefixes", "miles_weight_delta"
+"""How an SGLang server that Miles has started tells what it can do."""
 
 
 class WeightSender:
@@ -115,7 +115,7 @@ class WeightSender:
 
 def _check_takes_changes(fleet: EngineFleet) -> None:
     for url, fact in zip(fleet.urls, fleet.get("/server_info"), strict=True):
-        if not fact.get("weight_delta"):
+        if not fact.get("weight_delta") and WEIGHT_DELTA not in (fact.get("custom_weight_loader") or ()):
             raise EngineError(
                 f"--update-weight-delta: the engine at {url} takes whole tensors only. Leave the flag out"
             )

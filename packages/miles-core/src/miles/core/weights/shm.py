@@ -7,7 +7,6 @@ trainer copies the next.  Nothing is serialized but the layout.
 from __future__ import annotations
 
 import base64
-import json
 import mmap
 import os
 import pickle
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from miles.core.weights.bucket import Bucket, compare
-from miles.core.weights.engine_client import Answer, EngineFleet
+from miles.core.weights.engine_client import Answer, EngineFleet, held_checksums
 
 SHARED_MEMORY = Path("/dev/shm")
 LOAD_FORMAT = "miles_shm"
@@ -53,7 +52,7 @@ class SharedMemoryTransport:
             under_way.append((expected, fleet.post_each("/update_weights_from_tensor", [request] * len(fleet.urls))))
         for expected, answers in under_way:
             for url, answer in zip(fleet.urls, answers, strict=True):
-                compare(url, expected, _held(answer.result()))
+                compare(url, expected, held_checksums(answer.result()))
         return bucket.payload_bytes
 
     def _describe(self, bucket: Bucket) -> dict[str, Any]:
@@ -65,6 +64,7 @@ class SharedMemoryTransport:
         }
         if bucket.adapter is not None:
             layout["adapter"] = bucket.adapter.to_json()
+        layout |= bucket.request_fields()
         return {
             "load_format": LOAD_FORMAT,
             "bucket": layout,
@@ -102,14 +102,3 @@ def remove_leftovers(directory: Path) -> None:
         pid = path.name.split("-")[1]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             path.unlink(missing_ok=True)
-
-
-def _held(answer: Answer) -> dict[str, str]:
-    """Checksums in an answer; SGLang has room for them at the beginning of its message."""
-    if "checksums" in answer:
-        return dict(answer["checksums"])
-    try:
-        told, _ = json.JSONDecoder().raw_decode(answer.get("message") or "")
-    except json.JSONDecodeError:
-        return {}
-    return dict(told["checksums"]) if isinstance(told, dict) and "checksums" in told else {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
+from miles.core.weights import delta_code
 from miles.rollout.engines.launched import LaunchedEngine
 from miles.rollout.engines.sglang.environment import SERVER_PACKAGES, Environment
 from miles.rollout.engines.sglang.options import ENVIRONMENT_OPTIONS, arguments_of, problems_with
@@ -91,6 +92,8 @@ def server_variables(spec: EngineSpec) -> dict[str, str]:
     if spec.releases_memory:
         # /health, which routers ask, would generate: a server that is to give memory up dies of not being idle.
         variables["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
+    if spec.takes_changes:
+        variables["MILES_CHANGE_CODE"] = delta_code.__file__
     if spec.num_gpus == 0:
         # Threads that wait by spinning would take the trainer's cores.
         variables |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_WAIT_POLICY": "passive"}

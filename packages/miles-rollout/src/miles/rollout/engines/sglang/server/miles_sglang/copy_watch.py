@@ -1,11 +1,10 @@
 # mypy: disable-error-code="misc,no-untyped-call"
-"""What a model takes out of a piece of memory when it loads weights from there, and whether it still holds it."""
+"""What a model takes out of the tensors that it loads, and whether it still holds it."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,25 +13,23 @@ from torch.utils._pytree import tree_iter
 
 
 class CopyWatch(TorchDispatchMode):
-    """Sees what is copied out of a piece of memory, also by way of other tensors."""
+    """Sees what is copied out of contiguous tensors, also by way of other tensors."""
 
-    def __init__(self, memory: torch.Tensor, entries: list[dict[str, Any]]) -> None:
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
-        self.memory = memory
-        self.spans: dict[str, tuple[int, int]] = {}
-        self._entries = entries
+        self.tensors = tensors
+        self._spans: defaultdict[int, list[tuple[str, int, int]]] = defaultdict(list)
+        """Names and bytes by the address of the memory that they share."""
+        for name, tensor in tensors.items():
+            start = tensor.storage_offset() * tensor.itemsize
+            self._spans[_home(tensor)].append((name, start, start + tensor.nbytes))
         self._names_of: dict[int, set[str]] = {}
         self._alive: list[torch.Tensor] = []  # so that an address stays one tensor's
         self._copies: list[tuple[set[str], torch.Tensor, torch.Tensor]] = []
-        for entry in entries:
-            size = getattr(torch, entry["dtype"]).itemsize * math.prod(entry["shape"])
-            self.spans[entry["name"]] = (entry["offset"], entry["offset"] + size)
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Views of the memory by name."""
-        for entry in self._entries:
-            start, end = self.spans[entry["name"]]
-            yield entry["name"], self.memory[start:end].view(getattr(torch, entry["dtype"])).view(entry["shape"])
+    def is_ours(self, tensor: torch.Tensor) -> bool:
+        """Whether it lies in the memory of a watched tensor."""
+        return _home(tensor) in self._spans and tensor.nbytes > 0
 
     def held(self, *, whole: bool) -> set[str]:
         """Names whose every copy is still in place; with ``whole`` only those that were copied to the last element."""
@@ -43,7 +40,7 @@ class CopyWatch(TorchDispatchMode):
             for name in names:
                 counts[name] += source.numel()
                 changed |= set() if same else {name}
-        wanted = {entry["name"]: math.prod(entry["shape"]) if whole else 1 for entry in self._entries}
+        wanted = {name: tensor.numel() if whole else 1 for name, tensor in self.tensors.items()}
         return {name for name, count in wanted.items() if counts[name] >= count} - changed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,19 +51,22 @@ class CopyWatch(TorchDispatchMode):
             return result
         names = set().union(*(self._sources(value) for value in tree_iter(args)))
         for made in tree_iter(result) if names else ():
-            if isinstance(made, torch.Tensor) and not self._is_ours(made):
-                self._names_of.setdefault(made.untyped_storage().data_ptr(), set()).update(names)
+            if isinstance(made, torch.Tensor) and not self.is_ours(made):
+                self._names_of.setdefault(_home(made), set()).update(names)
                 self._alive.append(made)
         return result
-
-    def _is_ours(self, tensor: torch.Tensor) -> bool:
-        return int(tensor.untyped_storage().data_ptr()) == int(self.memory.untyped_storage().data_ptr())
 
     def _sources(self, value: Any) -> set[str]:
         """Names of the tensors that ``value`` was made of."""
         if not isinstance(value, torch.Tensor):
             return set()
-        if not self._is_ours(value):
-            return self._names_of.get(value.untyped_storage().data_ptr(), set())
+        home = _home(value)
+        if home not in self._spans:
+            return self._names_of.get(home, set())
         at = value.storage_offset() * value.itemsize
-        return {name for name, (start, end) in self.spans.items() if start <= at < end}
+        return {name for name, start, end in self._spans[home] if start <= at < end}
+
+
+def _home(tensor: torch.Tensor) -> int:
+    """Address of the memory that a tensor shares with its views."""
+    return int(tensor.untyped_storage().data_ptr())

@@ -7,12 +7,17 @@ SGLang's workers are spawned and import this module again; what is installed her
 
 from __future__ import annotations
 
+import os
 import sys
 
-from miles_sglang import prefixes, weights
+from miles_sglang import changes, prefixes, weights
 
 weights.install()
 prefixes.install()
+if "--enable-lora" in sys.argv:
+    from miles_sglang import adapter
+
+    adapter.install()
 
 
 def main(argv: list[str]) -> None:
@@ -21,7 +26,8 @@ def main(argv: list[str]) -> None:
     from sglang.srt.server_args import prepare_server_args
 
     # Shown by /server_info: this is how a trainer knows what the server can do.
-    run_server(prepare_server_args([*argv, "--custom-weight-loader", weights.LOAD_FORMAT, prefixes.MARK]))
+    marks = [weights.LOAD_FORMAT, prefixes.MARK, *([changes.MARK] if changes.VARIABLE in os.environ else [])]
+    run_server(prepare_server_args([*argv, "--custom-weight-loader", *marks]))
 
 
 if __name__ == "__main__":
