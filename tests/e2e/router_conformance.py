@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from miles.core.process import ChildProcess
-from miles.rollout.servers import free_ports
+from miles.core.ports import free_ports
 
 DEADLINE_S = 60.0
 PROMPT = [10, 11, 12, 13, 14, 15]

@@ -12,7 +12,7 @@ from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.embedded.launcher import EmbeddedEngine
 from miles.rollout.engines.launched import LaunchedEngine
-from miles.rollout.servers import free_ports
+from miles.core.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

@@ -28,7 +28,7 @@ from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import push_weights
 from miles.core.weights.transport import TRANSPORTS
 from miles.rollout.engines.embedded.launcher import EmbeddedEngine
-from miles.rollout.servers import free_ports
+from miles.core.ports import free_ports
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from tiny_lm import Shape, save_checkpoint

@@ -38,7 +38,10 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--rollout-num-gpus", "3", "--rollout-num-gpus-per-engine", "2"), "is no multiple"),
         (("--rollout-num-gpus", "4", "--rollout-num-engines", "3"), "contradicts --rollout-num-gpus"),
         (("--device", "cuda"), "--rollout-num-gpus is missing"),
-        (("--actor-num-nodes", "2", "--colocate"), "are all on one machine"),
+        (
+            ("--device", "cuda", "--rollout-num-gpus-per-engine", "16", "--rollout-num-gpus", "16"),
+            "the embedded engine is one process",
+        ),
         (("--engine-host", "0.0.0.0"), "is no address that others could send to"),
         (("--sglang-router-ip", "10.0.0.1"), "needs --sglang-router-port"),
         (("--rollout-external",), "--rollout-external needs --rollout-external-engine-addrs"),

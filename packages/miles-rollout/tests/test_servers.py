@@ -18,7 +18,7 @@ from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.rollout import control
 from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.keeper import EngineState
-from miles.rollout.servers import Servers, _router_flags, free_ports
+from miles.rollout.servers import Servers, _router_flags
 
 
 @pytest.fixture
@@ -37,11 +37,6 @@ def make(tmp_path: Path, **values: Any) -> Servers:
         **values,
     }
     return Servers(Config.of(**given), tmp_path)
-
-
-def test_ports_are_free_and_different() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
 
 
 def test_requests_reach_the_engine_through_the_router(tmp_path: Path, server: FakeServer) -> None:

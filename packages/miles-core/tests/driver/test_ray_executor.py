@@ -4,9 +4,9 @@ import pytest
 
 pytest.importorskip("ray")
 
+from miles.core.config import Config
 from miles.core.driver.ray_executor import RayExecutor
 from miles.core.errors import ConfigError
-from miles.core.flags.cluster import Cluster
 
 
 def test_address_at_which_nobody_listens_is_an_error_at_once():
@@ -14,4 +14,4 @@ def test_address_at_which_nobody_listens_is_an_error_at_once():
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
         with pytest.raises(ConfigError, match=f"--ray-address {address}: nobody answers there"):
-            RayExecutor(Cluster(executor="ray", ray_address=address))
+            RayExecutor(Config.of(executor="ray", ray_address=address, debug_train_only=True, device="cpu"))

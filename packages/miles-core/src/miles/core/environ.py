@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 # Variable, number of the option (malloc.h) and bytes: what is allocated on its own, what is kept when freed.
@@ -19,6 +20,11 @@ def visible_devices() -> list[str] | None:
     """``CUDA_VISIBLE_DEVICES``: the accelerators this process may use; None when it may use all."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if value is None else [device for device in value.split(",") if device.strip() not in ("", "-1")]
+
+
+def set_visible_devices(devices: Sequence[str]) -> None:
+    """``CUDA_VISIBLE_DEVICES`` for this process, before it looks for accelerators, and for its children."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
 
 
 def tensorboard_dir() -> str | None:

@@ -195,11 +195,11 @@ class Engines(Group):
     accelerators, and to 0 when a run generates nothing."""
 
     engine_num_threads: NonNegativeInt = 0
-    """CPU threads of one engine; 0: an equal share of the machine's cores."""
+    """CPU threads of one engine; 0: an equal share of its machine's cores."""
 
     engine_host: str | None = None
-    """Address of their machine at which engines listen. Left out: 127.0.0.1, and that of the Ray node where the trainer
-    is on several nodes. Engines answer whoever reaches them, so it belongs to a network of your own."""
+    """Address of their machine at which engines listen. Left out: 127.0.0.1, and in a Ray cluster of several machines
+    each at the address of its node. Engines answer whoever reaches them, so it belongs to a network of your own."""
 
     sglang_python: str | None = None
     """Interpreter of the environment that has SGLang, which cannot be the trainer's when both want their own torch.

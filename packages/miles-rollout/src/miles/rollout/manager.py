@@ -19,6 +19,7 @@ from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.flags.reward import Reward
+from miles.core.protocols.engine import EngineHosts
 from miles.core.protocols.reward import RewardDispatcher
 from miles.core.protocols.rollout import DataSource, RolloutFn, RolloutResult
 from miles.core.registry import Registry
@@ -30,6 +31,7 @@ from miles.rollout import convert, metrics
 from miles.rollout.collector_pause import full_collections_wait
 from miles.rollout.data import PromptDataset, open_dataset
 from miles.rollout.data_source import RolloutDataSource
+from miles.rollout.engine_options import own_engines
 from miles.rollout.eval_datasets import EvalDataset, eval_datasets
 from miles.rollout.flags import Engines, Evaluation, Rollout, RolloutBuffer
 from miles.rollout.generate_state import GenerateState, RolloutArgs
@@ -72,7 +74,7 @@ class RolloutManager:
     rewards, unless evaluation needs them.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, hosts: EngineHosts | None = None) -> None:
         self._config = config
         self._files = RunDirectory(run_dir)
         self._args = RolloutArgs(config)
@@ -87,19 +89,24 @@ class RolloutManager:
         self._eval_data = _open_eval_data(config, self._tokenizer) if config[Evaluation].eval_interval else []
         scored = config[Algorithm].loss_type != "sft_loss"
         self._reporter = Reporter(config, self._args, self._hooks, scored=scored)
-        self._servers = Servers(config, run_dir)
+        self._hosts = hosts
+        self._servers = Servers(config, run_dir, hosts)
         self._teacher: TeacherEngine | None = None
         self._runtime: Runtime | None = None
         self._rewards_started: Future[None] | None = None
         self._last_rollout: int | None = None
         self._taken_at: float | None = None
 
+    @staticmethod
+    def own_engines(config: Config) -> Sequence[int]:
+        return own_engines(config)
+
     def launch(self) -> None:
         """Start engines and router, and the reward workers; return at once."""
         if not self._needs_engines():
             return
         self._servers.launch()
-        self._teacher = start_teacher_engine(self._config, self._files.path)
+        self._teacher = start_teacher_engine(self._config, self._files.path, self._hosts)
         self._runtime = self._start_runtime()
 
     def wait_ready(self) -> None:

@@ -134,11 +134,10 @@ def check_engines(config: Config) -> Iterator[str]:
             f"--rollout-num-gpus-per-engine {per_engine} = {gpus // per_engine}. Leave one of them out"
         )
     own_engines = engines.rollout_num_engines and not config[Rollout].rollout_external
-    if own_engines and config.actor_num_nodes > 1 and config.colocate:
+    if config.device == "cuda" and per_engine > config.num_gpus_per_node and engines.rollout_engine == "embedded":
         yield (
-            f"--colocate with --actor-num-nodes {config.actor_num_nodes}: engines that a run starts itself are all on "
-            "one machine, so they cannot share the accelerators of several. Give them accelerators of their own "
-            "(--rollout-num-gpus), or use engines that already run (--rollout-external)"
+            f"--rollout-num-gpus-per-engine {per_engine} is more than --num-gpus-per-node {config.num_gpus_per_node}, "
+            "and the embedded engine is one process. Use --rollout-engine sglang"
         )
     if engines.engine_host in _EVERY_ADDRESS:
         yield (

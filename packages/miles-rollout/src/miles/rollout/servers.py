@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +15,18 @@ from miles.core.errors import ConfigError, EngineError, WeightSyncError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
-from miles.core.flags.training import Training
 from miles.core.flags.debug import Debug
+from miles.core.flags.training import Training
+from miles.core.ports import LOOPBACK, free_ports
 from miles.core.process import ChildProcess
-from miles.core.protocols.engine import EngineLauncher, EngineProcess, EngineSpec
+from miles.core.protocols.engine import EngineHosts, EngineLauncher, EnginePlace, EngineProcess, EngineSpec
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
 from miles.rollout import control, sessions
-from miles.rollout.engine_options import engine_options, engine_threads
+from miles.rollout.engine_options import engine_options
 from miles.rollout.engines.external import ExternalEngine
+from miles.rollout.engines.here import ThisMachine
+from miles.rollout.engines.sglang.adapters import adapter_options
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
 from miles.rollout.keeper import EngineKeeper, EngineState, Patience
 
@@ -36,7 +38,6 @@ logger = logging.getLogger(__name__)
 ENGINES = Registry("miles.engines")
 
 T = TypeVar("T")
-LOOPBACK = "127.0.0.1"
 ENGINE_DEADLINE_S = 1800.0
 """Large models load for a long time; a dead engine is noticed at once."""
 ROUTER_DEADLINE_S = 60.0
@@ -55,10 +56,14 @@ class Address:
 
 
 class Servers:
-    """Starts and stops engines and router, knows whether they live, and replaces engines where the run wants that."""
+    """Starts and stops engines and router, knows whether they live, and replaces engines where the run wants that.
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    Engines live on ``hosts``: on this machine without them.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, hosts: EngineHosts | None = None) -> None:
         self._config = config
+        self._hosts = hosts or ThisMachine(config)
         self._logs = RunDirectory(run_dir)
         self._engines: list[EngineProcess] = []
         self._keepers: list[EngineKeeper] = []
@@ -91,8 +96,7 @@ class Servers:
     def launch(self) -> None:
         """Start everything and return at once."""
         engines, addresses = self._config[Engines], self._config[Rollout].rollout_external_engine_addrs
-        *ports, router_port = free_ports(engines.rollout_num_engines + 1, engine_host(self._config))
-        self._router_address = self._start_router(engines, router_port)
+        self._router_address = self._start_router(engines)
         if self._config[Rollout].rollout_external:
             self._engines = [ExternalEngine(address) for address in addresses or ()]
             return
@@ -100,10 +104,11 @@ class Servers:
         problems = launcher.check(engine_options(self._config))
         if problems:
             raise ConfigError(*problems)
-        for index, port in enumerate(ports):
-            self._engines.append(launcher.launch(engine_spec(self._config, index, port, self._logs)))
+        indices = range(engines.rollout_num_engines)
+        for index, place in zip(indices, self._hosts.places(indices), strict=True):
+            self._engines.append(self._launch(index, place))
         if self._config[FaultTolerance].use_fault_tolerance:
-            self._keepers = [self._keeper(launcher, index) for index in range(len(self._engines))]
+            self._keepers = [self._keeper(index) for index in indices]
 
     def wait_ready(self) -> None:
         """Return when every engine answers and is known to the router; EngineError otherwise."""
@@ -211,10 +216,14 @@ class Servers:
     def _urls_of(self, *states: EngineState) -> list[str]:
         return [keeper.engine.url for keeper in self._keepers if keeper.state in states]
 
-    def _keeper(self, launcher: EngineLauncher, index: int) -> EngineKeeper:
+    def _launch(self, index: int, place: EnginePlace) -> EngineProcess:
+        spec = engine_spec(self._config, index, place, self._logs)
+        return self._hosts.launch(self._config[Engines].rollout_engine, spec)
+
+    def _keeper(self, index: int) -> EngineKeeper:
         def start() -> EngineProcess:
-            (port,) = free_ports(1, engine_host(self._config))
-            self._engines[index] = launcher.launch(engine_spec(self._config, index, port, self._logs))
+            (place,) = self._hosts.places([index])
+            self._engines[index] = self._launch(index, place)
             return self._engines[index]
 
         faults = self._config[FaultTolerance]
@@ -249,14 +258,14 @@ class Servers:
             logger.warning("%s", error)
             return None
 
-    def _start_router(self, engines: Engines, port: int) -> Address:
+    def _start_router(self, engines: Engines) -> Address:
         if engines.sglang_router_ip is not None:
             if engines.sglang_router_port is None:
                 raise ConfigError(
                     f"--sglang-router-ip {engines.sglang_router_ip}: give its --sglang-router-port as well"
                 )
             return Address(engines.sglang_router_ip, engines.sglang_router_port)
-        address = Address(LOOPBACK, engines.sglang_router_port or port)
+        address = Address(LOOPBACK, engines.sglang_router_port or free_ports(1)[0])
         if find_spec("miles.router") is None:
             raise ConfigError("runs that generate need the router: pip install miles-router")
         command = [sys.executable, "-m", "miles.router", "--host", address.host, "--port", str(address.port)]
@@ -286,10 +295,10 @@ def _router_flags(config: Config) -> list[str]:
     return flags + sessions.router_flags(config)
 
 
-def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> EngineSpec:
-    """What engine ``index`` is started with."""
+def engine_spec(config: Config, index: int, place: EnginePlace, logs: RunDirectory) -> EngineSpec:
+    """What engine ``index`` is started with in its ``place``."""
     cluster, rollout = config[Cluster], config[Rollout]
-    options = engine_options(config)
+    options = adapter_options(config) | engine_options(config)
     if config[Algorithm].use_rollout_routing_replay:
         options["enable_return_routed_experts"] = True
     checkpoint = config[Checkpoint].hf_checkpoint
@@ -297,14 +306,16 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         raise ConfigError("--hf-checkpoint is not set: the engines load model and tokenizer from it")
     return EngineSpec(
         model_path=checkpoint,
-        host=engine_host(config),
-        port=port,
+        host=place.host,
+        port=place.port,
         index=index,
         seed=config[Algorithm].seed + index,
-        num_gpus=cluster.rollout_num_gpus_per_engine if cluster.rollout_num_gpus else 0,
-        first_gpu=(0 if cluster.colocate else cluster.actor_num_gpus_per_node)
-        + index * cluster.rollout_num_gpus_per_engine,
-        num_threads=engine_threads(config),
+        num_gpus=cluster.rollout_num_gpus_per_engine if config[Training].device == "cuda" else 0,
+        first_gpu=place.first_gpu,
+        num_threads=place.num_threads,
+        num_nodes=place.num_nodes,
+        rendezvous=place.rendezvous,
+        bootstrap_port=place.bootstrap_port,
         dtype=str(options.get("dtype", "auto")),
         context_length=rollout.rollout_max_context_len,
         log_path=logs.log_file(f"engine-{index}"),
@@ -312,23 +323,3 @@ def engine_spec(config: Config, index: int, port: int, logs: RunDirectory) -> En
         takes_changes=config[Training].update_weight_delta,
         options=options,
     )
-
-
-def engine_host(config: Config) -> str:
-    """Where engines listen."""
-    return config[Engines].engine_host or LOOPBACK
-
-
-def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
-    """Ports of ``host`` that nobody listens on, all different; ConfigError when it is no address of this machine."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            try:
-                probe.bind((host, 0))
-            except OSError as error:
-                raise ConfigError(f"--engine-host {host}: no address of this machine ({error})") from None
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

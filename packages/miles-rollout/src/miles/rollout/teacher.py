@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miles.core.errors import EngineError
-from miles.core.protocols.engine import EngineLauncher, EngineProcess
-from miles.core.registry import Registry
+from miles.core.protocols.engine import EngineHosts, EngineProcess
 from miles.core.run_directory import RunDirectory
 from miles.core.types.sample import Sample
+from miles.rollout.engine_options import teacher_to_serve
+from miles.rollout.engines.here import ThisMachine
 from miles.rollout.flags import Distillation, Engines
 from miles.rollout.http import JsonClient
-from miles.rollout.servers import ENGINE_DEADLINE_S, engine_spec, free_ports
+from miles.rollout.servers import ENGINE_DEADLINE_S, engine_spec
 
 if TYPE_CHECKING:
     from miles.core.config import Config
-
-ENGINES = Registry("miles.engines")
 
 
 class Teacher:
@@ -53,14 +52,13 @@ class Teacher:
 class TeacherEngine:
     """The engine that a run starts for ``--opd-teacher-load``."""
 
-    def __init__(self, config: Config, run_dir: Path, model: str) -> None:
-        launcher: EngineLauncher = ENGINES.get(config[Engines].rollout_engine)()
-        (port,) = free_ports(1)
-        logs = RunDirectory(run_dir)
+    def __init__(self, config: Config, run_dir: Path, model: str, hosts: EngineHosts) -> None:
+        engines, logs = config[Engines], RunDirectory(run_dir)
         # The index follows those of the policy's engines, and with it the accelerators.
-        spec = engine_spec(config, config[Engines].rollout_num_engines, port, logs)
-        self._process: EngineProcess = launcher.launch(
-            replace(spec, model_path=model, log_path=logs.log_file("teacher"))
+        (place,) = hosts.places([engines.rollout_num_engines])
+        spec = engine_spec(config, engines.rollout_num_engines, place, logs)
+        self._process: EngineProcess = hosts.launch(
+            engines.rollout_engine, replace(spec, model_path=model, log_path=logs.log_file("teacher"))
         )
 
     @property
@@ -80,11 +78,10 @@ class TeacherEngine:
         self._process.stop()
 
 
-def start_teacher_engine(config: Config, run_dir: Path) -> TeacherEngine | None:
-    """The teacher's engine if the run has to start one."""
-    flags = config[Distillation]
-    model = flags.opd_teacher_load if flags.opd_type == "sglang" else None
-    return None if model is None else TeacherEngine(config, run_dir, model)
+def start_teacher_engine(config: Config, run_dir: Path, hosts: EngineHosts | None = None) -> TeacherEngine | None:
+    """The teacher's engine if the run has to start one; on ``hosts``, or on this machine."""
+    model = teacher_to_serve(config)
+    return None if model is None else TeacherEngine(config, run_dir, model, hosts or ThisMachine(config))
 
 
 def connect_teacher(config: Config, engine: TeacherEngine | None) -> Teacher | None:

@@ -24,11 +24,11 @@ from engine_models import save_model
 from rollout_fakes import CHATML, save_tokenizer
 from sglang_environment import python_with_sglang
 
+from miles.core.ports import free_ports
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.embedded.engine import Engine, EngineOptions
 from miles.rollout.engines.embedded.server import Server
 from miles.rollout.engines.sglang.launcher import SGLangEngine
-from miles.rollout.servers import free_ports
 
 START_S = 240.0
 

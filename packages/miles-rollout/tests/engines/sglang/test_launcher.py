@@ -13,7 +13,7 @@ from sglang_environment import python_with_sglang
 
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.sglang.launcher import SGLangEngine, server_options, server_variables
-from miles.rollout.servers import free_ports
+from miles.core.ports import free_ports
 
 
 def spec(path, **changes):

@@ -106,6 +106,25 @@ def check_cluster(config: Config) -> Iterator[str]:
         yield f"a trainer of {count} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
 
 
+def check_engine_nodes(config: Config) -> Iterator[str]:
+    """An engine lies on one machine, or on whole ones; so do those that share the trainer's accelerators."""
+    cluster = config[Cluster]
+    per_engine, per_node = cluster.rollout_num_gpus_per_engine, cluster.num_gpus_per_node
+    if config[Training].device != "cuda":
+        return
+    if per_engine > per_node and per_engine % per_node:
+        yield (
+            f"--rollout-num-gpus-per-engine {per_engine} is more than --num-gpus-per-node {per_node}, and no multiple of "
+            "it: an engine on several machines has all of each"
+        )
+    per_ranks = cluster.actor_num_gpus_per_node
+    if cluster.colocate and cluster.actor_num_nodes > 1 and per_ranks % per_engine and per_engine % per_ranks:
+        yield (
+            f"--colocate: engines of --rollout-num-gpus-per-engine {per_engine} do not fit on the "
+            f"--actor-num-gpus-per-node {per_ranks} accelerators of a node. Let one be a multiple of the other"
+        )
+
+
 def _num_critics(cluster: Cluster) -> int:
     return cluster.critic_num_nodes * cluster.critic_num_gpus_per_node
 
@@ -321,6 +340,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_backend,
     check_rollout_role,
     check_cluster,
+    check_engine_nodes,
     check_weight_copies,
     check_async,
     check_offloading,

@@ -91,12 +91,12 @@ def num_ranks(cluster: Cluster, role: Role = "actor") -> int:
     return cluster.actor_num_nodes * cluster.actor_num_gpus_per_node
 
 
-def create(cluster: Cluster) -> Executor:
+def create(config: Config) -> Executor:
     """The chosen executor.  Ray is imported only when it is used."""
-    if choose(cluster) == "ray":
+    if choose(config[Cluster]) == "ray":
         from miles.core.driver.ray_executor import RayExecutor
 
-        return RayExecutor(cluster)
+        return RayExecutor(config)
     from miles.core.driver.local_executor import LocalExecutor
 
-    return LocalExecutor(cluster)
+    return LocalExecutor()

@@ -216,7 +216,7 @@ class Job:
 
     def _start(self) -> None:
         config, run_dir = self._config, self._run_dir.path
-        self._executor = create(config[Cluster])
+        self._executor = create(config)
         with self._phase("start", "engines and model to start"):
             self._rollout = self._executor.rollout(config, run_dir)
             per_epoch = self._rollout.num_rollouts_per_epoch()

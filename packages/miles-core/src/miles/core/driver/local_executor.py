@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from miles.core.driver.actor_critic import assemble
 from miles.core.driver.threads import train_threads
 from miles.core.driver.worker import RoleWorker
-from miles.core.flags.cluster import Cluster
 from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.registry import Registry
@@ -36,9 +35,6 @@ class LocalRank(RoleWorker):
 
 class LocalExecutor:
     """Plain calls."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        del cluster
 
     def actors(self, config: Config, run_dir: Path) -> ActorGroup:
         return assemble(config, lambda role: LocalRank(config, run_dir, role))

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlace:
+    """Where an engine is to run."""
+
+    host: str
+    """Address of its machine at which it listens."""
+    port: int
+    """Nobody listens there."""
+    bootstrap_port: int = 0
+    """Where decode servers find it if it is a prefill server."""
+    first_gpu: int = 0
+    """Its first accelerator, counted among those that the process may use."""
+    num_threads: int = 1
+    num_nodes: int = 1
+    """Machines of one engine."""
+    rendezvous: str | None = None
+    """``host:port`` at which the machines of one engine find each other; None where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +41,14 @@ class EngineSpec:
     first_gpu: int = 0
     """The first of them, counted among those that the process may use."""
     num_threads: int = 1
+    num_nodes: int = 1
+    """Machines that the engine is spread over; its accelerators are divided among them."""
+    node_rank: int = 0
+    """Which of them this process is for; the first one serves."""
+    rendezvous: str | None = None
+    """``host:port`` at which they find each other."""
+    bootstrap_port: int = 0
+    """Where decode servers find it if it is a prefill server."""
     dtype: str = "auto"
     max_running_requests: int | None = None
     context_length: int | None = None
@@ -61,3 +89,19 @@ class EngineLauncher(Protocol):
 
     def check(self, options: dict[str, Any]) -> list[str]:
         """Problems with ``--sglang-*`` options, found before the run."""
+
+
+class EngineHosts(Protocol):
+    """The machines that the engines of a run live on.
+
+    An engine is known by its index; one that takes a lost one's place has the same.
+    """
+
+    def places(self, indices: Sequence[int]) -> list[EnginePlace]:
+        """Where those engines are to run, which are about to be launched.
+
+        EngineError when there is no machine for one of them.
+        """
+
+    def launch(self, engine: str, spec: EngineSpec) -> EngineProcess:
+        """Start the ``engine`` (its name in ``miles.engines``) in its place and return at once."""

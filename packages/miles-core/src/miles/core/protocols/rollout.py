@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from miles.core.protocols.engine import EngineHosts
 from miles.core.types.batch import RolloutBatch
 from miles.core.types.rollout import RolloutFnEvalOutput, RolloutFnTrainOutput
 from miles.core.types.sample import Group
@@ -25,12 +26,7 @@ class RolloutResult:
 
 
 class RolloutRole(Protocol):
-    """Owner of data source, engines, router, rollout functions and rewards.
-
-    ``miles.roles`` names one class ``rollout``, constructed with ``(config, run_dir)``.
-    """
-
-    def __init__(self, config: Config, run_dir: Path) -> None: ...
+    """Owner of data source, engines, router, rollout functions and rewards."""
 
     def launch(self) -> None:
         """Start engines and router, and return at once, so that the trainer can start meanwhile."""
@@ -91,6 +87,16 @@ class RolloutRole(Protocol):
 
     def stop(self) -> None:
         """Stop router, engines, reward processes.  Safe to call twice."""
+
+
+class RolloutRoleClass(Protocol):
+    """What ``miles.roles`` names ``rollout``: a class of ``RolloutRole``."""
+
+    def __call__(self, config: Config, run_dir: Path, hosts: EngineHosts | None = None) -> RolloutRole:
+        """The role; without ``hosts`` its engines live on its own machine."""
+
+    def own_engines(self, config: Config) -> Sequence[int]:
+        """Indices of the engines that the role will start, each in a place of ``hosts`` of its own."""
 
 
 class DataSource(Protocol):

@@ -105,8 +105,7 @@ class WeightSender:
                 _check_takes_changes(fleet)
             if self._flags.pause_generation_mode == "in_place":
                 _check_keeps_prefixes_apart(fleet)
-            if self._fleet is not None:
-                self._fleet.close()
+            self.close()  # engines in other places may want another transport
             self._fleet = fleet
         if self._transport is None:
             self._transport = create_transport(self._flags.update_weight_transport, urls, self._run_dir)
