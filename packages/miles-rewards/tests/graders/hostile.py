@@ -63,6 +63,15 @@ def fail(value):
     raise ValueError(f"no {value}")
 
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words either")
+
+
+def fail_without_words(value):
+    raise Speechless
+
+
 def sleep(seconds):
     time.sleep(seconds)
     return seconds

@@ -12,6 +12,7 @@ import pytest
 
 from miles.core.errors import RewardError
 from miles.rewards.pool import OPEN_LIMITS, Job, Limits, Pool, Result
+from miles.rewards.pool.backlog import Backlog
 
 ECHO = Job("hostile:echo")
 
@@ -37,7 +38,7 @@ def test_results_come_back_in_order(shared_pool):
 
 
 def test_no_items_give_no_results(shared_pool):
-    assert shared_pool.map(ECHO, []) == []
+    assert list(shared_pool.map(ECHO, [])) == []
 
 
 async def test_calls_from_an_event_loop(shared_pool):
@@ -50,7 +51,7 @@ async def test_many_calls_from_an_event_loop_at_once(shared_pool):
     results = await shared_pool.run_many(ECHO, items)
     assert [result.value for result in results] == [i if i != 7 else None for i in range(3000)]
     assert "cannot be sent" in results[7].detail
-    assert await shared_pool.run_many(ECHO, []) == []
+    assert list(await shared_pool.run_many(ECHO, [])) == []
 
 
 async def test_cancelled_calls_give_their_places_back_together():
@@ -138,6 +139,7 @@ def test_memory_is_bounded(shared_pool):
         ("nested_list", "not plain data"),
         ("missing", "AttributeError"),
         ("not_a_function", "not a function"),
+        ("fail_without_words", "Speechless"),
     ],
 )
 def test_errors_are_results_that_say_why(shared_pool, function, detail):
@@ -290,6 +292,24 @@ def test_calls_waiting_at_close_come_back_as_errors():
     thread.join(60)
     assert [result.status for result in results] == ["error"] * 3
     assert "closed" in results[0].detail
+
+
+def test_nobody_waits_for_ever_when_the_pool_itself_breaks(monkeypatch):
+    take = Backlog.take
+
+    def take_and_break(backlog, share):
+        take(backlog, share)
+        raise MemoryError("no room")
+
+    with Pool(1) as pool:
+        pool.start()
+        monkeypatch.setattr(Backlog, "take", take_and_break)
+        results = []
+        thread = threading.Thread(target=lambda: results.extend(pool.map(ECHO, [(1,), (2,)])), daemon=True)
+        thread.start()
+        thread.join(60)
+    assert [result.status for result in results] == ["error"] * 2
+    assert "MemoryError: no room" in results[0].detail
 
 
 def test_the_pool_survives_the_death_of_the_workers_parent():

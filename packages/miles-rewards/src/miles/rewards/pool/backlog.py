@@ -39,13 +39,6 @@ class Backlog:
         self._spans.extendleft(reversed(spans))
         self._num_calls += sum(span.size for span in spans)
 
-    def clear(self) -> list[Span]:
-        """All that is there, which is then there no more."""
-        spans = list(self._spans)
-        self._spans.clear()
-        self._num_calls = 0
-        return spans
-
     def take(self, share: int) -> list[Span]:
         """The next calls: at most ``share``, about ``_BATCH_S`` of work.  A call that killed a worker goes alone."""
         batch: list[Span] = []

@@ -1,6 +1,6 @@
 """Arguments of calls on their way to a worker: pickled in blocks of neighbours.
 
-A block costs half of what as many pickles of one call do.  Only plain data stands in blocks of more than one call:
+A block costs a quarter of what as many pickles of one call do.  Only plain data stands in blocks of more than one call:
 reading it back runs nobody's code, so that arguments that cannot be read, or that hang or kill who reads them, cost
 their own call only.
 """
@@ -15,9 +15,9 @@ from itertools import islice
 from operator import sub
 from typing import Any, NamedTuple
 
-_BLOCK_CALLS = 32
-_BLOCK_BYTES = 4 << 20
-"""Longer texts go one by one: a worker's memory is limited."""
+_BLOCK_CALLS = 128
+_BLOCK_BYTES = 1 << 20
+"""Longer texts go one by one: a block travels whole for each of its calls that goes alone."""
 
 Arguments = tuple[Any, ...]
 

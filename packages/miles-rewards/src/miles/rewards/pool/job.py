@@ -1,27 +1,13 @@
-"""What goes into the pool and what comes out."""
+"""What goes into the pool."""
 
 from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal, NamedTuple
-
-Status = Literal["ok", "timeout", "crash", "error"]
+from typing import Any
 
 _ids = count(1)
-
-
-class Result(NamedTuple):
-    """How one call ended.  Exactly one of these comes back for every call."""
-
-    status: Status
-    value: Any = None
-    """What the function returned (plain JSON data); None unless ``status`` is ``ok``."""
-    detail: str = ""
-    """Why there is no value, in one line."""
-    seconds: float = 0.0
-    """Time the call took in its worker, without waiting."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,17 @@ import selectors
 import socket
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from miles.core.errors import RewardError
 from miles.rewards.pool.backlog import Backlog
-from miles.rewards.pool.job import Limits, Result
+from miles.rewards.pool.job import Limits
 from miles.rewards.pool.member import Member
 from miles.rewards.pool.nursery import Nursery
+from miles.rewards.pool.results import Result, Results, single
 from miles.rewards.pool.ticket import Sink, Span, Ticket, whole
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class Keeper:
         self._backlog = Backlog()
         self._queued_since = 0.0
         self._members: list[Member] = []
+        self._open: weakref.WeakSet[Ticket] = weakref.WeakSet()
+        """Admitted tickets that lack results.  Weak: nobody waits for those that are gone."""
         self._flushing: set[Sink] = set()
         self._failures_in_a_row = 0
         self._broken: RewardError | None = None
@@ -71,9 +75,10 @@ class Keeper:
             accepted = not self._ended
             if accepted:
                 self._arriving.append(ticket)
-        if not accepted:
-            self._refuse([whole(ticket)])
-        self._ring()
+        if accepted:
+            self._ring()
+        else:
+            self._refuse(ticket)
 
     def wait_ready(self) -> None:
         """Return when the workers are forked.  Raises RewardError when they could not be."""
@@ -160,6 +165,7 @@ class Keeper:
         if self._arriving and not self._backlog:
             self._queued_since = time.monotonic()
         while self._arriving:
+            self._open.add(self._arriving[0])
             self._backlog.add([whole(self._arriving.popleft())])
 
     # Answers.
@@ -175,8 +181,8 @@ class Keeper:
             answers, returned, alive = [], [], False
         self._failures_in_a_row = 0 if answers else self._failures_in_a_row
         self._backlog.put_back(returned)
-        for span, results, seconds in answers:
-            self._backlog.learn(span, seconds)
+        for span, results in answers:
+            self._backlog.learn(span, results.total_s)
             self._finish(span, results)
         if not alive:
             self._lose(member)
@@ -184,8 +190,9 @@ class Keeper:
             self._bury(member)
             self._spawn(member.slot)
 
-    def _finish(self, span: Span, results: list[Result]) -> None:
+    def _finish(self, span: Span, results: Results) -> None:
         if span.settle(results):
+            self._open.discard(span.ticket)
             span.ticket.sink.put(span.ticket)
             self._flushing.add(span.ticket.sink)
 
@@ -219,9 +226,9 @@ class Keeper:
 
     def _settle(self, call: Span, overdue: str | None) -> None:
         if overdue is not None:
-            self._finish(call, [Result("timeout", detail=overdue, seconds=call.ticket.timeout_s)])
+            self._finish(call, single(Result("timeout", detail=overdue, seconds=call.ticket.timeout_s)))
         elif call.retried:
-            self._finish(call, [Result("crash", detail="the worker process died twice on this call")])
+            self._finish(call, single(Result("crash", detail="the worker process died twice on this call")))
         else:
             self._backlog.put_back([replace(call, retried=True)])
 
@@ -325,21 +332,20 @@ class Keeper:
         self._ready.set()
 
     def _tear_down(self) -> None:
-        left = [span for member in self._members for span in member.open_spans()]
-        self._disband()
-        with self._lock:
-            self._ended = True
-            left += [*self._backlog.clear(), *map(whole, self._arriving)]
-        self._refuse(left)
-        self._flush()
-        self._selector.close()
-        self._bell.close()
-        self._clapper.close()
+        try:
+            self._disband()
+        finally:  # whatever broke, and wherever: nobody is left waiting
+            with self._lock:
+                self._ended = True
+            self._flush()
+            for ticket in (*self._open, *self._arriving):
+                self._refuse(ticket)
+            self._selector.close()
+            self._bell.close()
+            self._clapper.close()
 
-    def _refuse(self, spans: Iterable[Span]) -> None:
-        result = Result("error", detail=str(self._broken or "the reward pool was closed"))
-        for span in spans:
-            if span.settle([result] * span.size):
-                span.ticket.sink.put(span.ticket)
-                with contextlib.suppress(RuntimeError):
-                    span.ticket.sink.flush()
+    def _refuse(self, ticket: Ticket) -> None:
+        ticket.results.fill(Result("error", detail=str(self._broken or "the reward pool was closed")))
+        with contextlib.suppress(RuntimeError):  # its event loop was closed meanwhile: nobody waits
+            ticket.sink.put(ticket)
+            ticket.sink.flush()

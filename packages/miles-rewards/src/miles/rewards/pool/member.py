@@ -7,17 +7,20 @@ import time
 from itertools import accumulate, count
 
 from miles.rewards.pool.batch import write_batch
-from miles.rewards.pool.job import Result
 from miles.rewards.pool.progress import IDLE, LOADING, Note, Progress
 from miles.rewards.pool.reply import Reply, read_reply
+from miles.rewards.pool.results import Results
 from miles.rewards.pool.ticket import Span
 from miles.rewards.pool.wire import FrameReader, FrameWriter
+
+_GLANCE_S = 0.05
+"""How often to look what a worker is at that does not answer.  It is killed so much after its deadline at most."""
 
 # Never used twice: what a dead worker left on the progress page must not speak for its successor.
 _serials = count(1)
 
-Answer = tuple[Span, list[Result], float]
-"""Calls, their results, and the seconds that they took together."""
+Answer = tuple[Span, Results]
+"""Calls and their results."""
 
 
 class Member:
@@ -42,8 +45,10 @@ class Member:
         self._ends: list[int] = []
         self._next, self._stop = 0, 0
         """Calls whose answers are still wanted: from ``_next`` to ``_stop - 1``."""
-        self._given_at = 0.0
-        self._shortest_s = 0.0
+        self._seen = Note(0, 0, IDLE)
+        self._seen_at = 0.0
+        """When its note said first what it says now: the current call started then at the latest."""
+        self._glance_s = 0.0
         self._recalled: set[int] = set()
 
     @property
@@ -59,9 +64,9 @@ class Member:
         self._spans = spans
         self._ends = list(accumulate(span.size for span in spans))
         self._next, self._stop = 0, self._ends[-1]
-        self._given_at = time.monotonic()
-        self._shortest_s = min(span.ticket.timeout_s for span in spans)
-        self.check_at = self._given_at + self._shortest_s
+        self._glance_s = min(_GLANCE_S, min(span.ticket.timeout_s for span in spans) / 4)
+        self._seen, self._seen_at = Note(0, 0, IDLE), time.monotonic()
+        self.check_at = self._seen_at + self._glance_s
         return self.writer.send(*write_batch(self._serial, list(new.values()), spans))
 
     def read(self) -> tuple[list[Answer], list[Span], bool]:
@@ -89,8 +94,7 @@ class Member:
             raise ValueError("an answer to a call that was not asked")
         answers, at = [], first - reply.first
         for span in self._pieces(first, stop):
-            part = slice(at, at + span.size)
-            answers.append((span, reply.results[part], sum(reply.seconds[part])))
+            answers.append((span, reply.results[at : at + span.size]))
             at += span.size
             self.num_done += span.size
         self._next = max(self._next, stop)
@@ -119,24 +123,21 @@ class Member:
 
     def overdue(self, now: float, load_timeout_s: float) -> str | None:
         """Why the worker must die now; None when it need not, with ``check_at`` moved on."""
-        note = self._progress.read(self.slot)
-        current = self._current(note)
-        if current is None:
-            since, limit, doing = self._given_at, load_timeout_s, "nothing"
+        note = self._look(now)
+        if note.batch != self._serial or note.phase == IDLE or note.index >= self._ends[-1]:
+            limit, doing = load_timeout_s, "nothing"
         elif note.phase == LOADING:
-            since, limit, doing = note.since, load_timeout_s, f"importing {self._span_of(current).ticket.job.function}"
+            limit, doing = load_timeout_s, f"importing {self._span_of(note.index).ticket.job.function}"
         else:
-            since, limit, doing = note.since, self._span_of(current).ticket.timeout_s, "grading"
-        if now >= since + limit:
+            limit, doing = self._span_of(note.index).ticket.timeout_s, "grading"
+        if now >= self._seen_at + limit:
             return f"{doing} for more than {limit:g} s"
-        # Not later than the earliest deadline of a call that starts right now.
-        self.check_at = min(since + limit, now + self._shortest_s)
+        self.check_at = min(now + self._glance_s, self._seen_at + limit)
         return None
 
     def recall(self, now: float, patience_s: float) -> list[Span]:
         """Take back all calls but the one it works on, if it has been at that one for ``patience_s``."""
-        note = self._progress.read(self.slot)
-        if self._current(note) is None or now - note.since < patience_s:
+        if self._current(self._look(now)) is None or now - self._seen_at < patience_s:
             return []
         self._progress.recall(self.slot, self._serial)
         self._recalled.add(self._serial)
@@ -144,6 +145,12 @@ class Member:
         others = self._others(current)
         self._next, self._stop = (self._stop, self._stop) if current is None else (current, current + 1)
         return others
+
+    def _look(self, now: float) -> Note:
+        note = self._progress.read(self.slot)
+        if note != self._seen:
+            self._seen, self._seen_at = note, now
+        return note
 
     def unanswered(self) -> tuple[Span | None, list[Span]]:
         """The call in the worker's hands, if any, and the others of its batch that have no answer."""

@@ -18,8 +18,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from miles.rewards.pool.calls import Calls, single_block
-from miles.rewards.pool.job import Job, Limits, Result
+from miles.rewards.pool.job import Job, Limits
 from miles.rewards.pool.keeper import Keeper
+from miles.rewards.pool.results import Result, Results
 from miles.rewards.pool.ticket import LoopSink, ThreadSink, Ticket
 
 
@@ -70,7 +71,9 @@ class Pool:
             return _unsendable(error)
         return (await self.run_blocks(job, [block], timeout_s=timeout_s))[0]
 
-    async def run_blocks(self, job: Job, blocks: Iterable[bytes], *, timeout_s: float | None = None) -> list[Result]:
+    async def run_blocks(
+        self, job: Job, blocks: Iterable[bytes], *, timeout_s: float | None = None
+    ) -> Sequence[Result]:
         """``run_many`` with arguments that ``single_block`` has pickled."""
         calls = Calls()
         for block in blocks:
@@ -79,17 +82,17 @@ class Pool:
 
     async def run_many(
         self, job: Job, items: Iterable[tuple[Any, ...]], *, timeout_s: float | None = None
-    ) -> list[Result]:
+    ) -> Sequence[Result]:
         """Call ``job`` with each tuple of arguments; the results in order.  Much cheaper than as many ``run``."""
         calls, problems = _pack(items)
         return _merged(await self._run_all(job, calls, timeout_s), problems)
 
-    async def _run_all(self, job: Job, calls: Calls, timeout_s: float | None) -> list[Result]:
+    async def _run_all(self, job: Job, calls: Calls, timeout_s: float | None) -> Results:
         if not calls:
-            return []
+            return Results.pending(0)
         loop = asyncio.get_running_loop()
         ticket = Ticket(job, calls, self._deadline(job, timeout_s), self._sink(loop))
-        future: asyncio.Future[list[Result]] = loop.create_future()
+        future: asyncio.Future[Results] = loop.create_future()
         ticket.future = future
         self._started().submit(ticket)
         try:
@@ -98,11 +101,11 @@ class Pool:
             ticket.cancelled = True
             raise
 
-    def map(self, job: Job, items: Iterable[tuple[Any, ...]], timeout_s: float | None = None) -> list[Result]:
+    def map(self, job: Job, items: Iterable[tuple[Any, ...]], timeout_s: float | None = None) -> Sequence[Result]:
         """``run_many`` for threads: blocks, so it is not for event loops."""
         calls, problems = _pack(items)
         if not calls:
-            return _merged([], problems)
+            return _merged(Results.pending(0), problems)
         sink = ThreadSink()
         ticket = Ticket(job, calls, self._deadline(job, timeout_s), sink)
         self._started().submit(ticket)
@@ -194,7 +197,7 @@ def _pack(items: Iterable[tuple[Any, ...]]) -> tuple[Calls, dict[int, Result]]:
     return calls, {place: _unsendable(error) for place, error in calls.pack(items)}
 
 
-def _merged(results: list[Result], problems: dict[int, Result]) -> list[Result]:
+def _merged(results: Results, problems: dict[int, Result]) -> Sequence[Result]:
     if not problems:
         return results
     rest = iter(results)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 _SLOT_BYTES = 64  # a cache line
 _SLOT_WORDS = 8
-_BATCH, _INDEX, _PHASE, _SINCE, _RECALLED = range(5)
+_BATCH, INDEX, _PHASE, _RECALLED = range(4)
+"""Words of a slot."""
 
 IDLE, LOADING, WORKING = 0, 1, 2
 
@@ -23,33 +24,30 @@ class Note:
     """Position of the current call in the batch."""
     phase: int
     """IDLE, LOADING (importing the function's module) or WORKING."""
-    since: float
-    """``time.monotonic()`` of the phase's start: one clock for all processes of a machine."""
 
 
 class Desk:
     """A worker's view of its slot."""
 
-    def __init__(self, words: memoryview[int], clocks: memoryview[float]) -> None:
-        self._words = words
-        self._clocks = clocks
+    __slots__ = ("words",)
+
+    def __init__(self, words: memoryview[int]) -> None:
+        self.words = words
+        """For the loop over a batch, which notes each call under ``INDEX`` itself."""
 
     def rest(self, batch: int) -> None:
         """Note that no call of ``batch`` is being worked on."""
-        self._words[_PHASE] = IDLE
-        self._words[_BATCH] = batch
+        self.words[_PHASE] = IDLE
+        self.words[_BATCH] = batch
 
-    def advance(self, index: int, now: float, phase: int = WORKING) -> int:
+    def advance(self, index: int, phase: int = WORKING) -> int:
         """Note work on a call of the batch; returns the batch that was recalled last.
 
-        The time comes first: with the old position it is too late for a deadline, never too early.  The recall is read
-        last: either the worker learns of it before it starts the call, or the pool sees the call.
+        The recall is read last: either the worker learns of it before it starts the call, or the pool sees the call.
         """
-        words = self._words
-        self._clocks[_SINCE] = now
-        words[_INDEX] = index
-        words[_PHASE] = phase
-        return words[_RECALLED]
+        self.words[INDEX] = index
+        self.words[_PHASE] = phase
+        return self.words[_RECALLED]
 
 
 class Progress:
@@ -58,7 +56,6 @@ class Progress:
     def __init__(self, fd: int, num_slots: int) -> None:
         self._page = mmap.mmap(fd, num_slots * _SLOT_BYTES)
         self._words = memoryview(self._page).cast("Q")
-        self._clocks = memoryview(self._page).cast("d")
 
     @staticmethod
     def allocate(num_slots: int) -> int:
@@ -73,17 +70,15 @@ class Progress:
 
     def desk(self, slot: int) -> Desk:
         """Where the worker of ``slot`` writes."""
-        place = slice(slot * _SLOT_WORDS, (slot + 1) * _SLOT_WORDS)
-        return Desk(self._words[place], self._clocks[place])
+        return Desk(self._words[slot * _SLOT_WORDS : (slot + 1) * _SLOT_WORDS])
 
     def read(self, slot: int) -> Note:
         """The slot's note, read twice so that a half-written one is not taken for a note."""
         start = slot * _SLOT_WORDS
         while True:
-            first = self._words[start : start + _RECALLED].tolist()
-            since = self._clocks[start + _SINCE]
-            if first == self._words[start : start + _RECALLED].tolist():
-                return Note(first[_BATCH], first[_INDEX], first[_PHASE], since)
+            note = self._words[start : start + _RECALLED].tolist()
+            if note == self._words[start : start + _RECALLED].tolist():
+                return Note(*note)
 
     def recall(self, slot: int, batch: int) -> None:
         """Ask the worker not to start any more calls of ``batch``."""
@@ -91,5 +86,4 @@ class Progress:
 
     def close(self) -> None:
         self._words.release()
-        self._clocks.release()
         self._page.close()

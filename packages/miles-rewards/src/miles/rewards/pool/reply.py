@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import struct
 from array import array
+from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, NamedTuple
 
-from miles.rewards.pool.job import Result, Status
+from miles.rewards.pool.results import Ending, Results
 from miles.rewards.pool.wire import MAX_REPLY_BYTES
 
 _HEADER = struct.Struct("=QII?")
@@ -24,30 +25,39 @@ _OTHER = 1 << 15
 """Codes from here on are those of values that travel one by one; constants come before."""
 
 
-_new = tuple.__new__  # a third of the time of Result(...), for every call
-_Entry = tuple[Status, Any, str]
-
-
 class Reply(NamedTuple):
     """Results of calls number ``first`` and following of a batch."""
 
     batch: int
     first: int
-    results: list[Result]
-    seconds: array[float]
-    """What each call took, as the results say too."""
+    results: Results
     stopped: bool
     """Whether the worker begins no more calls of the batch, because it was recalled."""
 
 
+NOTHING = object()
+"""What no function returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Stands for the value of a call that has none."""
+
+    why: str
+
+
 class Answers:
-    """Collects results in a worker."""
+    """Collects results in a worker, which notes a code and the seconds of every call."""
+
+    __slots__ = ("_batch", "_constants", "_first", "_known", "_num_bytes", "_others", "codes", "full", "seconds")
 
     def __init__(self, batch: int, first: int) -> None:
+        self.codes: list[int] = []
+        self.seconds: list[float] = []
+        self.full = False
+        """Whether it is time to send, lest the message grow too long."""
         self._batch = batch
         self._first = first
-        self._seconds = array("f")
-        self._codes = array("H")
         self._constants: list[Any] = []
         self._known: dict[int, int] = {}
         """Codes of the constants by ``id``, which stays theirs as long as ``_constants`` holds them."""
@@ -55,40 +65,34 @@ class Answers:
         self._num_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return len(self.codes)
 
-    @property
-    def full(self) -> bool:
-        """Whether it is time to send, lest the message grow too long."""
-        return self._num_bytes > _FULL_BYTES or len(self._codes) >= _OTHER
+    def code(self, value: Any) -> tuple[int, Any]:
+        """The code of what a call returned, and the one object that surely has the same code; ``NOTHING`` if none has.
 
-    def add(self, value: Any, seconds: float) -> None:
-        """Note what a call returned; an error when that is not plain data."""
+        It is an error's code when ``value`` is a ``Failure`` or not plain data.
+        """
         code = self._known.get(id(value))
-        self._codes.append(self._new(value) if code is None else code)
-        self._seconds.append(seconds)
-
-    def add_error(self, why: str, seconds: float) -> None:
-        """Note why a call has no value."""
-        self._codes.append(self._other(json.dumps([None, why])))
-        self._seconds.append(seconds)
+        if code is not None:
+            return code, value
+        if isinstance(value, Failure):
+            return self._other(json.dumps([None, value.why])), NOTHING
+        if not _is_constant(value):
+            return self._other(_encoded(value)), NOTHING
+        code = self._known[id(value)] = len(self._constants)
+        self._constants.append(value)
+        return code, value
 
     def packed(self, *, stopped: bool) -> bytes:
         """The message; ``stopped`` if no more calls of the batch will be made, because it was recalled."""
         table = f"[{json.dumps(self._constants)},[{','.join(self._others)}]]".encode()
-        header = _HEADER.pack(self._batch, self._first, len(self._codes), stopped)
-        return b"".join((header, self._seconds.tobytes(), self._codes.tobytes(), table))
-
-    def _new(self, value: Any) -> int:
-        if not _is_constant(value):
-            return self._other(_encoded(value))
-        code = self._known[id(value)] = len(self._constants)
-        self._constants.append(value)
-        return code
+        header = _HEADER.pack(self._batch, self._first, len(self.codes), stopped)
+        return b"".join((header, array("f", self.seconds).tobytes(), array("H", self.codes).tobytes(), table))
 
     def _other(self, text: str) -> int:
         self._others.append(text)
         self._num_bytes += len(text)
+        self.full = self._num_bytes > _FULL_BYTES
         return _OTHER + len(self._others) - 1
 
 
@@ -132,11 +136,12 @@ def read_reply(payload: bytes) -> Reply:
     seconds.frombytes(payload[_HEADER.size : split])
     codes.frombytes(payload[split:end])
     constants, others = json.loads(payload[end:])
-    entries: dict[int, _Entry] = {code: ("ok", value, "") for code, value in enumerate(constants)}
-    entries |= {_OTHER + place: entry for place, entry in enumerate(starmap(_entry, others))}
-    results = [_new(Result, (*entries[code], taken)) for code, taken in zip(codes, seconds)]
-    return Reply(batch, first, results, seconds, stopped)
+    endings: list[Ending] = [("ok", value, "") for value in constants]
+    if others:
+        table = dict(enumerate(endings)) | dict(enumerate(starmap(_ending, others), _OTHER))
+        return Reply(batch, first, Results(list(map(table.__getitem__, codes)), seconds), stopped)
+    return Reply(batch, first, Results(list(map(endings.__getitem__, codes)), seconds), stopped)
 
 
-def _entry(value: Any, why: str | None = None) -> _Entry:
+def _ending(value: Any, why: str | None = None) -> Ending:
     return ("ok", value, "") if why is None else ("error", None, why)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from miles.rewards.pool.calls import Calls
-from miles.rewards.pool.job import Job, Result
-
-_PENDING = Result("error", detail="not called yet")
+from miles.rewards.pool.job import Job
+from miles.rewards.pool.results import Results
 
 
 class Sink(Protocol):
@@ -28,16 +27,16 @@ class Sink(Protocol):
 class Ticket:
     """Calls of one function that were asked together.  Touched by the pool's thread only, except ``cancelled``."""
 
-    __slots__ = ("calls", "cancelled", "future", "job", "num_missing", "results", "sink", "timeout_s")
+    __slots__ = ("__weakref__", "calls", "cancelled", "future", "job", "num_missing", "results", "sink", "timeout_s")
 
     def __init__(self, job: Job, calls: Calls, timeout_s: float, sink: Sink) -> None:
         self.job = job
         self.calls = calls
         self.timeout_s = timeout_s
         self.sink = sink
-        self.results = [_PENDING] * len(calls)
+        self.results = Results.pending(len(calls))
         self.num_missing = len(calls)
-        self.future: asyncio.Future[list[Result]] | None = None
+        self.future: asyncio.Future[Results] | None = None
         self.cancelled = False
 
 
@@ -59,9 +58,9 @@ class Span:
         """Calls ``start`` to ``stop - 1``, counted from the span's own first."""
         return Span(self.ticket, self.start + start, self.start + stop, self.retried)
 
-    def settle(self, results: list[Result]) -> bool:
+    def settle(self, results: Results) -> bool:
         """Note the results of its calls; whether the ticket is complete now."""
-        self.ticket.results[self.start : self.stop] = results
+        self.ticket.results.put(self.start, results)
         self.ticket.num_missing -= len(results)
         return not self.ticket.num_missing
 

@@ -8,6 +8,7 @@ from collections import deque
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 18
+_KEPT_BYTES = 4 << 20
 
 MAX_REPLY_BYTES = 64 << 20
 """A worker has handled untrusted text: more than this at once is not an answer."""
@@ -25,13 +26,35 @@ def read_frame(sock: socket.socket) -> memoryview | None:
 
 
 def _read_exactly(sock: socket.socket, size: int) -> memoryview | None:
-    whole = rest = memoryview(bytearray(size))
-    while rest:
-        received = sock.recv_into(rest)
+    whole = memoryview(bytearray(size))
+    return whole if _fill(whole, sock) else None
+
+
+def _fill(space: memoryview, sock: socket.socket) -> bool:
+    """Read as much as fits; whether the other side was there until then."""
+    while space:
+        received = sock.recv_into(space)
         if not received:
+            return False
+        space = space[received:]
+    return True
+
+
+class ReusedSpace:
+    """Reads the frames of a blocking socket to one place: fresh memory costs more than the bytes that go there."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._space = memoryview(bytearray(_KEPT_BYTES))
+
+    def read(self) -> memoryview | None:
+        """The next frame, which the one after it overwrites; None when the other side is gone."""
+        head = self._space[: _LENGTH.size]
+        if not _fill(head, self._sock):
             return None
-        rest = rest[received:]
-    return whole
+        size = _LENGTH.unpack(head)[0]
+        space = self._space[:size] if size <= _KEPT_BYTES else memoryview(bytearray(size))
+        return space if _fill(space, self._sock) else None
 
 
 class FrameReader:

@@ -10,27 +10,27 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from miles.rewards.pool.batch import Batch, read_batch
 from miles.rewards.pool.job import Limits
-from miles.rewards.pool.progress import LOADING, Desk, Progress
-from miles.rewards.pool.reply import Answers
-from miles.rewards.pool.wire import frame, read_frame
+from miles.rewards.pool.progress import INDEX, LOADING, Desk, Progress
+from miles.rewards.pool.reply import NOTHING, Answers, Failure
+from miles.rewards.pool.wire import ReusedSpace, frame
 
 _FLUSH_AFTER_S = 0.025
 """Results wait this long at most for those of their neighbours."""
 
-_Call = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A function and its leading arguments."""
+_Function = Callable[..., Any]
 
 
 def serve(sock: socket.socket, progress: Progress, slot: int, limits: Limits) -> None:
     """Answer batches until the pool closes the socket."""
     _confine(limits)
-    calls = _Calls(sock, progress.desk(slot))
-    while (message := read_frame(sock)) is not None:
+    calls, frames = _Calls(sock, progress.desk(slot)), ReusedSpace(sock)
+    while (message := frames.read()) is not None:
         calls.answer(message)
         if calls.exhausted:
             return
@@ -67,7 +67,7 @@ class _Calls:
         self._sock = sock
         self._desk = desk
         self._definitions: dict[int, tuple[str, bytes]] = {}
-        self._functions: dict[int, _Call] = {}
+        self._functions: dict[int, _Function] = {}
         self._batch = 0
         self.exhausted = False
         """Whether memory ran out, so that this process should not go on."""
@@ -86,49 +86,60 @@ class _Calls:
     def _call_all(self, batch: Batch, message: memoryview) -> tuple[Answers, bool]:
         """Make the calls; the last answers, and whether it stopped because the batch was recalled.
 
-        This loop takes a tenth of a short grading's time, so it is spelled out.
+        What surrounds a call is paid for every sample and all of it is cold after a grading: it is spelled out, and as
+        little as possible.
         """
-        serial, advance, clock = batch.serial, self._desk.advance, time.monotonic
-        answers, position = Answers(serial, 0), 0
-        started = flushed = clock()
+        serial, words, clock = batch.serial, self._desk.words, time.monotonic
+        answers, first, flush_at = Answers(serial, 0), 0, 0.0
         for key, skip, count, block in _blocks(batch, message):
-            call = self._functions.get(key)
-            if call is None:
-                call = self._load(position, key)
-                started = clock()
-            advance(position, started)
-            (function, leading), items = _unpacked(call, block, skip, count)
-            for arguments in items:
-                if advance(position, started) == serial:
-                    return answers, True
+            function = self._functions.get(key) or self._load(first, key)
+            started = clock()
+            flush_at = flush_at or started + _FLUSH_AFTER_S
+            if self._desk.advance(first) == serial:
+                return answers, True
+            function, items = _unpacked(function, block, skip, count)
+            codes, seconds, last, code = answers.codes, answers.seconds, NOTHING, 0
+            for position, arguments in enumerate(items, first):
+                words[INDEX] = position
                 try:
-                    value = function(*leading, *arguments)
+                    value = function(*arguments)
                 except BaseException as error:
-                    ended = clock()
-                    answers.add_error(_describe(error), ended - started)
-                    if isinstance(error, MemoryError):
-                        self.exhausted = True
+                    value = self._failure(error)
+                if value is not last:
+                    code, last = answers.code(value)
+                    if answers.full or self.exhausted:
+                        flush_at = 0.0
+                ended = clock()
+                codes.append(code)
+                seconds.append(ended - started)
+                started = ended
+                if ended > flush_at:
+                    if self.exhausted:
                         return answers, False
-                else:
-                    ended = clock()
-                    answers.add(value, ended - started)
-                position, started = position + 1, ended
-                if ended - flushed > _FLUSH_AFTER_S or answers.full:
                     self._send(answers)
-                    answers = Answers(serial, position)
-                    started = flushed = clock()
+                    answers = Answers(serial, position + 1)
+                    codes, seconds, last = answers.codes, answers.seconds, NOTHING
+                    if self._desk.advance(position + 1) == serial:
+                        return answers, True
+                    started = clock()
+                    flush_at = started + _FLUSH_AFTER_S
+            first += count
         return answers, False
 
-    def _load(self, index: int, key: int) -> _Call:
-        """Import a function; where that fails, get one that says so."""
-        self._desk.advance(index, time.monotonic(), LOADING)
-        function, bound = self._definitions[key]
+    def _failure(self, error: BaseException) -> Failure:
+        self.exhausted = isinstance(error, MemoryError)
+        return Failure(_describe(error))
+
+    def _load(self, index: int, key: int) -> _Function:
+        """Import a function and give it its leading arguments; where that fails, get one that says so."""
+        self._desk.advance(index, LOADING)
+        path, bound = self._definitions[key]
         try:
-            call = resolve(function), pickle.loads(bound)  # noqa: S301
+            function, leading = resolve(path), pickle.loads(bound)  # noqa: S301
         except BaseException as error:
-            return _fail, (error,)
-        self._functions[key] = call
-        return call
+            return partial(_fail, error)
+        self._functions[key] = partial(function, *leading) if leading else function
+        return self._functions[key]
 
     def _send(self, answers: Answers, *, stopped: bool = False) -> None:
         self._desk.rest(self._batch)
@@ -144,12 +155,12 @@ def _blocks(batch: Batch, message: memoryview) -> Iterator[tuple[int, int, int, 
             at, skip = at + length, 0
 
 
-def _unpacked(call: _Call, block: memoryview, skip: int, count: int) -> tuple[_Call, list[tuple[Any, ...]]]:
+def _unpacked(function: _Function, block: memoryview, skip: int, count: int) -> tuple[_Function, list[tuple[Any, ...]]]:
     """The arguments of ``count`` calls; where they cannot be read, with a function that says so."""
     try:
-        return call, pickle.loads(block)[skip : skip + count]  # noqa: S301
+        return function, pickle.loads(block)[skip : skip + count]  # noqa: S301
     except BaseException as error:
-        return (_fail, (error,)), [()] * count
+        return partial(_fail, error), [()] * count
 
 
 def _fail(error: BaseException, *arguments: Any) -> None:
@@ -157,5 +168,9 @@ def _fail(error: BaseException, *arguments: Any) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return " ".join(text[:600].split())[:300]
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException:  # an exception of the user's own may be broken too
+        return name
+    return " ".join(f"{name}: {text}"[:600].split())[:300] if text else name
