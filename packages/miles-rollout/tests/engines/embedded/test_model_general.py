@@ -36,7 +36,7 @@ def directory(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def weights(directory):
     return load_model(Checkpoint.open(str(directory)), torch.float32).weights
 
