@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from miles.core import hardware
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.lora import Lora
 from miles.core.registry import Registry
 from miles.rollout.derive import ENGINES, FULLY_ASYNC_ROLLOUTS, OWN_ROLLOUTS, SFT_ROLLOUTS
 from miles.rollout.engine_options import engine_options
+from miles.rollout.engines.sglang.adapters import adapter_obstacle
 from miles.rollout.eval_datasets import check_eval_datasets
 from miles.rollout.flags import (
     Distillation,
@@ -189,6 +191,17 @@ def check_router_address(config: Config) -> Iterator[str]:
         yield "the router in front of the engines is in miles-router, which is not installed: pip install miles-router"
 
 
+def check_adapter_serving(config: Config) -> Iterator[str]:
+    """Where engines are to add the adapter, there is one, and nothing takes the model under it from them."""
+    lora = config[Lora]
+    if lora.lora_serving != "adapter":
+        return
+    if not lora.lora_rank:
+        yield "--lora-serving adapter needs --lora-rank: without it the whole model is trained"
+    elif config[Engines].rollout_engine == "sglang" and (obstacle := adapter_obstacle(config)) is not None:
+        yield f"--lora-serving adapter with --rollout-engine sglang: {obstacle}. Leave one of the two out"
+
+
 def check_true_on_policy(config: Config) -> Iterator[str]:
     """The engine's arithmetic is to be had in the trainer, and engines generate what is trained on."""
     if not config.true_on_policy_mode:
@@ -240,4 +253,5 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_router_address,
     check_teacher,
     check_true_on_policy,
+    check_adapter_serving,
 )

@@ -42,11 +42,12 @@ class WeightSender:
     ) -> SyncReport:
         """Bring the engines at ``urls`` to ``version``.
 
-        With ``adapter`` the tensors are those of an adapter of this form, the same one in every update.
+        With ``adapter`` the tensors are those of an adapter of this form, the same one in every update; all of them
+        change every time, so that they are sent whole.
         """
         self._adapter = adapter
         remembered = named_tensors if self._memory is None else self._memory.keep(named_tensors)
-        return self._push(remembered, urls, version, self._tracker)
+        return self._push(remembered, urls, version, self._tracker if adapter is None else None)
 
     def send_again(self, urls: list[str], version: int) -> SyncReport:
         """Bring the engines at ``urls`` to ``version``, which others took with the last ``send``."""

@@ -32,6 +32,8 @@ def main(argv: list[str]) -> None:
     attention.install()
     sampling.install(seed=int(argv[argv.index("--random-seed") + 1]) if "--random-seed" in argv else 0)
     host_pools._cuda_host_register = lambda *_args, **_named: None  # there is no device that memory is pinned for
+    if "--enable-lora" in argv:
+        standins.install_unpinned_memory()
     _fork_workers()
     serve.main(argv)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import wraps
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
+
+import torch
 
 
 def install() -> None:
@@ -16,6 +19,20 @@ def install() -> None:
     sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
     if find_spec("sgl_kernel") is None:
         sys.modules["sgl_kernel"] = _Kernels()
+
+
+def install_unpinned_memory() -> None:
+    """Let what asks for memory that is pinned for a device have ordinary memory."""
+    torch.tensor, torch.zeros = _unpinned(torch.tensor), _unpinned(torch.zeros)
+    torch.Tensor.pin_memory = lambda tensor, *_args, **_named: tensor
+
+
+def _unpinned(make: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(make)
+    def without_pinning(*args: Any, pin_memory: bool = False, **named: Any) -> Any:
+        return make(*args, **named)
+
+    return without_pinning
 
 
 class _Kernels(ModuleType):
