@@ -16,6 +16,7 @@ from miles.core.math.logprobs import linear_logprobs, token_logprobs
 def small_blocks(monkeypatch):
     monkeypatch.setattr(blocked_logprobs, "_CHUNK_TOKENS", 3)
     monkeypatch.setattr(blocked_logprobs, "_BLOCK_NUMEL", 12)
+    monkeypatch.setattr(blocked_logprobs, "_KEPT_NUMEL", 24)
     monkeypatch.setattr(blocked_logprobs, "_ALIGNMENT", 2)
     monkeypatch.setattr(logprobs, "_CPU_KEPT_NUMEL", 0)
 
@@ -56,6 +57,28 @@ def test_scores_and_gradients_are_those_of_plain_logits(tokens, vocabulary, temp
     expected = torch.autograd.grad(weighted(plain), inputs)
     for _ in range(2):  # the second time without what the forward pass left behind
         torch.testing.assert_close(torch.autograd.grad(weighted(mine), inputs, retain_graph=True), expected)
+
+
+@given(counts=st.lists(st.booleans(), min_size=1, max_size=8), with_entropy=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_tokens_without_a_gradient_are_left_out(counts, with_entropy):
+    inputs, target = head(len(counts), 11, with_bias=True)
+    weight_T = torch.tensor(counts, dtype=torch.float64)
+    mine = of_blocks(inputs, target, 0.6, with_entropy)
+    plain = token_logprobs(torch.nn.functional.linear(*inputs), target, temperature=0.6, with_entropy=with_entropy)
+    of_mine, of_plain = (sum((x * weight_T).sum() for x in scores if x is not None) for scores in (mine, plain))
+    torch.testing.assert_close(torch.autograd.grad(of_mine, inputs), torch.autograd.grad(of_plain, inputs))
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_products_in_fp32_are_those_of_plain_logits(with_bias):
+    inputs, target = head(7, 23, with_bias, dtype=torch.float32)
+    mine = of_blocks(inputs, target, 0.6, False)
+    plain = token_logprobs(torch.nn.functional.linear(*inputs), target, temperature=0.6)
+    torch.testing.assert_close(mine[0], plain.logp_T)
+    torch.testing.assert_close(
+        torch.autograd.grad(weighted(mine), inputs), torch.autograd.grad(weighted(plain), inputs)
+    )
 
 
 def test_extreme_logits_stay_finite():
