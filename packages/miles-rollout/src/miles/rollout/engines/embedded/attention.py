@@ -59,7 +59,7 @@ class Segment:
     positions: Ints
     """[N, Q]; the same for all sequences when Q > 1, and Q is then a multiple of QUERY_MULTIPLE."""
     _sights: dict[int | None, _Sight] = field(default_factory=dict)
-    _rooms: dict[str, Floats] = field(default_factory=dict)
+    _rooms: dict[tuple[str | int, ...], Floats] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -88,10 +88,10 @@ class Segment:
         return found
 
     def room(self, name: str, *size: int) -> Floats:
-        """Memory that all layers use, zero at first."""
-        room = self._rooms.get(name)
-        if room is None or room.shape != size:
-            room = self._rooms[name] = np.zeros(size, np.float32)
+        """Memory that all layers of the same sight use, zero at first."""
+        room = self._rooms.get((name, *size))
+        if room is None:
+            room = self._rooms[name, *size] = np.zeros(size, np.float32)
         return room
 
 
