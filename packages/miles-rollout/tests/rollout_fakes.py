@@ -85,6 +85,7 @@ class FakeServer(ServedApp):
         self.refusals = 0
         """How often the cache is not flushed: requests are running."""
         self.memory: list[tuple[str, tuple[str, ...]]] = []
+        self.loaded: list[str] = []
         self._aborted = asyncio.Event()
         for path, handler in (
             ("/generate", self._generate),
@@ -94,12 +95,14 @@ class FakeServer(ServedApp):
             ("/flush_cache", self._flush),
             ("/release_memory_occupation", self._release),
             ("/resume_memory_occupation", self._resume),
+            ("/update_weights_from_disk", self._load),
         ):
             self.app.router.add_post(path, handler)
         for path, handler in (
             ("/health", self._ok),
             ("/health_generate", self._health),
             ("/model_info", self._model_info),
+            ("/server_info", self._server_info),
         ):
             self.app.router.add_get(path, handler)
 
@@ -121,6 +124,10 @@ class FakeServer(ServedApp):
 
     async def _resume(self, request: web.Request) -> web.Response:
         self.memory.append(("resume", tuple((await request.json())["tags"])))
+        return web.json_response({"success": True})
+
+    async def _load(self, request: web.Request) -> web.Response:
+        self.loaded.append((await request.json())["model_path"])
         return web.json_response({"success": True})
 
     async def _generate(self, request: web.Request) -> web.Response:
@@ -152,6 +159,9 @@ class FakeServer(ServedApp):
 
     async def _model_info(self, request: web.Request) -> web.Response:
         return web.json_response({"weight_version": self.version})
+
+    async def _server_info(self, request: web.Request) -> web.Response:
+        return web.json_response({"model_path": "/their/model"})
 
     async def _ok(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "success"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -136,6 +137,51 @@ def test_an_engine_that_ends_while_it_starts_is_replaced_again(place: Place) -> 
     place.first.dead = True  # type: ignore[attr-defined]
     place.wait(lambda: place.num_ready == 1)
     assert [engine.dead for engine in place.started] == [True, False]
+
+
+def test_a_successor_that_is_not_ready_makes_room_and_another_starts_after_the_rest(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SlowEngine(FakeEngine):
+        """Is ready when it is allowed to, and ends when it is told to."""
+
+        def __init__(self, server: FakeServer) -> None:
+            super().__init__(server)
+            self.moment = threading.Event()
+
+        def wait_ready(self, deadline_s: float) -> None:
+            self.moment.wait(60)
+            if self.stopped:
+                raise EngineError("it has ended while starting")
+
+        def stop(self, deadline_s: float = 10.0) -> None:
+            super().stop()
+            self.moment.set()
+
+    engines: list[SlowEngine] = []
+
+    def start(self: Place) -> SlowEngine:
+        engines.append(SlowEngine(self.server))
+        return engines[-1]
+
+    monkeypatch.setattr(Place, "start", start)
+    place = Place(server, Patience(interval_s=9, timeout_s=30, max_restarts=1))
+    place.first.dead = True  # type: ignore[attr-defined]
+    place.wait(lambda: len(engines) == 1 and place.keeper._starting)
+    place.keeper.rest()
+    place.keeper.step_aside()
+    place.wait(lambda: not place.keeper._starting)
+    assert engines[0].stopped
+    time.sleep(0.05)
+    assert (len(engines), place.keeper.num_restarts, place.keeper.state) == (1, 0, EngineState.STARTING)
+    place.keeper.wake()
+    place.wait(lambda: len(engines) == 2)
+    engines[1].moment.set()
+    place.wait(lambda: place.num_ready == 1)
+    assert (place.keeper.num_restarts, place.keeper.state) == (1, EngineState.WAITING)
+    place.keeper.step_aside()
+    assert not engines[1].stopped, "who is ready gives memory up as the others do"
+    place.keeper.stop()
 
 
 def test_restarts_long_ago_do_not_count(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

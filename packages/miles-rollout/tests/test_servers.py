@@ -106,6 +106,22 @@ def test_engines_that_already_run_are_used_and_left_alone(tmp_path: Path, server
     servers.stop()
 
 
+@pytest.mark.parametrize("lacking", [("kv_cache",), ("kv_cache", "weights")])
+def test_engines_of_others_have_their_memory_again_when_a_run_ends_in_the_middle(
+    tmp_path: Path, server: FakeServer, lacking: tuple[str, ...]
+) -> None:
+    values = {"rollout_external": True, "rollout_external_engine_addrs": [server.url]}
+    servers = make(tmp_path, sglang_router_ip="127.0.0.1", sglang_router_port=server.port, **values)
+    servers.launch()
+    servers.release_memory(("kv_cache", "weights"))
+    if "weights" not in lacking:
+        servers.resume_memory(("weights",))
+    servers.stop()
+    servers.stop()
+    assert server.memory[-1] == ("resume", lacking)
+    assert server.loaded == (["/their/model"] if "weights" in lacking else [])
+
+
 def test_an_external_engine_that_is_not_there_is_named() -> None:
     with pytest.raises(EngineError, match=r"http://127\.0\.0\.1:9 is not ready: ConnectionRefusedError"):
         ExternalEngine("127.0.0.1:9").wait_ready(0)

@@ -55,6 +55,12 @@ def resume_memory(engine_url: str, tags: Sequence[str]) -> None:
     _ask(engine_url, "POST", "/resume_memory_occupation", MEMORY_DEADLINE_S, {"tags": list(tags)})
 
 
+def load_own_weights(engine_url: str) -> None:
+    """Have the engine load the checkpoint that it was started with."""
+    found = json.loads(_ask(engine_url, "GET", "/server_info")).get("model_path")
+    _ask(engine_url, "POST", "/update_weights_from_disk", MEMORY_DEADLINE_S, {"model_path": found})
+
+
 def _flush(engine_url: str) -> None:
     """Empty the cache.  An engine that has just answered its last request may need a moment until it is idle."""
     deadline = time.monotonic() + FLUSH_DEADLINE_S

@@ -75,6 +75,8 @@ class EngineKeeper:
         self._start, self._patience = start, patience
         self._on_lost, self._on_ready = on_lost, on_ready
         self._resting = self._num_rests = 0
+        self._starting = False
+        self._aside = threading.Event()
         self._complaint: str | None = None
         self._restarts: deque[float] = deque()
         self._ending = threading.Event()
@@ -95,6 +97,18 @@ class EngineKeeper:
         """Undo one ``rest``."""
         with self._changing:
             self._resting = max(0, self._resting - 1)
+
+    def step_aside(self) -> None:
+        """While it rests: end a successor that is not ready, whose memory somebody else is to have.
+
+        Another one starts after the rest, and this one does not count as a restart.
+        """
+        with self._changing:
+            if not self._starting:
+                return
+            self._aside.set()
+            engine = self.engine
+        engine.stop(_END_DEADLINE_S)
 
     def serve(self) -> None:
         """The engine holds the trainer's weights."""
@@ -154,15 +168,21 @@ class EngineKeeper:
                 self._give_up(reason)
                 return False
             self._ending.wait(self._backoff_s())
-            self._wait_for_turn()
-            problem = self._start_another()
+            problem = self._start_in_turn()
             if problem is None:
-                self._complaint = None
-                self.state = EngineState.WAITING
                 self._on_ready(self)
                 return True
             reason = problem
         return False
+
+    def _start_in_turn(self) -> str | None:
+        """Have an engine ready while nobody rests; why it did not get there, or None."""
+        while True:
+            self._wait_for_turn()
+            problem = self._start_another()
+            if not self._aside.is_set():
+                return problem
+            self.engine.stop(_END_DEADLINE_S)
 
     def _wait_for_turn(self) -> None:
         """While engines rest, the memory that a successor needs may be the trainer's."""
@@ -172,15 +192,32 @@ class EngineKeeper:
 
     def _start_another(self) -> str | None:
         """Start an engine and wait until it is ready; why it did not get there, or None."""
-        self._restarts.append(time.monotonic())
         with self._changing:
+            self._aside.clear()
             if self._ending.is_set():
                 return "the run ends"
+            if self._resting:
+                self._aside.set()
+                return "others have its memory"
+            self._restarts.append(time.monotonic())
             try:
                 self.engine = self._start()
             except (EngineError, OSError) as error:
                 return str(error)
+            self._starting = True
             self.num_restarts += 1
+        problem = self._problem_of_starting()
+        with self._changing:
+            self._starting = False
+            if self._aside.is_set():
+                self._restarts.pop()
+                self.num_restarts -= 1
+            elif problem is None:
+                self._complaint = None
+                self.state = EngineState.WAITING
+        return problem
+
+    def _problem_of_starting(self) -> str | None:
         try:
             self.engine.wait_ready(START_DEADLINE_S)
         except EngineError as error:

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 ENGINES = Registry("miles.engines")
 
+S = TypeVar("S")
 T = TypeVar("T")
 ENGINE_DEADLINE_S = 1800.0
 """Large models load for a long time; a dead engine is noticed at once."""
@@ -112,9 +113,7 @@ class Servers:
 
     def wait_ready(self) -> None:
         """Return when every engine answers and is known to the router; EngineError otherwise."""
-        with ThreadPoolExecutor(len(self._engines)) as pool:
-            for _ in pool.map(lambda engine: engine.wait_ready(ENGINE_DEADLINE_S), self._engines):
-                pass
+        _at_once(lambda engine: engine.wait_ready(ENGINE_DEADLINE_S), self._engines)
         if self._router is not None:
             self._router.wait_ready(f"{self.router.url}/list_workers", ROUTER_DEADLINE_S)
         for engine in self._engines:
@@ -146,9 +145,9 @@ class Servers:
     def release_memory(self, tags: Sequence[str]) -> int:
         """See RolloutRole.  An engine that is lost is left to its keeper; its successor starts after the rest."""
         self.rest()
+        _at_once(lambda keeper: keeper.step_aside(), self._keepers)
         urls = self.engine_urls
-        with ThreadPoolExecutor(max(1, len(urls))) as pool:
-            freed = list(pool.map(lambda url: self._if_alive(url, lambda: control.release_memory(url, tags)), urls))
+        freed = _at_once(lambda url: self._if_alive(url, lambda: control.release_memory(url, tags)), urls)
         self._sleeping = [url for url, found in zip(urls, freed, strict=True) if found is not None]
         self._released = set(tags)
         return sum(found or 0 for found in freed)
@@ -156,8 +155,7 @@ class Servers:
     def resume_memory(self, tags: Sequence[str]) -> None:
         """See RolloutRole."""
         urls = [url for url in self._sleeping if url in self.engine_urls]
-        with ThreadPoolExecutor(max(1, len(urls))) as pool:
-            list(pool.map(lambda url: self._if_alive(url, lambda: control.resume_memory(url, tags)), urls))
+        _at_once(lambda url: self._if_alive(url, lambda: control.resume_memory(url, tags)), urls)
         self._released.difference_update(tags)
         if not self._released:
             self._sleeping = []
@@ -203,15 +201,24 @@ class Servers:
         return {"rollout/engine_restarts": since}
 
     def stop(self) -> None:
-        """End every process.  Safe to call twice."""
+        """End every process, and give engines of others back what they had.  Safe to call twice."""
+        if self._config[Rollout].rollout_external:
+            _at_once(self._wake_for_its_owner, self._sleeping)
+            self._sleeping = []
         processes: list[EngineKeeper | EngineProcess | ChildProcess] = [*(self._keepers or self._engines)]
         if self._router is not None:
             processes.append(self._router)
         self._engines, self._keepers, self._router = [], [], None
-        if processes:
-            with ThreadPoolExecutor(len(processes)) as pool:
-                for _ in pool.map(lambda process: process.stop(), processes):
-                    pass
+        _at_once(lambda process: process.stop(), processes)
+
+    def _wake_for_its_owner(self, url: str) -> None:
+        """The run ends in the middle, and who has started the engine would find it asleep."""
+        try:
+            control.resume_memory(url, sorted(self._released))
+            if "weights" in self._released:
+                control.load_own_weights(url)
+        except EngineError as error:
+            logger.warning("an external engine stays without the memory that it gave up: %s", error)
 
     def _urls_of(self, *states: EngineState) -> list[str]:
         return [keeper.engine.url for keeper in self._keepers if keeper.state in states]
@@ -272,6 +279,12 @@ class Servers:
         command += _router_flags(self._config)
         self._router = ChildProcess(command, log_path=self._logs.log_file("router"), name="router")
         return address
+
+
+def _at_once(call: Callable[[S], T], each: Sequence[S]) -> list[T]:
+    """The results of ``call`` for each, all called at the same time; the first one's error is raised at the end."""
+    with ThreadPoolExecutor(max(1, len(each))) as pool:
+        return list(pool.map(call, each))
 
 
 def _router_flags(config: Config) -> list[str]:
