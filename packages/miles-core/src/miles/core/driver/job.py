@@ -20,6 +20,7 @@ from miles.core.driver.periodic import Schedule
 from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
 from miles.core.driver.saving import Saver
+from miles.core.driver.timings import Timings
 from miles.core.driver.turns import Offloading, Turns
 from miles.core.driver.weight_supply import WeightSupply, repeats_weights
 from miles.core.errors import ConfigError
@@ -62,7 +63,7 @@ class Job:
         )
         self._ahead = Ahead()
         self._evaluation: _Evaluation | None = None
-        self._timings: dict[str, float] = {}
+        self._timings = Timings()
         self._sync_metrics: dict[str, float] = {}
         self._iteration_start = time.perf_counter()
 
@@ -112,7 +113,7 @@ class Job:
         with self._phase("update_weights", f"engines to take weight version {version}"):
             report = self.supply.update(version)
         if report is not None:
-            self._timings |= {f"update_weights_{name}": seconds for name, seconds in report.timings.items()}
+            self._timings.replace({f"update_weights_{name}": seconds for name, seconds in report.timings.items()})
             self._sync_metrics = report.metrics()
 
     def evaluate_if_due(self, done: int) -> None:
@@ -169,7 +170,7 @@ class Job:
         metrics = dict(rollout.metrics)
         if report is not None:
             metrics |= report.metrics
-            self._timings |= report.timings
+            self._timings.replace(report.timings)
         if self._turns is not None:
             metrics |= self._turns.metrics()
         metrics |= self._sync_metrics | self._end_iteration()
@@ -203,7 +204,7 @@ class Job:
         """Seconds of every phase since the last iteration, and how much of it the trainer stood still."""
         now = time.perf_counter()
         step, self._iteration_start = now - self._iteration_start, now
-        timings, self._timings = self._timings | {"step": step}, {}
+        timings = self._timings.take() | {"step": step}
         found = {f"perf/{name}_time": seconds for name, seconds in timings.items()}
         if "train" in timings:
             wait = step - timings["train"]
@@ -253,11 +254,10 @@ class Job:
 
     @contextmanager
     def _phase(self, name: str, waiting_for: str, progress: Callable[[], str | None] | None = None) -> Iterator[None]:
-        start = time.perf_counter()
         self._trackers.waiting(waiting_for)
-        with self._watched(progress, waiting_for) if progress is not None else nullcontext():
+        watching = self._watched(progress, waiting_for) if progress is not None else nullcontext()
+        with self._timings.phase(name), watching:
             yield
-        self._timings[name] = self._timings.get(name, 0.0) + time.perf_counter() - start
 
     def _watched(self, progress: Callable[[], str | None], waiting_for: str) -> AbstractContextManager[None]:
         return watched(progress, lambda how_far: self._trackers.waiting(f"{waiting_for}: {how_far}"))
