@@ -22,7 +22,6 @@ CONSUMED_BY_RESOLUTION = {
     "num_gpus_per_node": "bounds actor_num_gpus_per_node",
     "colocate": "sets rollout_num_gpus and lets trainer and engines name the same accelerators",
     "use_miles_router": "runs start this router in any case",
-    "megatron_to_hf_mode": "weights are always named by Miles' own tables; the other value is refused",
     "enable_weights_backuper": "what keeps copies of weights in host memory is refused without it",
     "warmup_ratio": "another name of lr_warmup_fraction, which it sets",
 }

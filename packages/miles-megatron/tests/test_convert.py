@@ -1,6 +1,8 @@
+import shutil
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import miles.megatron.streamed_files as streamed_files
 from miles.megatron.convert import main
@@ -39,6 +41,27 @@ def test_a_converted_checkpoint_is_a_reference(checkpoint, config, rollout, on_r
 
     assert on_ranks(1, convert) == [0]
     assert losses(ref_load=converted) == losses()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3 moe"])
+def test_a_run_begins_with_the_weights_that_load_names(checkpoint, config, rollout, on_ranks, tmp_path, family):
+    """A release or a Hugging Face directory; norms of gradients count the same as from --hf-checkpoint."""
+    source, other, converted = str(checkpoint(family)), tmp_path / "other", str(tmp_path / "torch_dist")
+    parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+
+    def convert(make):
+        return main(["to-torch-dist", "--hf-checkpoint", str(other), "--save", converted])
+
+    def steps(**flags):
+        return on_ranks(2, lambda make: make(config(family, **parallel, **flags)).train(rollout()).steps)[0]
+
+    shutil.copytree(source, other)
+    trained = {name: 1.1 * tensor for name, tensor in load_file(f"{source}/model.safetensors").items()}
+    save_file(trained, other / "model.safetensors", metadata={"format": "pt"})
+    assert on_ranks(1, convert) == [0]
+    expected = steps(hf_checkpoint=str(other))
+    assert steps(load=converted) == steps(load=str(other)) == expected
+    assert steps() != expected
 
 
 def test_what_is_no_checkpoint_and_what_exists_is_said(checkpoint, on_ranks, tmp_path, capfd):

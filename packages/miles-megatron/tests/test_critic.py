@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from miles.core.protocols.backend import Rank
+from miles.megatron.convert import main
 
 PPO = {"advantage_estimator": "ppo", "n_samples_per_prompt": 2}
 PLAIN = PPO | {"optimizer": "sgd", "critic_lr": 0.3}
@@ -166,3 +167,17 @@ def test_bfloat16_critics_value_in_fp32(config, rollout, on_ranks):
     )[0]
     assert values.dtype == np.float32
     assert all(np.isfinite(step["train/critic-grad_norm"]) for step in metrics)
+
+
+def test_a_converted_model_is_where_a_critic_begins(config, checkpoint, rollout, on_ranks, tmp_path):
+    converted = str(tmp_path / "torch_dist")
+    source = str(checkpoint())
+
+    def scores(**flags):
+        return on_ranks(2, lambda make: trained(make(config(**PPO, **SP, **flags), "critic"), [rollout(0)]))[0]
+
+    assert on_ranks(1, lambda make: main(["to-torch-dist", "--hf-checkpoint", source, "--save", converted])) == [0]
+    expected, found = scores(), scores(critic_load=converted)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert found[1] == expected[1]
+    assert all(torch.equal(tensor, expected[2][name]) for name, tensor in found[2].items())

@@ -95,6 +95,19 @@ def test_a_reference_may_be_a_checkpoint_of_a_run(problems, tmp_path, hf_checkpo
     assert problems("--ref-load", hf_checkpoint, "--ref-ckpt-step", "5", about="chooses among the checkpoints of a run")
 
 
+def test_a_checkpoint_of_a_run_is_named_by_the_directory_of_the_run(problems, tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
+    (tmp_path / "iter_0000007").mkdir()
+    assert problems("--ref-load", str(tmp_path / "iter_0000007"), about=f"one of the checkpoints of {tmp_path}")
+
+
+def test_adapters_are_not_trained_on_a_model_that_engines_do_not_have(problems, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    flags = ("--load", str(tmp_path), "--lora-rank", "4")
+    assert problems(*flags, about="--load")
+    assert not problems(*flags[:2], about="--load")
+
+
 def test_a_run_may_name_the_directory_it_will_save_to(problems, tmp_path):
     fresh = str(tmp_path / "run")
     assert not problems("--load", fresh, "--save", fresh, about="--load")

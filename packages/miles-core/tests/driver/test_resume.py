@@ -83,3 +83,25 @@ def test_missing_debug_samples_are_found_before_anything_starts(tmp_path):
     Start().check_debug_data(None, 9)
     with pytest.raises(ConfigError, match=r"there is no .*0\.jsonl"):
         Start().check_debug_data(pattern, 9)
+
+
+@pytest.mark.parametrize("weights", ["hugging face", "release"])
+def test_load_of_weights_alone_starts_a_new_run(tmp_path, weights):
+    model = tmp_path / "model"
+    model.mkdir()
+    if weights == "release":
+        (model / checkpoint.TRACKER_FILE).write_text("release\n")
+    else:
+        (model / "config.json").write_text('{"model_type": "qwen3"}')
+    assert resume.find(flags(model), tmp_path / "mine") == Start()
+    assert resume.find(flags(model, start=3), tmp_path / "mine").first_rollout == 3
+    write(tmp_path / "mine", 5)
+    assert resume.find(flags(model), tmp_path / "mine").first_rollout == 6
+
+
+def test_a_run_directory_without_a_checkpoint_is_no_model(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"lr": {"value": 1.0}}')
+    with pytest.raises(ConfigError, match="and no model"):
+        resume.find(flags(other), tmp_path / "mine")

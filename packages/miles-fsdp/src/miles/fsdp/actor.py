@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from miles.core.driver.checkpoint import TRACKER_FILE, actor_state
+from miles.core.driver.weights_only import starting_weights
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, TrainReport
@@ -60,7 +61,7 @@ class FsdpActor(FsdpRole):
         )
 
     def _build_policy(self) -> Policy:
-        module = self._builder.build(str(self._source))
+        module = self._builder.build(str(starting_weights(self._checkpoint)))
         return Policy(module, self._optimizer(module), self._gradients)
 
     def _build_reference(self, config: Config) -> FrozenPolicy | BasePolicy | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from miles.core.config.draft import Draft
+from miles.core.driver.weights_only import has_release
 from miles.core.flags.algorithm import Algorithm
+from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
@@ -42,6 +45,18 @@ def check_attention(config: Config) -> Iterator[str]:
             "--attn-implementation flash_attention_2 computes in bf16 on an accelerator, but the trainer uses "
             f"--device {training.device} and --train-dtype {training.train_dtype}. Use sdpa or eager there"
         )
+
+
+def check_formats(config: Config) -> Iterator[str]:
+    """Weights are in a format that transformers reads."""
+    checkpoint = config[Checkpoint]
+    named = {"--load": checkpoint.load, "--ref-load": checkpoint.ref_load, "--critic-load": checkpoint.critic_load}
+    for flag, path in named.items():
+        if config[Training].train_backend == "fsdp" and path is not None and has_release(Path(path)):
+            yield (
+                f"{flag} {path} holds converted weights (torch_dist), which the fsdp backend does not read. Give the "
+                "Hugging Face directory they were made from, or what tools/convert_torch_dist_to_hf.py makes of them"
+            )
 
 
 def check_replicas(config: Config) -> Iterator[str]:
@@ -152,6 +167,7 @@ def check_routing(config: Config) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_attention,
+    check_formats,
     check_replicas,
     check_context,
     check_layout,

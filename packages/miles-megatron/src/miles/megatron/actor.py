@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miles.core.driver.weights_only import starting_weights
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, TrainReport
@@ -51,7 +52,7 @@ class MegatronActor(MegatronRole):
         self._ref_update_interval = config[Algorithm].ref_update_interval
         self._keep_reference(config)
         self._keep_teacher(config)
-        self._blueprint.load(self._chunks, self._source)
+        self._blueprint.load(self._chunks, starting_weights(self._checkpoint))
         if self._adapters is not None:
             self._adapters.read()
         wrapped = self._ready()

@@ -15,11 +15,12 @@ from miles.core.flags.checkpoint import Checkpoint
 from miles.core.flags.lora import Lora
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Role
+from miles.core.training.value_head import new_value_head
 from miles.core.weights.adapters import LoraSpec
 from miles.megatron import checkpoint, local_modules
 from miles.megatron.architecture_flags import checked
 from miles.megatron.constants import model_map, padded_rows, read_hf_config, transformer_config
-from miles.megatron.conversion import load_weights
+from miles.megatron.conversion import load_weights, mark_parts
 from miles.megatron.flags import Mtp
 from miles.megatron.hf_files import HfTensors
 from miles.megatron.language_model import Head, LanguageModel
@@ -130,10 +131,20 @@ class Blueprint:
 
         ``step`` chooses among the checkpoints of a run.
         """
-        if checkpoint.is_torch_dist(directory):
-            checkpoint.read(checkpoint.resolve(directory, step), chunks, None, adapters=False)
-        else:
+        mark_parts(chunks, self.weights)
+        if not checkpoint.is_torch_dist(directory):
             load_weights(chunks, self.weights, self._tensors(directory))
+            return
+        is_critic = self.role == "critic"
+        checkpoint.read_weights(checkpoint.resolve(directory, step), chunks, with_head=not is_critic)
+        if is_critic:
+            self._start_value_head(chunks)
+
+    def _start_value_head(self, chunks: list[LanguageModel]) -> None:
+        """A new one, which the seed determines."""
+        for chunk in chunks:
+            if isinstance(chunk.output_layer, ValueHead):
+                chunk.output_layer.load_state_dict(new_value_head(self.transformer.hidden_size, self.seed))
 
     def _tensors(self, directory: Path) -> HfTensors:
         if self.role == "critic":

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from miles.core.driver.checkpoint import TRACKER_FILE, actor_state
+from miles.core.driver.weights_only import RELEASE, has_release
 from miles.core.errors import CheckpointError
 from miles.core.training.writing import Writer
 from miles.megatron.adapted_layers import has_adapters, is_adapter
@@ -24,7 +25,11 @@ from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater
 
 WEIGHTS = "torch_dist"
-_RELEASE = "release"
+_OF_WEIGHTS = "Is it of a model with the same layers (also those that --mtp-num-layers counts)?"
+_OF_STATE = (
+    "Megatron-Core loads the optimizer of a model with experts only with the --expert-model-parallel-size that it was "
+    "saved with; its Hugging Face export can start a new run"
+)
 _LOSS_SCALER = "loss_scaler"
 
 
@@ -53,23 +58,34 @@ def prepare(
     return tensors.write
 
 
-def read(
-    directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None, *, adapters: bool | None = None
-) -> None:
-    """Fill the model, and the optimizer where ``updater`` is given, from any parallel layout.  Collective.
+def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None) -> None:
+    """Fill the model, and the optimizer where ``updater`` is given, from any parallel layout.  Collective."""
+    _read(directory, chunks, updater, model_state(chunks))
 
-    ``adapters``: only these, or only the rest; None: what training changes, as ``write`` does.
-    """
+
+def read_weights(directory: Path, chunks: Sequence[LanguageModel], *, with_head: bool = True) -> None:
+    """Fill the model, without its adapters, and without its output layer unless ``with_head``.  Collective."""
+    state = model_state(chunks, adapters=False)
+    if not with_head:
+        state = {chunk: _without_head(tensors) for chunk, tensors in state.items()}
+    _read(directory, chunks, None, state)
+
+
+def _without_head(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not name.startswith("output_layer.")}
+
+
+def _read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | None, state: dict[str, Any]) -> None:
+    """What ``state`` names of the model."""
     source = directory / WEIGHTS
     if not source.is_dir():
         raise CheckpointError(f"{source} is missing: {directory} is not a checkpoint of the megatron backend")
-    state = model_state(chunks, adapters=adapters)
     if updater is not None:
         state["optimizer"] = updater.optimizer.sharded_state_dict(state, is_loading=True, metadata=_metadata())
     try:
         loaded = dist_checkpointing.load(state, str(source))
         for name, chunk in zip(_names(chunks), chunks, strict=True):
-            chunk.load_state_dict(loaded[name], strict=not has_adapters(chunk))
+            chunk.load_state_dict(loaded[name], strict=False)  # what was asked for and is missing, load refuses
         if updater is not None:
             with torch.no_grad():
                 updater.optimizer.load_state_dict(loaded["optimizer"])
@@ -78,19 +94,18 @@ def read(
                     updater.scaler.state[name].fill_(value)
     except (CheckpointingException, CheckpointException, KeyError, OSError) as error:
         raise CheckpointError(
-            f"{source} cannot be read: {error!r}. Megatron-Core loads the optimizer of a model with experts only with "
-            "the --expert-model-parallel-size that it was saved with; its Hugging Face export can start a new run"
+            f"{source} cannot be read: {error!r}. {_OF_WEIGHTS if updater is None else _OF_STATE}"
         ) from error
 
 
 def release_directory(directory: Path) -> Path:
     """Where a checkpoint of weights alone is in ``directory``."""
-    return directory / _RELEASE
+    return directory / RELEASE
 
 
 def mark_release(directory: Path) -> None:
     """Make the release the newest checkpoint of ``directory``."""
-    (directory / TRACKER_FILE).write_text(f"{_RELEASE}\n", encoding="utf-8")
+    (directory / TRACKER_FILE).write_text(f"{RELEASE}\n", encoding="utf-8")
 
 
 def is_torch_dist(directory: Path) -> bool:
@@ -105,7 +120,7 @@ def resolve(directory: Path, step: int | None = None) -> Path:
     tracker = directory / TRACKER_FILE
     if not tracker.is_file():
         raise CheckpointError(f"{directory} is no checkpoint of the megatron backend: it has no {TRACKER_FILE}")
-    if step is None and tracker.read_text(encoding="utf-8").strip() == _RELEASE:
+    if step is None and has_release(directory):
         return release_directory(directory)
     return actor_state(directory, step)
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from miles.core.errors import TrainingError
 from miles.megatron.hf_files import HfTensors
+from miles.megatron.layouts import Replicated
 from miles.megatron.model_map import Place, WeightMap
 from miles.megatron.parameters import LocalParameter, local_parameters
 
@@ -29,9 +30,16 @@ def load_weights(chunks: Sequence[nn.Module], weights: WeightMap, source: HfTens
                 f"which has shape {list(parameter.tensor.shape)}: config.json and weights contradict each other"
             )
         parameter.tensor.copy_(part)
-        if count == 1 or part.numel() < full.numel():
-            # Norms of gradients count a weight once.  Megatron-Core says which ranks have a weight, or a part of one,
-            # for themselves only when it initializes the weights.
+
+
+def mark_parts(chunks: Sequence[nn.Module], weights: WeightMap) -> None:
+    """Say which weights, or parts of one, this rank alone has, so that norms of gradients count a weight once.
+
+    Megatron-Core does so only when it initializes the weights.
+    """
+    for parameter in local_parameters(chunks):
+        alone = dist.get_world_size(parameter.group) == 1
+        if alone or type(weights.place(parameter.name).layout) is not Replicated:
             parameter.tensor.tensor_model_parallel = True
 
 

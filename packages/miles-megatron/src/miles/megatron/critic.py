@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from miles.core.driver.weights_only import has_release
 from miles.core.protocols.backend import Rank
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.value_head import critic_source, write_value_head
@@ -26,10 +27,12 @@ class MegatronCritic(MegatronRole):
 
     def __init__(self, config: Config, rank: Rank) -> None:
         super().__init__(config, rank)
-        self._source = critic_source(self._checkpoint) or self._source
+        weights = critic_source(self._checkpoint) or self._source
+        if not has_release(weights):  # which has no configuration beside it
+            self._source = weights
         self._blueprint = Blueprint.of(config, self._site, self._source, "critic")
         self._chunks = self._blueprint.build()
-        self._blueprint.load(self._chunks, self._source)
+        self._blueprint.load(self._chunks, weights)
         passes = Passes(self._ready(), ValueReader(), self._site.layout)
         self._trainer = CriticTrainer(
             config, MegatronValues(passes, self._updater), ranks=PipelineRanks(), device=self._site.device

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from miles.core.config.group import Flag, Group
+from miles.core.config.group import Group
 from miles.core.flags import GROUPS as CORE_GROUPS
 from miles.megatron.dataclass_flags import flag_group
 from miles.megatron.model_args import ModelArgs
@@ -15,11 +15,10 @@ from miles.megatron.model_args import ModelArgs
 class Megatron(Group):
     title = "Megatron Specific Arguments"
 
-    megatron_to_hf_mode: Annotated[
-        Literal["raw", "bridge"],
-        Flag(unsupported_values={"bridge": "Megatron-Bridge cannot be installed beside SGLang; raw does the same"}),
-    ] = "raw"
-    """How weights get Hugging Face names: by Miles' own tables (``raw``) or by Megatron-Bridge (``bridge``)."""
+    megatron_to_hf_mode: Literal["raw", "bridge"] = "raw"
+    """Both mean the same: Miles' own tables convert weights of the families that it knows, to and from Hugging Face
+    directories, without a script or constants for a model. ``bridge`` is taken from launch scripts that were written
+    for Megatron-Bridge; that package is not used, and a model that only it knows is refused."""
 
     spec: list[str] | None = None
     """Layers of the user's own: module and name of a layer spec of Megatron-Core, or of a function that makes it from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from miles.megatron import checkpoint
 from miles.megatron.building import Blueprint
 from miles.megatron.constants import write_hf_config
 from miles.megatron.conversion import WeightGatherer
-from miles.megatron.flags import Parallelism
+from miles.megatron.flags import Megatron, Parallelism
 from miles.megatron.hooks import run_init_hook
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater, with_gradients
@@ -37,6 +38,8 @@ from miles.megatron.site import Site
 if TYPE_CHECKING:
     from megatron.core.distributed import DistributedDataParallel
     from miles.core.config import Config
+
+_LOG = logging.getLogger(__name__)
 
 
 class MegatronRole:
@@ -53,6 +56,8 @@ class MegatronRole:
         self._optimizer_flags = config[Optimizer]
         torch.use_deterministic_algorithms(config[Training].deterministic_mode)
         self._site = Site.join(config, rank)
+        if rank.rank == 0 and config[Megatron].megatron_to_hf_mode == "bridge":
+            _LOG.warning("--megatron-to-hf-mode bridge: Miles' own tables convert weights; Megatron-Bridge is not used")
         self._writer = Writer.of_ranks(in_background=self._checkpoint.async_save)
         run_init_hook(config)
         self._source = Path(self._checkpoint.hf_checkpoint or "")

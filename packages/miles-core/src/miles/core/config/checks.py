@@ -19,6 +19,7 @@ from miles.core.config.training_checks import (
     check_weight_copies,
 )
 from miles.core.driver.checkpoint import TRACKER_FILE
+from miles.core.driver.weights_only import starting_weights
 from miles.core.errors import PluginError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
 from miles.core.flags.debug import Debug
 from miles.core.flags.hooks import Hooks
+from miles.core.flags.lora import Lora
 from miles.core.flags.reward import Reward
 from miles.core.flags.training import Training
 from miles.core.registry import Registry, is_dotted
@@ -269,6 +271,11 @@ def check_model_files(config: Config) -> Iterator[str]:
             f"--load {checkpoint.load}: there is no such directory. Name a run directory that holds a checkpoint, or "
             "leave --load out to start from --hf-checkpoint"
         )
+    if config[Lora].lora_rank and starting_weights(checkpoint) != Path(checkpoint.hf_checkpoint or ""):
+        yield (
+            f"--load {checkpoint.load} holds a whole model, and --lora-rank trains adapters on the one that engines "
+            "have too. Give that model as --hf-checkpoint"
+        )
 
 
 def check_prompt_data(config: Config) -> Iterator[str]:
@@ -319,7 +326,14 @@ def _check_hf_directory(flag: str, path: str) -> Iterator[str]:
     if not Path(path).is_dir():
         yield f"{flag} {path}: there is no such directory; expected a checkpoint in Hugging Face format"
     elif not (Path(path) / "config.json").is_file():
-        yield f"{flag} {path}: the directory holds no config.json; expected a checkpoint in Hugging Face format"
+        yield f"{flag} {path}: the directory holds no config.json; expected a checkpoint in Hugging Face format" + (
+            f". It is one of the checkpoints of {Path(path).parent}: name that" if _is_of_run(Path(path)) else ""
+        )
+
+
+def _is_of_run(directory: Path) -> bool:
+    """Whether it is what a tracker file beside it tells about."""
+    return (directory.parent / TRACKER_FILE).is_file()
 
 
 def _plugin_problem(choice: str, group: str | None) -> str | None:

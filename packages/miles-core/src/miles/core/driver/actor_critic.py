@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from miles.core.driver import checkpoint
 from miles.core.driver.export import replaced
+from miles.core.driver.weights_only import has_weights_only
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.checkpoint import Checkpoint
 from miles.core.protocols.backend import Role, TrainReport
@@ -39,7 +40,7 @@ class ActorCritic:
         self._actor, self._critic = actor, critic
         self._critic_only = algorithm.num_critic_only_steps
         self._critic_needs_actor = ObjectiveSpec.from_flags(config).penalizes_kl_in_reward
-        self._critic_load = Path(flags.critic_load) if flags.critic_load not in (None, flags.load) else None
+        self._critic_load = _other_run(flags)
         self._critic_save = Path(flags.critic_save) if flags.critic_save is not None else None
 
     def start(self) -> None:
@@ -101,6 +102,14 @@ class ActorCritic:
             self._critic.close()
         finally:
             self._actor.close()
+
+
+def _other_run(flags: Checkpoint) -> Path | None:
+    """The run whose critic a new run goes on with.  What ``--load`` has is loaded with the actor."""
+    load = flags.critic_load
+    if load is None or load == flags.load or has_weights_only(Path(load)):
+        return None
+    return Path(load)
 
 
 def _beside(actor: Path) -> Path:

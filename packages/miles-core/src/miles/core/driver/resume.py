@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miles.core.driver import checkpoint
+from miles.core.driver.weights_only import has_weights_only
 from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint as CheckpointFlags
 
@@ -55,19 +56,20 @@ def find(flags: CheckpointFlags, run_dir: Path) -> Start:
     """The verified checkpoint to go on from, or a fresh start.
 
     What the run itself has written comes first, so the same command continues what it began; ``--start-rollout-id``
-    says where that began.  Otherwise ``--load`` says where to start, and must hold a checkpoint: training from the
-    start when the user asked to resume would lose days.
+    says where that began.  Otherwise ``--load`` says where to start.  What holds weights only starts a new run, of
+    anything else there must be a checkpoint: training from the start when the user asked to resume would lose days.
     """
     own = checkpoint.latest(run_dir, skip_broken=flags.skip_broken_checkpoints)
     if own is not None:
         return Start(own, own.state.rollout_id + 1, own.state.metrics_offset)
-    if flags.load is None or Path(flags.load).absolute() == run_dir.absolute():
+    load = flags.load
+    if load is None or Path(load).absolute() == run_dir.absolute() or has_weights_only(Path(load)):
         return Start(None, flags.start_rollout_id or 0)
-    found = checkpoint.latest(Path(flags.load), skip_broken=flags.skip_broken_checkpoints)
+    found = checkpoint.latest(Path(load), skip_broken=flags.skip_broken_checkpoints)
     if found is None:
         raise ConfigError(
-            f"--load {flags.load}: no {checkpoint.TRACKER_FILE} there, so there is nothing to resume from. Name a run "
-            "directory that holds a checkpoint, or leave --load out to start from --hf-checkpoint"
+            f"--load {load}: no {checkpoint.TRACKER_FILE} there, so there is nothing to resume from, and no model. "
+            "Name a run directory that holds a checkpoint, or leave --load out to start from --hf-checkpoint"
         )
     typed = flags.start_rollout_id
     return Start(found, found.state.rollout_id + 1 if typed is None else typed)
