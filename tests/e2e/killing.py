@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,18 +11,35 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 DEADLINE_S = 240
+_ATTEMPTS = 8
 
 
-def kill_when(arguments: list[str], moment: Callable[[], bool]) -> None:
-    """Start a run and kill its driver without warning at ``moment``."""
+def killed_run(
+    command: Callable[[Path], list[str]], folder: Path, moment: Callable[[Path], bool], *, checkpoint: str
+) -> Path:
+    """The directory of a run that was killed without warning at ``moment``, when ``checkpoint`` was its last one.
+
+    A busy machine lets a moment slip by; then another run is killed.
+    """
+    for attempt in range(_ATTEMPTS):
+        run = folder / f"killed-{attempt}"
+        if _kill_at(command(run), lambda run=run: moment(run)) and last_checkpoint(run) == checkpoint:
+            return run
+    raise AssertionError(f"the moment was missed {_ATTEMPTS} times")
+
+
+def _kill_at(arguments: list[str], moment: Callable[[], bool]) -> bool:
+    """Start a run and kill its driver; False when it ended before the moment was seen."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + DEADLINE_S
-    while not moment():
-        assert process.poll() is None, "the run ended before the moment came"
+    while not moment() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
+    ended = process.poll()
+    assert ended in (None, 0), f"the run ended with {ended}"
+    process.kill()
     process.wait()
+    return ended is None
 
 
 def metrics(run: Path) -> list[dict]:

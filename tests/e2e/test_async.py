@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from killing import DEADLINE_S, exported_weights, kill_when, last_checkpoint, metrics, samples
+from killing import DEADLINE_S, exported_weights, killed_run, last_checkpoint, metrics, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(DEADLINE_S)]
 
@@ -59,9 +59,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_run_continues_bit_for_bit(toy, miles, tmp_path, uninterrupted, moment):
-    run = tmp_path / "run"
-    kill_when(command(toy, run, "--eval-async"), lambda: MOMENTS[moment](run))
-    assert last_checkpoint(run) == "1", f"killed while {moment}, the second checkpoint is in force"
+    run = killed_run(lambda run: command(toy, run, "--eval-async"), tmp_path, MOMENTS[moment], checkpoint="1")
     miles(*command(toy, run, "--eval-async")[1:])
     assert metrics(run) == metrics(uninterrupted)
     assert samples(run) == samples(uninterrupted)
@@ -80,8 +78,9 @@ CONTINUOUS = ["--rollout-function-path", "fully_async_rollout.generate_rollout_f
 
 
 def test_killed_continuous_run_trains_on_every_prompt_once(toy, miles, tmp_path):
-    run = tmp_path / "run"
-    kill_when(command(toy, run, *CONTINUOUS), lambda: last_checkpoint(run) == "2")
+    run = killed_run(
+        lambda run: command(toy, run, *CONTINUOUS), tmp_path, lambda run: last_checkpoint(run) == "2", checkpoint="2"
+    )
     miles(*command(toy, run, *CONTINUOUS)[1:])
     groups = trained_groups(run)
     assert len(groups) == 6 * 4

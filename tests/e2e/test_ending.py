@@ -51,7 +51,7 @@ class Run:
 
     def end(self) -> tuple[int, str]:
         """Exit status and output."""
-        output, _ = self.process.communicate(timeout=60)
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
         return self.process.returncode, output
 
 
@@ -110,7 +110,7 @@ def test_server_that_dies_ends_the_run_at_once_and_is_named(run, program):
     os.kill(victim, signal.SIGKILL)
     killed_at = time.monotonic()
     status, output = run.end()
-    assert time.monotonic() - killed_at < 30
+    assert time.monotonic() - killed_at < 60
     assert status == 1
     last = output.splitlines()[-20:]
     assert any("has ended" in line for line in last), output[-2000:]

@@ -66,7 +66,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(toy, miles, samp
         [MILES, "train", *flags(toy, run, samples)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + DEADLINE_S
-    while last_checkpoint(run) not in ("0", "1"):
+    while not last_checkpoint(run):
         assert driver.poll() is None, driver.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -76,7 +76,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(toy, miles, samp
     killed = time.monotonic()
     said, _ = driver.communicate(timeout=DEADLINE_S)
     assert driver.returncode != 0
-    assert time.monotonic() - killed < 40.0
+    assert time.monotonic() - killed < 90.0
     assert "of the actor has died" in said
     assert "Start the run again with the same command" in said
     miles("train", *flags(toy, run, samples))

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from killing import DEADLINE_S, exported_weights, kill_when, last_checkpoint, metrics, samples
+from killing import DEADLINE_S, exported_weights, killed_run, last_checkpoint, metrics, samples
 
 pytestmark = pytest.mark.e2e
 
@@ -33,9 +33,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_run_continues_bit_for_bit(toy, miles, tmp_path, uninterrupted, moment):
-    run = tmp_path / "run"
-    kill_when(command(toy, run), lambda: MOMENTS[moment](run))
-    assert last_checkpoint(run) == "1", f"killed while {moment}, the second checkpoint is in force"
+    run = killed_run(lambda run: command(toy, run), tmp_path, MOMENTS[moment], checkpoint="1")
     miles(*command(toy, run)[1:])
     assert metrics(run) == metrics(uninterrupted)
     assert samples(run) == samples(uninterrupted)
