@@ -30,7 +30,7 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> str:
 
 
 def _lies_in_order(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.is_contiguous()
+    return bool(tensor.device.type == "cpu" and tensor.is_contiguous())
 
 
 def _copied(target: int, source: int, num_bytes: int) -> str:
