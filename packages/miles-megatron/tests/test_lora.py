@@ -7,7 +7,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 
-from miles.core.errors import ConfigError
+from miles.core.driver.checkpoint import DriverState, publish
+from miles.core.errors import CheckpointError, ConfigError
 from miles.core.protocols.backend import Rank
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "optimizer": "sgd", "lr": 0.3}
@@ -134,3 +135,27 @@ def test_layers_that_nobody_has_are_refused(config, on_ranks):
             make(config(lora_rank=4, target_modules=["dense_h_to_4h"]))
 
     on_ranks(1, run)
+
+
+def test_adapters_of_another_run_are_a_reference(config, rollout, on_ranks, tmp_path):
+    kl = LORA | {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k2"}
+
+    def run(make):
+        actor = make(config(**LORA))
+        for number in range(2):
+            with publish(tmp_path, DriverState(number, 0)) as partial:
+                actor.save(partial.actor)
+            actor.train(rollout(number))
+
+    def first_step(make, **flags):
+        return make(config(**kl, ref_load=str(tmp_path), **flags)).train(rollout()).steps[0]["train/kl_loss"]
+
+    def without_adapters(make):
+        with pytest.raises(CheckpointError, match="holds the adapters of a run with --lora-rank alone"):
+            make(config(**kl | {"lora_rank": 0}, ref_load=str(tmp_path)))
+
+    on_ranks(1, run)
+    before, after = (on_ranks(2, lambda make, s=step: first_step(make, **SP, ref_ckpt_step=s))[0] for step in (0, 1))
+    assert before == pytest.approx(0.0, abs=1e-9)
+    assert after > 1e-6
+    on_ranks(1, without_adapters)

@@ -35,7 +35,7 @@ from miles.megatron.site import PipelineRanks
 if TYPE_CHECKING:
     from miles.core.config import Config
 
-_REFERENCE, _TEACHER = "ref", "teacher"
+_REFERENCE, _TEACHER, _OWN = "ref", "teacher", "own"
 
 
 class MegatronActor(MegatronRole):
@@ -107,7 +107,20 @@ class MegatronActor(MegatronRole):
         source = Path(self._checkpoint.ref_load or self._source)
         under_adapters = self._adapters is not None and source == self._source and self._ref_update_interval is None
         if required_inputs(ObjectiveSpec.from_flags(config)).ref_logp and not under_adapters:
-            self._blueprint.load(self._chunks, source, self._checkpoint.ref_ckpt_step)
+            self._read_reference(source, self._checkpoint.ref_ckpt_step)
+
+    def _read_reference(self, source: Path, step: int | None) -> None:
+        """Keep the weights at ``source``: a model's, or those of another run's adapters over the same model."""
+        state = checkpoint.resolve(source, step) if checkpoint.is_torch_dist(source) else None
+        if self._adapters is None or state is None or not checkpoint.holds_adapters(state):
+            self._blueprint.load(self._chunks, source, step)
+            self._tagged.keep(_REFERENCE)
+            return
+        self._blueprint.load(self._chunks, self._source)
+        own = TaggedWeights(self._adapters.tensors)
+        own.keep(_OWN)
+        with own.swapped_in(_OWN):  # ends with the adapters that it began with
+            checkpoint.read(state, self._chunks, None)
             self._tagged.keep(_REFERENCE)
 
     def _keep_teacher(self, config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron.core import dist_checkpointing, parallel_state
@@ -65,6 +66,11 @@ def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | No
 
 def read_weights(directory: Path, chunks: Sequence[LanguageModel], *, with_head: bool = True) -> None:
     """Fill the model, without its adapters, and without its output layer unless ``with_head``.  Collective."""
+    if holds_adapters(directory):
+        raise CheckpointError(
+            f"{directory} holds the adapters of a run with --lora-rank alone, and no model. Name what that run has "
+            "exported (--save-hf); as --ref-load it goes with the --lora-rank of that run"
+        )
     state = model_state(chunks, adapters=False)
     if not with_head:
         state = {chunk: _without_head(tensors) for chunk, tensors in state.items()}
@@ -106,6 +112,14 @@ def release_directory(directory: Path) -> Path:
 def mark_release(directory: Path) -> None:
     """Make the release the newest checkpoint of ``directory``."""
     (directory / TRACKER_FILE).write_text(f"{RELEASE}\n", encoding="utf-8")
+
+
+def holds_adapters(directory: Path) -> bool:
+    """Whether the checkpoint is of a run that trains adapters, and has nothing else of the model."""
+    source = directory / WEIGHTS
+    if not (source / ".metadata").is_file():
+        return False
+    return any(is_adapter(name) for name in FileSystemReader(source).read_metadata().state_dict_metadata)
 
 
 def is_torch_dist(directory: Path) -> bool:
