@@ -16,6 +16,7 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
 from miles.core.training.loss_scaling import LossScaler
+from miles.core.training.memory import allocated_bytes
 from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
 from miles.core.training.state_files import (
     Counters,
@@ -81,8 +82,10 @@ class FsdpRole:
             read_generators(directory, self._site.rank.rank)
         self._trainer.go_on_from(counters, self._optimizer_flags)
 
-    def offload(self) -> None:
+    def offload(self) -> int:
+        before = allocated_bytes()
         self._move(torch.device("cpu"))
+        return before - allocated_bytes()
 
     def onload(self) -> None:
         self._move(self._site.device)

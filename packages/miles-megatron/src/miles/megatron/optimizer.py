@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -160,17 +160,22 @@ class Updater:
             for group in part.optimizer.param_groups:
                 group["step"] = 0
 
-    def offload(self) -> None:
-        """Move the optimizer's state and the gradients out of the accelerator's memory."""
-        self.optimizer.offload_to_cpu()
-        for chunk in self._chunks:
-            chunk.offload_grad_buffers()
+    def state_tensors(self) -> Iterator[torch.Tensor]:
+        """The optimizer's own weights and moments, and the memory that the model's weights are views of."""
+        for part in self._parts():
+            for group in part.optimizer.param_groups:
+                yield from group["params"]
+            for state in part.optimizer.state.values():
+                yield from (value for value in state.values() if torch.is_tensor(value))
+        yield from (buffer.param_data for buffer in self._buffers() if buffer.param_data is not None)
 
-    def onload(self) -> None:
-        """Undo ``offload``."""
+    def gradients(self) -> Iterator[torch.Tensor]:
+        """The memory of all gradients, which are zero between steps."""
+        yield from (buffer.grad_data for buffer in self._buffers() if buffer.grad_data is not None)
+
+    def _buffers(self) -> Iterator[Any]:
         for chunk in self._chunks:
-            chunk.restore_grad_buffers()
-        self.optimizer.restore_from_cpu()
+            yield from (*chunk.buffers, *chunk.expert_parallel_buffers)
 
     def _clip(self, norm: float) -> None:
         for part in self._parts():

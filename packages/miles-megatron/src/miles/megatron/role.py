@@ -33,6 +33,7 @@ from miles.megatron.flags import Megatron, Parallelism
 from miles.megatron.hooks import run_init_hook
 from miles.megatron.language_model import LanguageModel
 from miles.megatron.optimizer import Updater, with_gradients
+from miles.megatron.resting import RestingMemory
 from miles.megatron.site import Site
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class MegatronRole:
         self._site = Site.join(config, rank)
         if rank.rank == 0 and config[Megatron].megatron_to_hf_mode == "bridge":
             _LOG.warning("--megatron-to-hf-mode bridge: Miles' own tables convert weights; Megatron-Bridge is not used")
+        self._resting = RestingMemory()
         self._writer = Writer.of_ranks(in_background=self._checkpoint.async_save)
         run_init_hook(config)
         self._source = Path(self._checkpoint.hf_checkpoint or "")
@@ -115,13 +117,12 @@ class MegatronRole:
         write_hf_config(self._source, directory, self._site.dtype)
         copy_companions(self._source, directory)
 
-    def offload(self) -> None:
-        if self._site.device.type == "cuda":
-            self._updater.offload()
+    def offload(self) -> int:
+        weights = (tensor for chunk in self._chunks for tensor in (*chunk.parameters(), *chunk.buffers()))
+        return self._resting.take((*weights, *self._updater.state_tensors()), zeros=self._updater.gradients())
 
     def onload(self) -> None:
-        if self._site.device.type == "cuda":
-            self._updater.onload()
+        self._resting.give_back()
 
     def close(self) -> None:
         try:

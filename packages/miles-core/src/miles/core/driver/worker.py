@@ -18,7 +18,6 @@ from miles.core.flags.training import Training
 from miles.core.protocols.backend import Actor, AdapterActor, Learner, Rank, Role, Scores, TrainBackend, TrainReport
 from miles.core.registry import Registry
 from miles.core.run_directory import RunDirectory
-from miles.core.training.memory import allocated_bytes
 from miles.core.types.batch import RolloutBatch
 from miles.core.weights import probe
 from miles.core.weights.adapter_form import AdapterForm
@@ -122,9 +121,7 @@ class RoleWorker:
     @watched
     def offload(self) -> int:
         """Move this rank to host memory; the bytes of its accelerator that this frees."""
-        before = allocated_bytes()
-        self.learner.offload()
-        return before - allocated_bytes()
+        return self.learner.offload()
 
     @watched
     def onload(self) -> None:

@@ -52,9 +52,9 @@ class Cluster(Group):
 
     offload_train: bool | None = None
     """Move actor and critic (weights, gradients, optimizer) to host memory while responses are generated. Given by
-    ``--colocate`` on accelerators; ``--no-offload-train`` takes that back. The megatron backend keeps its weights where
-    they are. With ``--device cpu`` everything is in host memory anyway: nothing moves, and the phases are timed all the
-    same."""
+    ``--colocate`` on accelerators; ``--no-offload-train`` takes that back. With ``--device cpu`` everything is in
+    host memory anyway: fsdp moves nothing, megatron moves it within host memory, as a rehearsal that counts the bytes
+    (``perf/trainer_offloaded_bytes``)."""
 
     offload_rollout: bool | None = None
     """Release the engines' memory while actor and critic train: keys and values, and the weights, which the next update
@@ -62,10 +62,9 @@ class Cluster(Group):
     ``--no-offload-rollout`` takes that back. The embedded engine really frees it; SGLang does on accelerators, and does
     nothing on a CPU."""
 
-    prefill_num_servers: Annotated[
-        PositiveInt | None, Flag(unsupported="engines are not split into prefill and decode servers yet")
-    ] = None
-    """Number of dedicated prefill servers (disaggregated prefill and decode)."""
+    prefill_num_servers: PositiveInt | None = None
+    """Engines, of all there are, that compute the keys and values of prompts for the others, which decode (disaggregated
+    prefill and decode). For SGLang; ``--sglang-disaggregation-transfer-backend`` says how keys and values travel."""
 
     distributed_backend: Literal["nccl", "gloo"] = "nccl"
     """Communication library of the trainer's ranks. ``gloo`` on the CPU unless given."""

@@ -75,8 +75,11 @@ class Learner(Protocol):
     def save_hf(self, directory: Path) -> None:
         """Export a directory that transformers loads: weights, config and tokenizer."""
 
-    def offload(self) -> None:
-        """Give the accelerator's memory back; a no-op where there is none."""
+    def offload(self) -> int:
+        """Move to host memory; the bytes of the accelerator that this frees.
+
+        Where there is none: a no-op, or the same between two places of host memory with the bytes it would have freed.
+        """
 
     def onload(self) -> None:
         """Undo ``offload``."""
