@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,8 @@ import sglang_environment  # noqa: E402
 from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
 
-DEADLINE_S = 240
+DEADLINE_S = 420
+"""Two servers start in a run that loses one, on a machine that does other things as well."""
 MILES = str(Path(sys.executable).with_name("miles"))
 
 
@@ -70,10 +72,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 @pytest.fixture(scope="session")
 def miles() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the ``miles`` command to its end."""
+    """Run the ``miles`` command to its end, with ``variables`` beside the environment's own."""
 
-    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([MILES, *arguments], capture_output=True, text=True, timeout=DEADLINE_S)
+    def run(*arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **variables}
+        done = subprocess.run([MILES, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
         if check and done.returncode != 0:
             said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
             pytest.fail(f"miles {arguments[0]} ended with {done.returncode}\n{said}")

@@ -10,25 +10,34 @@ from pathlib import Path
 from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
 from miles.rollout.generators.single_turn import SingleTurn
 
-ENGINE = b"miles.rollout.engines.embedded"
+ENGINES = (b"miles.rollout.engines.embedded", b"miles_sglang.serve_cpu")
 AFTER_S = 0.05
 _generate = SingleTurn()
 
 
 async def generate(input: GenerateFnInput) -> GenerateFnOutput:
     if input.sample.index == int(os.environ["LETHAL_SAMPLE"]) and not input.evaluation:
-        asyncio.get_running_loop().call_later(AFTER_S, harm)
+        first = input.state.args.runtime.engine_urls()[0]
+        asyncio.get_running_loop().call_later(AFTER_S, harm, first.rpartition(":")[2])
     return await _generate(input)
 
 
-def harm() -> None:
-    engines = [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _is_own_engine(stat)]
-    os.kill(min(engines), signal.Signals[os.environ["LETHAL_SIGNAL"]])
+def harm(port: str) -> None:
+    (engine,) = [process for process in Path("/proc").glob("[0-9]*") if _listens(process, port)]
+    os.kill(int(engine.name), signal.Signals[os.environ["LETHAL_SIGNAL"]])
 
 
-def _is_own_engine(stat: Path) -> bool:
+def _listens(process: Path, port: str) -> bool:
     try:
-        parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        return parent == os.getpid() and ENGINE in stat.with_name("cmdline").read_bytes()
+        command = (process / "cmdline").read_bytes().split(b"\0")
     except OSError:  # it has just ended
+        return False
+    return any(engine in command for engine in ENGINES) and port.encode() in command and _leads(int(process.name))
+
+
+def _leads(process_id: int) -> bool:
+    """An engine has a session of its own; processes that it forks may show its command line."""
+    try:
+        return os.getsid(process_id) == process_id
+    except ProcessLookupError:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,38 +18,61 @@ def sglang_python() -> str:
     return python_with_sglang()
 
 
-@pytest.fixture(scope="module", params=["shm", "broadcast"])
-def finished(request, toy, miles, sglang_python, tmp_path_factory) -> Path:
-    """A finished GRPO run; weights go through memory that both map, or over a process group (gloo).
+@dataclass(frozen=True)
+class Finished:
+    """A run and what it said."""
 
-    Engines release their memory while the trainer works, and draw by seeds, in the first run and not in the second.
+    path: Path
+    output: str
+    num_restarts: int
+
+
+@pytest.fixture(scope="module", params=["shm", "broadcast"])
+def finished(request, toy, miles, sglang_python, tmp_path_factory) -> Finished:
+    """A finished GRPO run.
+
+    In the first one weights go through memory that both map, the server releases its memory while the trainer works,
+    and draws by seeds.  In the second one changes of weights go over a process group (gloo), the server draws as it
+    likes, and is killed in the midst of the second rollout.
     """
-    run = tmp_path_factory.mktemp(request.param) / "run"
-    how = ("--update-weight-transport", request.param, "--update-weight-buffer-size", "65536")
-    how += ("--offload",) if request.param == "shm" else ("--sglang-enable-deterministic-inference", "false")
+    path = tmp_path_factory.mktemp(request.param) / "run"
+    flags = ("--update-weight-transport", request.param, "--update-weight-buffer-size", "65536")
+    variables = {}
+    if request.param == "shm":
+        flags += ("--offload",)
+    else:
+        flags += ("--update-weight-delta", "--sglang-enable-deterministic-inference", "false", "--use-fault-tolerance")
+        flags += ("--custom-generate-function-path", "lethal_generate.generate")
+        variables = {"PYTHONPATH": str(Path(__file__).parent), "LETHAL_SIGNAL": "SIGKILL", "LETHAL_SAMPLE": "16"}
     sglang = ("--rollout-engine", "sglang", "--sglang-python", sglang_python, "--sglang-max-total-tokens", "16k")
-    miles("train", *toy.flags(run, *sglang, *how))
-    return run
+    done = miles("train", *toy.flags(path, *sglang, *flags), **variables)
+    return Finished(path, done.stdout + done.stderr, int(request.param == "broadcast"))
 
 
 def test_engine_and_trainer_agree_on_the_log_probs_of_every_step(finished):
-    train = events(finished, "train")
+    train = events(finished.path, "train")
     assert len(train) == 8
     for event in train[::2]:  # the second step of a rollout is off-policy
         assert event["metrics"]["train/train_rollout_logprob_abs_diff"] < 1e-4
         assert abs(event["metrics"]["train/ppo_kl"]) < 1e-6
 
 
-def test_every_response_was_made_by_the_weights_of_its_version(finished):
+def test_every_sample_is_there_once_and_made_by_the_weights_of_its_version(finished):
     for rollout_id in range(4):
-        rows = [json.loads(line) for line in (finished / "rollouts" / f"rollout_{rollout_id:07d}.jsonl").open()]
-        assert len(rows) == 16
+        rows = [json.loads(line) for line in (finished.path / "rollouts" / f"rollout_{rollout_id:07d}.jsonl").open()]
+        assert [row["index"] for row in rows] == list(range(16 * rollout_id, 16 * rollout_id + 16))
         assert {version for row in rows for version in row["weight_versions"]} == {str(rollout_id)}
 
 
+def test_a_killed_server_was_replaced(finished):
+    restarts = [event["metrics"].get("rollout/engine_restarts", 0) for event in events(finished.path, "rollout")]
+    assert sum(restarts) == finished.num_restarts
+    assert ("engine 0 has ended with status -9 (SIGKILL)" in finished.output) == bool(finished.num_restarts)
+
+
 def test_evaluations_are_there_and_the_server_told_its_story(finished):
-    assert [event["step"] for event in events(finished, "eval")] == [0, 2, 4]
-    assert (finished / "logs" / "engine-0.log").stat().st_size > 0
+    assert [event["step"] for event in events(finished.path, "eval")] == [0, 2, 4]
+    assert (finished.path / "logs" / "engine-0.log").stat().st_size > 0
 
 
 def test_megatron_trains_what_sglang_samples(toy, miles, sglang_python, tmp_path):
