@@ -56,6 +56,7 @@ SHOWN_BY = {
         "test_resume.py::test_run_continues_what_it_has_written": "save",
         "test_resume.py::test_start_rollout_id_says_where_a_run_begins_and_not_where_it_goes_on": "start_rollout_id",
         "test_worker.py::test_a_rank_that_takes_long_is_told_on": "watchdog_timeout_s",
+        "test_worker.py::test_adapters_go_to_engines_that_add_them_themselves": "lora_serving",
         "test_worker.py::test_engines_are_probed_at_the_interval": "update_weight_probe_interval",
         "test_worker.py::test_the_first_update_is_checked_where_that_is_wanted": "check_weight_update_equal",
         "test_worker.py::test_the_trainer_has_as_many_threads_as_it_is_given": "train_num_threads",

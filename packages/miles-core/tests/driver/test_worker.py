@@ -116,9 +116,12 @@ def test_the_first_update_is_checked_where_that_is_wanted(rank, monkeypatch, wan
     assert done == (["sent", "noise", "sent", "compared", "sent"] if wanted else ["sent", "sent"])
 
 
-@pytest.mark.parametrize(("facts", "sent"), [({"adapters": {"layers": ["w"]}}, True), ({}, False)])
-def test_adapters_go_to_engines_that_add_them_themselves(rank, monkeypatch, facts, sent):
-    made, got = rank(lora_rank=1, update_weight_probe_interval=0), []
+@pytest.mark.parametrize(
+    ("serving", "facts", "sent"),
+    [("auto", {"adapters": {"layers": ["w"]}}, True), ("auto", {}, False), ("merged", None, False)],
+)
+def test_adapters_go_to_engines_that_add_them_themselves(rank, monkeypatch, serving, facts, sent):
+    made, got = rank(lora_rank=1, lora_serving=serving, update_weight_probe_interval=0), []
     made._sender = types.SimpleNamespace(
         send=lambda tensors, urls, version, adapter: got.append((dict(tensors).keys(), adapter)) or SyncReport(),
         close=lambda: None,
@@ -129,4 +132,4 @@ def test_adapters_go_to_engines_that_add_them_themselves(rank, monkeypatch, fact
         made.update_weights(["http://one", "http://two"], version)
     form = made.actor.adapter_form()
     assert got == [(set(form.names()), form)] * 2 if sent else [({"w"}, None)] * 2
-    assert asked == ["http://one", "http://two"]
+    assert asked == ([] if serving == "merged" else ["http://one", "http://two"])

@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import sys
 
-from miles_sglang import changes, prefixes, weights
+from miles_sglang import adapter, changes, prefixes, weights
 
 weights.install()
 prefixes.install()
 if "--enable-lora" in sys.argv:
-    from miles_sglang import adapter
-
     adapter.install()
 
 
