@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from miles.router import asgi_cycle
-from miles.router.asgi_cycle import read_plain_asgi_head
+from miles.router.asgi_head import read_plain_asgi_head
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 LENGTH = (b"Content-Length", b"6")

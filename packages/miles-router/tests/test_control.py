@@ -8,8 +8,6 @@ import urllib.parse
 
 import pytest
 
-from miles.router.control import needs_asgi
-
 
 async def test_workers_are_added_listed_and_removed(make_worker, make_router):
     worker = await make_worker()
@@ -300,16 +298,6 @@ async def test_no_spelling_of_a_command_reaches_a_single_worker(make_worker, mak
     router = await make_router(*workers)
     assert (await router.get(target)).status == 200
     assert [len(worker.requests) for worker in workers] == [1, 1]
-
-
-def test_only_plain_targets_of_the_data_plane_take_the_fast_path():
-    plain = [b"/generate", b"/v1/chat/completions?x=%20", b"/", b"/health_generate", b"/healthy"]
-    other = [b"/health", b"/workers/x", b"/a%20", b"*", b"http://a/b", b"/a#b", b"/metrics?x=1"]
-    assert not any(needs_asgi(target) for target in plain)
-    assert all(needs_asgi(target) for target in other)
-    for number in range(3000):
-        needs_asgi(b"/%d" % number)
-    assert not needs_asgi(b"/generate")
 
 
 async def test_status_and_metrics_add_up(make_worker, make_router):

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from miles.router import dispatcher
-from miles.router.exchange import request_ids
+from miles.router.upload import request_ids
 
 KNOWN_LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n"
 

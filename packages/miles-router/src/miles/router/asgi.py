@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from collections.abc import Awaitable
 
 from starlette.types import Message, Receive, Scope, Send
 
+from miles.router.asgi_cycle import AsgiCycle, WireRequest
 from miles.router.dispatcher import Dispatcher
-from miles.router.exchange import Exchange, Refusal
-from miles.router.framing import PLAIN_ANSWER, ChunkScanner, Header, ResponseHead, read_fields
-from miles.router.heads import HeadMemo
+from miles.router.exchange import Exchange
+from miles.router.framing import ChunkScanner, Header, PlainAnswer, ResponseHead
+from miles.router.plain import PlainHead, PlainRequest
+from miles.router.refusal import Refusal
 from miles.router.signals import Signal
 
-_LOOKOUT_INTERVAL_S = 0.025
 _HIGH_WATER = 1024 * 1024  # bytes that wait for the ASGI server before the worker is not read any more
+_MAX_SPARE = 256
 
 
 class AsgiProxy:
@@ -22,72 +24,76 @@ class AsgiProxy:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._lookout = Lookout(dispatcher.loop)
+        self._spare: list[PlainAsgiExchange] = []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = AsgiExchange(self._dispatcher, scope, receive)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        cycle = getattr(receive, "__self__", None)
+        if not isinstance(cycle, AsgiCycle):
+            return self._serve(scope, receive, send)
+        request = cycle.untouched(scope)
+        return self._serve(scope, receive, send, cycle) if request is None else self._serve_plain(request, cycle, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, cycle: AsgiCycle | None = None) -> None:
+        exchange = AsgiExchange.of_scope(self._dispatcher, scope)
         try:
             while not (exchange.received or exchange.streaming or exchange.ended):
                 exchange.take(await receive())
-            if exchange.received:
-                self._lookout.add(exchange)
+            if cycle is not None and exchange.received:
+                cycle.listen(exchange)
             else:
-                exchange.watch()
+                exchange.watch(receive)
             await exchange.answer(send)
         finally:
-            self._lookout.discard(exchange)
             exchange.stop_watching()
             exchange.client_gone()
 
+    async def _serve_plain(self, request: WireRequest, cycle: AsgiCycle, send: Send) -> None:
+        exchange = self._plain_exchange(*request)
+        cycle.listen(exchange)
+        if getattr(send, "__self__", None) is cycle:
+            exchange.way_back = cycle
+        try:
+            exchange.begin()
+            await exchange.answer(send)
+        finally:
+            exchange.client_gone()
+        if exchange.whole and exchange.attempts == 1 and not exchange.tried and len(self._spare) < _MAX_SPARE:
+            cycle.listen(None)
+            self._spare.append(exchange)
 
-class Lookout:
-    """Has requests watched that take longer.  Watching one needs a task; many answers come before that is of use."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._young: dict[AsgiExchange, None] = {}
-        self._older: dict[AsgiExchange, None] = {}  # than one interval, at the next tick
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, exchange: AsgiExchange) -> None:
-        """Watch ``exchange`` before long."""
-        self._young[exchange] = None
-        if self._timer is None:
-            self._timer = self._loop.call_later(_LOOKOUT_INTERVAL_S, self._tick)
-
-    def discard(self, exchange: AsgiExchange) -> None:
-        """``exchange`` is over."""
-        if self._young.pop(exchange, exchange) is exchange:
-            self._older.pop(exchange, None)
-
-    def _tick(self) -> None:
-        for exchange in self._older:
-            exchange.watch()
-        self._older, self._young = self._young, {}
-        self._timer = self._loop.call_later(_LOOKOUT_INTERVAL_S, self._tick) if self._older else None
+    def _plain_exchange(self, head: PlainHead, data: bytes, body_at: int) -> PlainAsgiExchange:
+        if not self._spare:
+            return PlainAsgiExchange(self._dispatcher, head, data, body_at)
+        exchange = self._spare.pop()
+        exchange.renew(head, data, body_at)
+        return exchange
 
 
 class AsgiExchange(Exchange):
     """A proxied request of an ASGI server."""
 
-    __slots__ = ("_arrival", "_messages", "_open", "_queued_bytes", "_receive", "_scanner", "_watcher")
+    __slots__ = ("_arrival", "_messages", "_open", "_queued_bytes", "_scanner", "_watcher", "whole")
 
-    def __init__(self, dispatcher: Dispatcher, scope: Scope, receive: Receive) -> None:
-        headers: list[Header] = scope["headers"]
-        length: int | None = None
-        for name, value in headers:
-            if name == b"content-length":
-                length = int(value)
-                break
-        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-        super().__init__(dispatcher, scope["method"].encode("ascii"), target, list(headers), length)
-        self._receive = receive
-        self._messages: list[Message | None] = []  # None: the answer is broken
+    def __init__(
+        self, dispatcher: Dispatcher, method: bytes, target: bytes, headers: list[Header], declared_length: int | None
+    ) -> None:
+        Exchange.__init__(self, dispatcher, method, target, headers, declared_length)
+        self._messages: list[Message | None] = []  # None: nothing more will come
         self._queued_bytes = 0
         self._arrival = Signal(dispatcher.loop)  # of messages
         self._open: asyncio.Event | None = None  # once the client has had to wait: whether it may go on
         self._scanner: ChunkScanner | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self.whole = False  # whether the answer came in one piece
+
+    @classmethod
+    def of_scope(cls, dispatcher: Dispatcher, scope: Scope) -> AsgiExchange:
+        """The exchange of the request that ``scope`` describes."""
+        headers: list[Header] = scope["headers"]
+        lengths = [int(value) for name, value in headers if name == b"content-length"]
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        method = scope["method"].encode("ascii")
+        return cls(dispatcher, method, target, list(headers), lengths[0] if lengths else None)
 
     def begin(self) -> None:
         if self.streaming:
@@ -97,31 +103,35 @@ class AsgiExchange(Exchange):
     def take(self, message: Message) -> None:
         """A message of the client: a piece of the body, or that it has left."""
         if message["type"] == "http.disconnect":
-            self.client_gone()
-            self.deliver_cut()
+            self.leave()
             return
         if message["body"]:
             self.feed(message["body"])
         if not message.get("more_body", False) and not self.received:
             self.feed_end()
 
-    def watch(self) -> None:
+    def leave(self) -> None:
+        """The client has left."""
+        self.client_gone()
+        self.deliver_cut()
+
+    def watch(self, receive: Receive) -> None:
         """Take the rest of the body, and notice when the client leaves."""
-        self._watcher = self.dispatcher.loop.create_task(self._watch())
+        self._watcher = self.dispatcher.loop.create_task(self._watch(receive))
 
     def stop_watching(self) -> None:
         """Listen to the client no more."""
         if self._watcher is not None:
             self._watcher.cancel()
 
-    async def _watch(self) -> None:
+    async def _watch(self, receive: Receive) -> None:
         while not self.ended:
             if self._open is not None:
                 await self._open.wait()
-            self.take(await self._receive())
+            self.take(await receive())
 
     async def answer(self, send: Send) -> None:
-        """Send the answer; returns in the middle of a broken one, which makes the server close the connection."""
+        """Send the answer; of a broken one only what there is, which makes the server close the connection."""
         more = True
         while more:
             if not self._messages:
@@ -137,14 +147,12 @@ class AsgiExchange(Exchange):
             if self.connection is not None:
                 self.connection.resume()
 
-    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
-        known = _read_answer_fields(data)
-        assert known is not None  # the connection found it plain
-        (earlier, later), length, _ = known
-        self.status = status
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
+        self.status = answer.status
         self._answered()
-        headers = [*earlier, (b"content-length", b"%d" % length), *later]
-        self._messages += (_start(status, headers), _body(data[body_at:], False))
+        self.whole = True
+        headers = answer.headers(len(data) - body_at)
+        self._messages += (_start(answer.status, headers), _body(data[body_at:], False))
         self._arrival.fire()
 
     def deliver_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:
@@ -191,21 +199,39 @@ class AsgiExchange(Exchange):
             self._open.set()
 
 
+class PlainAsgiExchange(PlainRequest, AsgiExchange):
+    """A plain request that no application has changed.  ``way_back``: where the answer may go as it is on the wire."""
+
+    __slots__ = ("body_at", "plain", "way_back")
+
+    def __init__(self, dispatcher: Dispatcher, head: PlainHead, data: bytes, body_at: int) -> None:
+        super().__init__(dispatcher, head.method, head.target, [], len(data) - body_at)
+        self.way_back: AsgiCycle | None = None
+        self.take_request(head, data, body_at)
+
+    def renew(self, head: PlainHead, data: bytes, body_at: int) -> None:
+        self.whole = False
+        self.way_back = None
+        self._messages = []
+        self._queued_bytes = 0
+        super().renew(head, data, body_at)
+
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
+        cycle = self.way_back
+        if cycle is None or not cycle.takes_wire:
+            super().on_whole(answer, data, body_at)
+            return
+        self.status = answer.status
+        self._answered()
+        self.whole = True
+        cycle.pass_on(data)
+        self._messages.append(None)
+        self._arrival.fire()
+
+
 def _start(status: int, headers: list[Header]) -> Message:
     return {"type": "http.response.start", "status": status, "headers": headers}
 
 
 def _body(data: bytes, more: bool) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
-
-
-def _fields_around_length(match: re.Match[bytes]) -> tuple[list[Header], list[Header]]:
-    head, (first, last) = match.group(), match.span(3)
-    line_start = head.rindex(b"\r\n", 0, first) + 2
-    return read_fields(head[head.index(b"\r\n") + 2 : line_start]), read_fields(
-        head[head.index(b"\r\n", last) + 2 : -2]
-    )
-
-
-_read_answer_fields = HeadMemo(PLAIN_ANSWER, 3, _fields_around_length).read
-"""Fields before and after the length of an answer that ``read_plain_answer`` understood."""

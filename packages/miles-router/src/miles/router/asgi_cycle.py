@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import urllib.parse
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
-import httptools
 from starlette.types import ASGIApp, Message, Scope
 
 from miles.router.exchange import JOIN_BYTES
-from miles.router.framing import TOKEN, Header, read_fields
-from miles.router.heads import HeadMemo
-from miles.router.plain import PLAIN_REQUEST
+from miles.router.framing import TOKEN, Header
 
 if TYPE_CHECKING:
+    from miles.router.asgi_head import PlainAsgiHead
     from miles.router.protocol import RouterProtocol
 
 logger = logging.getLogger("uvicorn.error")  # where users of uvicorn look for faults of their middleware
@@ -31,47 +28,6 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 _ERROR_HEADERS = [
     (b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21"), (b"connection", b"close"),
 ]  # fmt: skip
-
-
-class RequestLine:
-    """Method and target as a scope has them.  Raises ValueError for a target without a path."""
-
-    __slots__ = ("part",)
-
-    def __init__(self, method: bytes, target: bytes, version: str) -> None:
-        try:
-            url = httptools.parse_url(target)
-        except httptools.HttpParserInvalidURLError as error:
-            raise ValueError(str(error)) from None
-        if url.path is None:
-            raise ValueError("no path")
-        self.part: dict[str, Any] = {
-            "http_version": version,
-            "method": method.decode("ascii"),
-            "path": urllib.parse.unquote(url.path.decode("ascii")),
-            "raw_path": url.path,
-            "query_string": url.query or b"",
-        }
-
-
-class PlainAsgiHead:
-    """A plain head as a scope has it: the same for all requests but for the length."""
-
-    __slots__ = ("earlier", "later", "line")
-
-    def __init__(self, match: re.Match[bytes]) -> None:
-        head, length_at = match.group(), match.start(4)
-        self.line = RequestLine(match[1], match[2], "1.1")
-        self.earlier = read_fields(head[head.index(b"\r\n") + 2 : head.rindex(b"\r\n", 0, length_at) + 2])
-        self.later = read_fields(match[5])
-
-    def headers(self, length: int) -> list[Header]:
-        """Fields in the order in which they came."""
-        return [*self.earlier, (b"content-length", b"%d" % length), *self.later]
-
-
-read_plain_asgi_head = HeadMemo(PLAIN_REQUEST, 4, PlainAsgiHead).read
-"""Meaning, length and end of the plain head that bytes begin with; None for others."""
 
 
 _known_lines: dict[Header, bytes] = {}  # fields of answers seen lately that do not concern the framing
@@ -94,34 +50,46 @@ def _line(name: bytes, value: bytes) -> bytes:
     return line
 
 
-class AsgiCycle:
-    """A request that an ASGI application answers, and a cycle in uvicorn's pipeline."""
+WireRequest = tuple["PlainAsgiHead", bytes, int]
+"""A plain head, the whole request as on the wire, and where its body begins."""
 
-    __slots__ = (
-        "_chunked", "_event", "_expects_continue", "_head", "_left", "_pieces", "_silent", "_started", "_task",
-        "_told", "_unread", "_written", "disconnected", "keep_alive", "more_body", "protocol", "response_complete",
-        "scope",
-    )  # fmt: skip
+
+class Listener(Protocol):
+    """Who wants to know at once that the client of a request has left."""
+
+    def leave(self) -> None:
+        """The client has left."""
+
+
+class AsgiCycle:
+    """A request that an ASGI application answers, and a cycle in uvicorn's pipeline.
+
+    Attributes of the class are where each request begins.
+    """
+
+    disconnected = False
+    response_complete = False
+    _task: asyncio.Task[None] | None = None
+    # The request: what the application has not got of its body, whether it knows that this was all.
+    more_body = True
+    _unread = 0
+    _told = False
+    _event: asyncio.Event | None = None
+    _wire: WireRequest | None = None  # all of it as it came, until an application asks for it
+    _wire_headers: list[Header]
+    _listener: Listener | None = None
+    # The answer: its head until it is written, how much of the body is missing.
+    _started = _written = _chunked = False
+    _head = b""
+    _left: int | None = None
 
     def __init__(self, protocol: RouterProtocol, scope: Scope, keep_alive: bool, expects_continue: bool) -> None:
         self.protocol = protocol
         self.scope = scope
         self.keep_alive = keep_alive
-        self.disconnected = False
-        self.response_complete = False
-        self._task: asyncio.Task[None] | None = None
-        # The request: pieces of its body that the application has not got, whether it knows that those were all.
-        self.more_body = True
-        self._expects_continue = expects_continue
         self._pieces: list[bytes] = []
-        self._unread = 0
-        self._told = False
-        self._event: asyncio.Event | None = None
-        # The answer: its head until it is written, how much of the body is missing.
+        self._expects_continue = expects_continue
         self._silent: bool = scope["method"] == "HEAD"
-        self._started = self._written = self._chunked = False
-        self._head = b""
-        self._left: int | None = None
 
     @property
     def message_event(self) -> AsgiCycle:
@@ -132,6 +100,8 @@ class AsgiCycle:
         """Something that ``receive`` may wait for has happened."""
         if self._event is not None:
             self._event.set()
+        if self.disconnected and self._listener is not None:
+            self._listener.leave()
 
     def activate(self) -> None:
         """All earlier requests of the connection are answered."""
@@ -154,6 +124,30 @@ class AsgiCycle:
         self.more_body = False
         self.set()
 
+    def feed_wire(self, head: PlainAsgiHead, headers: list[Header], data: bytes, body_at: int) -> None:
+        """The request, all of it, as on the wire."""
+        self._wire = (head, data, body_at)
+        self._wire_headers = headers
+        self.more_body = False
+
+    def untouched(self, scope: Scope) -> WireRequest | None:
+        """The request as on the wire, for one who takes it from here.
+
+        None when that is not known, when it was read, or when ``scope`` was changed.
+        """
+        wire = self._wire
+        if wire is None or self.disconnected or not wire[0].is_that_of(scope, self._wire_headers):
+            return None
+        self._wire = None
+        self._told = True
+        return wire
+
+    def listen(self, listener: Listener | None) -> None:
+        """Tell ``listener`` when the client leaves: for an application that does not wait in ``receive``."""
+        self._listener = listener
+        if listener is not None and self.disconnected:
+            listener.leave()
+
     async def receive(self) -> Message:
         """The ASGI callable: the body as far as it has come, then that the client left or got its answer."""
         protocol = self.protocol
@@ -162,6 +156,10 @@ class AsgiCycle:
             self._expects_continue = False
         if protocol.flow.read_paused and not protocol.pipeline:
             protocol.flow.resume_reading()
+        if self._wire is not None:
+            _, data, body_at = self._wire
+            self._pieces = [data[body_at:]]
+            self._wire = None
         while not (
             self.disconnected or self.response_complete or self._pieces or (not self.more_body and not self._told)
         ):
@@ -192,6 +190,17 @@ class AsgiCycle:
             self._send_body(message.get("body", b""), message.get("more_body", False))
         else:
             self._begin(message["status"], message.get("headers", ()))
+
+    @property
+    def takes_wire(self) -> bool:
+        """Whether ``pass_on`` is possible."""
+        return not (self._started or self.disconnected or self.protocol.flow.write_paused)
+
+    def pass_on(self, data: bytes) -> None:
+        """Answer a plain request with a plain answer as on the wire, in place of ``send``."""
+        self._started = self._written = True
+        self.protocol.transport.write(data)
+        self._finish()
 
     async def _run(self, app: ASGIApp) -> None:
         try:

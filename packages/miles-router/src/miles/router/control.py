@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import json
 import uuid
+from collections.abc import Awaitable
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
@@ -18,42 +19,10 @@ from miles.router.dispatcher import Dispatcher
 from miles.router.fanout import FAN_OUT_PATHS, ONE_WORKER_PATHS, fan_out
 from miles.router.membership import Membership
 from miles.router.metrics import prometheus_text
+from miles.router.targets import needs_asgi
 from miles.router.workers import Worker, WorkerState
 
-OPEN_PATHS = frozenset(("/health", "/liveness", "/readiness"))
-"""Answered without a token."""
-
-WORKER_PATHS = frozenset(("/add_worker", "/remove_worker", "/list_workers", "/workers", "/metrics", "/router/status"))
-
-_MAX_KNOWN_TARGETS = 1024
 _MAX_PARAMETER_BYTES = 64 * 1024
-
-_CONTROL_TARGETS = frozenset(path.encode() for path in OPEN_PATHS | WORKER_PATHS | FAN_OUT_PATHS)
-
-
-_known_targets: dict[bytes, bool] = {}  # needs_asgi of targets seen lately
-
-
-def needs_asgi(target: bytes) -> bool:
-    """Whether a request target is the control plane's, or written so that only a full parse can tell."""
-    known = _known_targets.get(target)
-    if known is None:
-        if len(_known_targets) >= _MAX_KNOWN_TARGETS:
-            _known_targets.clear()
-        known = _known_targets[target] = _is_unusual(target)
-    return known
-
-
-def _is_unusual(target: bytes) -> bool:
-    query = target.find(b"?")
-    path = target if query < 0 else target[:query]
-    return (
-        path in _CONTROL_TARGETS
-        or not path.startswith(b"/")
-        or b"%" in path
-        or b"#" in path
-        or path.startswith((b"/workers/", b"/sessions"))
-    )
 
 
 class ControlPlane:
@@ -79,9 +48,9 @@ class ControlPlane:
         """``app``, with a short cut to the proxy for requests that do not concern it."""
         proxy = AsgiProxy(self._dispatcher)
 
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
             direct = scope["type"] == "http" and not needs_asgi(scope["raw_path"])
-            await (proxy if direct else app)(scope, receive, send)
+            return (proxy if direct else app)(scope, receive, send)
 
         return serve
 

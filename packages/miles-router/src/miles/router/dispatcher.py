@@ -8,10 +8,11 @@ import json
 import logging
 from collections import OrderedDict
 
-from miles.router.exchange import Exchange, Refusal
+from miles.router.exchange import Exchange
 from miles.router.fetch import FetchError, fetch, open_connection
 from miles.router.metrics import Metrics
 from miles.router.policies import Policy
+from miles.router.refusal import Refusal
 from miles.router.relay import KernelPipe
 from miles.router.settings import Settings
 from miles.router.workers import Fleet, Worker

@@ -7,13 +7,12 @@ outcomes, and is then counted.
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from miles.router.framing import CONNECTION_FIELDS, Header, ResponseHead, connection_options, plain_head
+from miles.router.framing import Header, PlainAnswer, ResponseHead, plain_head
+from miles.router.refusal import Refusal
+from miles.router.upload import request_head, request_ids
 
 if TYPE_CHECKING:
     from miles.router.dispatcher import Dispatcher
@@ -24,23 +23,6 @@ if TYPE_CHECKING:
 _PEEK_BYTES = 4096
 JOIN_BYTES = 64 * 1024
 """Below it one joined write is cheaper than several."""
-
-_REQUEST_ID = re.compile(rb'"rid"\s*:\s*("(?:[^"\\]|\\.){1,512}"|\[[^\[\]]{1,4096}\])')
-_WRITTEN_ANEW = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect", b"trailer"))
-_DROPPED = CONNECTION_FIELDS | _WRITTEN_ANEW
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer that the router gives itself."""
-
-    status: int
-    message: str
-    retry_after_s: int | None = None
-
-    def body(self) -> bytes:
-        """JSON in the form OpenAI clients expect of an error."""
-        return json.dumps({"error": {"message": self.message, "type": "router_error", "code": self.status}}).encode()
 
 
 class Exchange(ABC):
@@ -189,7 +171,8 @@ class Exchange(ABC):
         self._send(connection)
 
     def _send(self, connection: UpstreamConnection) -> None:
-        head = self._request_head(connection.worker.authority)
+        authority = connection.worker.authority
+        head = request_head(self.method, self.target, authority, self.headers, self._framing())
         if not self.received:
             self._begin_upload(connection, head)
             return
@@ -243,8 +226,8 @@ class Exchange(ABC):
             self._start()
             self.deliver_head(head, data, body_at, False)
 
-    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
-        self.on_head(plain_head(status, len(data) - body_at, data, body_at), data, body_at, True)
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
+        self.on_head(plain_head(answer.status, len(data) - body_at, data, body_at), data, body_at, True)
 
     def on_data(self, data: bytes, complete: bool) -> None:
         if self.held is None:
@@ -291,24 +274,13 @@ class Exchange(ABC):
 
     # Inside.
 
-    def _request_head(self, authority: bytes) -> bytes:
-        lines = [self.method + b" " + self.target + b" HTTP/1.1\r\nhost: " + authority]
-        for name, value in self.headers:
-            if name not in _DROPPED:
-                lines.append(name + b": " + value)
-            elif name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-                dropped = connection_options(self.headers) | _WRITTEN_ANEW
-                lines[1:] = [b"%b: %b" % field for field in self.headers if field[0] not in dropped]
-                break
+    def _framing(self) -> bytes:
+        """The line that tells the worker where the body ends; empty without a body."""
         if self.declared_length is not None:
-            lines.append(b"content-length: %d\r\n\r\n" % self.declared_length)
-        elif not self.received:
-            lines.append(b"transfer-encoding: chunked\r\n\r\n")
-        elif self.body_size:
-            lines.append(b"content-length: %d\r\n\r\n" % self.body_size)
-        else:
-            lines.append(b"\r\n")
-        return b"\r\n".join(lines)
+            return b"content-length: %d\r\n" % self.declared_length
+        if not self.received:
+            return b"transfer-encoding: chunked\r\n"
+        return b"content-length: %d\r\n" % self.body_size if self.body_size else b""
 
     def _feed_long(self, data: bytes) -> None:
         limit = self.dispatcher.settings.max_body_bytes
@@ -400,13 +372,3 @@ class Exchange(ABC):
         self.body = []
         dispatcher = self.dispatcher
         dispatcher.metrics.observe(dispatcher.loop.time() - self.start)
-
-
-def request_ids(body: bytes) -> str | list[str] | None:
-    """The engine's name for a request, its ``rid``; a list for a batch; None when the client gave none."""
-    match = _REQUEST_ID.search(body)
-    try:
-        value = json.loads(match[1]) if match else None
-    except ValueError:
-        return None
-    return value if isinstance(value, str | list) else None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from miles.router.framing import ChunkScanner, Header, ResponseHead, plain_head
+from miles.router.framing import ChunkScanner, Header, PlainAnswer, ResponseHead, plain_head
 from miles.router.upstream import UpstreamConnection
 from miles.router.workers import Worker
 
@@ -58,8 +58,8 @@ class _Collector:
         self._assembly.head = head
         self.on_data(data[body_at:], complete)
 
-    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
-        self.on_head(plain_head(status, len(data) - body_at, data, body_at), data, body_at, True)
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
+        self.on_head(plain_head(answer.status, len(data) - body_at, data, body_at), data, body_at, True)
 
     def on_data(self, data: bytes, complete: bool) -> None:
         whole = self._assembly.add(data, complete)

@@ -88,9 +88,34 @@ def read_fields(lines: bytes) -> list[Header]:
     return [(name.lower(), value.strip(b" \t")) for name, _, value in pairs]
 
 
-def _plain_status(match: re.Match[bytes]) -> int | None:
+class PlainAnswer:
+    """The head of an answer that may go to the client as it is, whatever its length."""
+
+    __slots__ = ("_fields", "_head", "_length_at", "status")
+
+    def __init__(self, status: int, match: re.Match[bytes]) -> None:
+        self.status = status
+        self._head = match.group()
+        self._length_at = match.span(3)
+        self._fields: tuple[list[Header], list[Header]] | None = None  # before and after the length
+
+    def headers(self, length: int) -> list[Header]:
+        """Its fields in the order in which they came, with this length."""
+        if self._fields is None:
+            self._fields = self._read_fields()
+        earlier, later = self._fields
+        return [*earlier, (b"content-length", b"%d" % length), *later]
+
+    def _read_fields(self) -> tuple[list[Header], list[Header]]:
+        head, (first, last) = self._head, self._length_at
+        line_start, line_end = head.rindex(b"\r\n", 0, first) + 2, head.index(b"\r\n", last) + 2
+        return read_fields(head[head.index(b"\r\n") + 2 : line_start]), read_fields(head[line_end:-2])
+
+
+def _plain_answer(match: re.Match[bytes]) -> PlainAnswer | None:
     status = int(match[2])
-    return status if match[1] == b"1" and status >= 200 and status not in (204, 304) else None
+    plain = match[1] == b"1" and status >= 200 and status not in (204, 304)
+    return PlainAnswer(status, match) if plain else None
 
 
 def plain_head(status: int, length: int, data: bytes, end: int) -> ResponseHead:
@@ -98,8 +123,8 @@ def plain_head(status: int, length: int, data: bytes, end: int) -> ResponseHead:
     return ResponseHead(data[:end], status, length, False, True, True)
 
 
-read_plain_answer = HeadMemo(PLAIN_ANSWER, 3, _plain_status).read
-"""Status, length of the body and end of the head of an answer that may go to the client as it is; None for others."""
+read_plain_answer = HeadMemo(PLAIN_ANSWER, 3, _plain_answer).read
+"""The head, the length of the body and the end of the head of an answer that is plain; None for others."""
 
 
 def connection_options(headers: list[Header]) -> frozenset[bytes]:
@@ -119,8 +144,8 @@ def read_response_head(data: bytes, bodiless: bool = False) -> tuple[ResponseHea
     """
     plain = None if bodiless else read_plain_answer(data)
     if plain is not None:
-        status, length, end = plain
-        return plain_head(status, length, data, end), end
+        answer, length, end = plain
+        return plain_head(answer.status, length, data, end), end
     end = data.find(b"\r\n\r\n") + 4
     if end >= 4:
         return _parse_head(data[:end], bodiless), end

@@ -31,17 +31,30 @@ class HeadMemo(Generic[Meaning]):
         self._length_group = length_group
         self._meaning = meaning
         self._known: dict[bytes, Meaning] = {}
+        self._last: tuple[bytes, bytes, Meaning] | None = None  # bytes around the length of the head found last
 
     def read(self, data: bytes) -> tuple[Meaning, int, int] | None:
         """Meaning of the head that ``data`` begins with, length of the body, end of the head; None without a match."""
+        last = self._last
+        if last is not None and data.startswith(last[0]):
+            at = len(last[0])
+            stop = data.find(b"\r", at, at + 20)
+            digits = data[at:stop]
+            if data.startswith(last[1], stop) and digits.isdigit() and len(digits) <= _LENGTH_DIGITS:
+                return last[2], int(digits), stop + len(last[1])
+        return self._look_up(data)
+
+    def _look_up(self, data: bytes) -> tuple[Meaning, int, int] | None:
         at = data.find(_BEFORE_LENGTH, 0, _MAX_HEAD_BYTES) + 7
         stop = data.find(b"\r", at, at + 20)
         digits = data[at:stop]
         if digits.isdigit() and stop - at <= _LENGTH_DIGITS:
             end = data.find(b"\r\n\r\n", stop, _MAX_HEAD_BYTES)
             if end > 0:
-                meaning = self._known.get(data[:at] + data[stop:end])
+                before, after = data[:at], data[stop:end]
+                meaning = self._known.get(before + after)
                 if meaning is not None:
+                    self._last = before, after + b"\r\n\r\n", meaning
                     return meaning, int(digits), end + 4
         return self._read_unknown(data, at)
 

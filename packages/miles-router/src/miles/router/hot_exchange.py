@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from miles.router.exchange import Exchange, Refusal
-from miles.router.framing import ChunkScanner, Header, ResponseHead
+from miles.router.exchange import Exchange
+from miles.router.framing import ChunkScanner, Header, PlainAnswer, ResponseHead
+from miles.router.refusal import Refusal, refusal_bytes
 from miles.router.relay import KernelPipe, can_relay
 
 if TYPE_CHECKING:
@@ -86,11 +86,11 @@ class HotExchange(Exchange):
         elif self.protocol.flow.write_paused:
             self.choke()
 
-    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
         if not self.keep_alive:
-            super().on_whole(status, data, body_at)
+            super().on_whole(answer, data, body_at)
             return
-        self.status = status
+        self.status = answer.status
         self._answered()
         self.protocol.transport.write(data)
         self._finish()
@@ -173,18 +173,3 @@ class HotExchange(Exchange):
         elif not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()
-
-
-def refusal_bytes(refusal: Refusal, keep_alive: bool, bodiless: bool = False) -> bytes:
-    """``refusal`` as a response on the wire."""
-    body = refusal.body()
-    lines = [
-        f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-    ]
-    if refusal.retry_after_s is not None:
-        lines.append(f"retry-after: {refusal.retry_after_s}")
-    if not keep_alive:
-        lines.append("connection: close")
-    return "\r\n".join([*lines, "\r\n"]).encode("ascii") + (b"" if bodiless else body)

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 from miles.router.dispatcher import Dispatcher
-from miles.router.exchange import Exchange, Refusal
+from miles.router.exchange import Exchange
 from miles.router.fetch import Assembly, FetchedResponse
 from miles.router.framing import Header, ResponseHead
+from miles.router.refusal import Refusal
 
 
 class RefusedError(Exception):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from miles.router.control import needs_asgi
-from miles.router.exchange import JOIN_BYTES
-from miles.router.framing import TOKEN
+from miles.router.exchange import JOIN_BYTES, Exchange
+from miles.router.framing import TOKEN, PlainAnswer
 from miles.router.heads import HeadMemo
 from miles.router.hot_exchange import HotExchange
+from miles.router.targets import needs_asgi
 
 if TYPE_CHECKING:
     from miles.router.protocol import RouterProtocol
@@ -53,18 +53,17 @@ read_plain_head = HeadMemo(PLAIN_REQUEST, 4, _meaning).read
 """Meaning, length and end of the head that bytes begin with; None unless it is plain and its target a worker's."""
 
 
-class PlainExchange(HotExchange):
-    """A plain request that came in one piece: ``body[0]`` holds it as it was on the wire.
+class PlainRequest(Exchange):
+    """The part of an exchange that knows its request: plain, in one piece, ``body[0]`` as it was on the wire.
 
-    A connection uses the same one again for its next request, when the last one went well at the first attempt.
+    When all went well at the first attempt, ``renew`` makes it the exchange of another request.
     """
 
-    __slots__ = ("body_at", "plain")
-
-    def __init__(self, protocol: RouterProtocol, head: PlainHead, data: bytes, body_at: int) -> None:
-        super().__init__(protocol, head.method, head.target, [], len(data) - body_at, True)
-        self.active = self.received = self.uploaded = True
-        self._take(head, data, body_at)
+    if TYPE_CHECKING:  # slots of the subclasses: of two bases only one can have them
+        plain: PlainHead
+        body_at: int
+    else:
+        __slots__ = ()
 
     def renew(self, head: PlainHead, data: bytes, body_at: int) -> None:
         """Become the exchange of another request."""
@@ -75,19 +74,16 @@ class PlainExchange(HotExchange):
         self.target = head.target
         self.attempts = 0
         self.headers = []
-        self.started = self.ended = self.response_complete = False
-        self._take(head, data, body_at)
+        self.started = self.ended = False
+        self.take_request(head, data, body_at)
 
-    def _take(self, head: PlainHead, data: bytes, body_at: int) -> None:
+    def take_request(self, head: PlainHead, data: bytes, body_at: int) -> None:
+        """``data`` is the whole request; ``begin`` can follow."""
+        self.received = self.uploaded = True
         self.plain = head
         self.body = [data]
         self.body_at = body_at
         self.body_size = self.declared_length = len(data) - body_at
-
-    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
-        super().on_whole(status, data, body_at)
-        if self.attempts == 1:
-            self.protocol.spare = self
 
     def header(self, name: bytes) -> bytes | None:
         if not self.headers:
@@ -106,3 +102,23 @@ class PlainExchange(HotExchange):
         else:
             rest = memoryview(data)[head.rest_at :]
             connection.transport.writelines((head.front + authority + head.fields, rest))
+
+
+class PlainExchange(PlainRequest, HotExchange):
+    """A plain request on the fast path.  A connection uses the same one again for its next request."""
+
+    __slots__ = ("body_at", "plain")
+
+    def __init__(self, protocol: RouterProtocol, head: PlainHead, data: bytes, body_at: int) -> None:
+        super().__init__(protocol, head.method, head.target, [], len(data) - body_at, True)
+        self.active = True
+        self.take_request(head, data, body_at)
+
+    def renew(self, head: PlainHead, data: bytes, body_at: int) -> None:
+        super().renew(head, data, body_at)
+        self.response_complete = False
+
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
+        super().on_whole(answer, data, body_at)
+        if self.attempts == 1 and not self.tried:
+            self.protocol.spare = self

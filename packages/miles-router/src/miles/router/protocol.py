@@ -14,12 +14,13 @@ import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from miles.router.asgi_cycle import AsgiCycle, PlainAsgiHead, RequestLine, read_plain_asgi_head
-from miles.router.control import needs_asgi
-from miles.router.exchange import Refusal
+from miles.router.asgi_cycle import AsgiCycle
+from miles.router.asgi_head import PlainAsgiHead, RequestLine, read_plain_asgi_head
 from miles.router.framing import Header
-from miles.router.hot_exchange import HotExchange, refusal_bytes
+from miles.router.hot_exchange import HotExchange
 from miles.router.plain import PlainExchange, PlainHead, read_plain_head
+from miles.router.refusal import Refusal, refusal_bytes
+from miles.router.targets import needs_asgi
 
 if TYPE_CHECKING:
     from miles.router.server import RouterServer
@@ -43,7 +44,11 @@ class RouterProtocol(HttpToolsProtocol):
         self.running: HotExchange | None = None
         self.spare: PlainExchange | None = None  # may serve the next plain request
         self._hot = self.owner.hot
-        self._scope: Scope = {"type": "http", "server": self.server, "client": self.client, "scheme": self.scheme}
+        self._scope: dict[str, Any] = {
+            "type": "http", "server": self.server, "client": self.client, "scheme": self.scheme, "root_path": "",
+        }  # fmt: skip
+        self._line: RequestLine | None = None  # the last one, and what all scopes with it have in common
+        self._known_scope = self._scope
         self._max_header_bytes = settings.max_header_bytes
         self._in_head = False
         self._parsing = False  # between the first byte of a request and its last, as the parser sees it
@@ -188,10 +193,9 @@ class RouterProtocol(HttpToolsProtocol):
             return False
         self._messages += 1
         if isinstance(head, PlainAsgiHead):
-            cycle = self._asgi_cycle(head.line, head.headers(length), True)
-            if length:
-                cycle.feed(data[body_at:])
-            cycle.feed_end()
+            headers = head.headers(length)
+            cycle = AsgiCycle(self, self._asgi_scope(head.line, headers.copy()), True, False)
+            cycle.feed_wire(head, headers, data, body_at)
             self._enqueue(cycle)
             return True
         exchange = self.spare
@@ -240,16 +244,17 @@ class RouterProtocol(HttpToolsProtocol):
         except ValueError:
             self._reject(Refusal(400, "malformed request target"))
         else:
-            self._enqueue(self._asgi_cycle(line, self.headers, keep_alive, self.expect_100_continue))
+            self._enqueue(AsgiCycle(self, self._asgi_scope(line, self.headers), keep_alive, self.expect_100_continue))
 
-    def _asgi_cycle(
-        self, line: RequestLine, headers: list[Header], keep_alive: bool, expects_continue: bool = False
-    ) -> AsgiCycle:
-        scope: Scope = {**self._scope, **line.part, "headers": headers}
+    def _asgi_scope(self, line: RequestLine, headers: list[Header]) -> Scope:
+        if line is not self._line:
+            self._line = line
+            self._known_scope = {**self._scope, **line.part}
+        scope = self._known_scope.copy()
         scope["asgi"] = {"version": "3.0", "spec_version": "2.3"}
-        scope["root_path"] = ""
+        scope["headers"] = headers
         scope["state"] = {}
-        return AsgiCycle(self, scope, keep_alive, expects_continue)
+        return scope
 
     def _enqueue(self, cycle: HotExchange | AsgiCycle) -> None:
         before: Any = self.cycle

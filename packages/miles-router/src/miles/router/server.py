@@ -117,6 +117,7 @@ class RouterServer:
         return uvicorn.Config(
             app,
             http=protocol,
+            interface="asgi3",
             ws="none",
             lifespan="off",
             log_config=None,

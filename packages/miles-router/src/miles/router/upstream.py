@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
-from miles.router.framing import BadResponseError, ChunkScanner, ResponseHead, read_plain_answer, read_response_head
+from miles.router.framing import (
+    BadResponseError,
+    ChunkScanner,
+    PlainAnswer,
+    ResponseHead,
+    read_plain_answer,
+    read_response_head,
+)
 from miles.router.relay import RELAY_BYTES, KernelPipe, Relay
 from miles.router.workers import Worker
 
@@ -19,7 +26,7 @@ class ResponseSink(Protocol):
     uploaded: bool
     """Whether the whole request has been written."""
 
-    def on_whole(self, status: int, data: bytes, body_at: int) -> None:
+    def on_whole(self, answer: PlainAnswer, data: bytes, body_at: int) -> None:
         """The answer, all of it, as on the wire; its head is plain and may go to the client as it is."""
 
     def on_head(self, head: ResponseHead, data: bytes, body_at: int, complete: bool) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from miles.router.exchange import Refusal
 from miles.router.middleware import RouterHandle
 from miles.router.middleware.text_tree import Record, TextTree
+from miles.router.refusal import Refusal
 
 _THREAD_FROM_CHARS = 16 * 1024  # tokenizing longer texts would hold up the event loop
 _KEPT_VERSIONS = 5  # newest weight versions whose samples are remembered

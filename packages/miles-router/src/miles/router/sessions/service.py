@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 from miles.core.continuation import MAX_TRIM_TOKENS, Continuation, TemplateRefusalError
 from miles.router.asgi import AsgiProxy
 from miles.router.dispatcher import Dispatcher
-from miles.router.exchange import Refusal
 from miles.router.fanout import FAN_OUT_PATHS
 from miles.router.fetch import FetchedResponse
 from miles.router.inner import RefusedError, ask
+from miles.router.refusal import Refusal
 from miles.router.sessions import chat
 from miles.router.sessions.messages import BadMessageError
 from miles.router.sessions.mismatch import count_mismatches
