@@ -140,10 +140,10 @@ def contenders(name: str, function: Callable[..., Any], items: list[Item]) -> It
 
 
 async def through_dispatcher(dispatcher: Dispatcher, samples: list[Sample], score: ScoreGroup) -> list[float]:
-    """As a rollout does it: prompt by prompt, in a task each."""
+    """As a rollout does it, prompt by prompt; in one task, as those of the rollout are there anyway."""
     scores = []
     for start in range(0, len(samples), GROUP):
-        scores += await asyncio.create_task(score(dispatcher, samples[start : start + GROUP]))
+        scores += await score(dispatcher, samples[start : start + GROUP])
     return scores
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import sys
 import time
@@ -90,9 +89,7 @@ def _grade(options: argparse.Namespace) -> int:
     outcomes = asyncio.run(grade_samples(options.type, samples, _settings(options)))
     elapsed_s = time.perf_counter() - started
     if options.output is not None:
-        lines = (
-            json.dumps({**row, "outcome": dataclasses.asdict(outcome)}) + "\n" for row, outcome in zip(rows, outcomes)
-        )
+        lines = (json.dumps({**row, "outcome": outcome._asdict()}) + "\n" for row, outcome in zip(rows, outcomes))
         options.output.write_text("".join(lines))
     graded = Graded(rows, outcomes, options.reward_key, columns.label, columns.response, options.expected)
     for line in report(graded, elapsed_s, options.list):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from miles.core.errors import ConfigError, RewardError
@@ -48,6 +47,8 @@ class Dispatcher:
         self._ledgers = {False: Ledger("rollout/reward"), True: Ledger("eval/reward")}
         self._failures_in_a_row = 0
         self._num_replaced = 0
+        self._plain = not self._execution.rm_failure_values
+        """Whether a number that is a verdict stays as it is."""
 
     @staticmethod
     def check(config: Config) -> list[str]:
@@ -70,7 +71,12 @@ class Dispatcher:
         return [self._settle(outcome, sample, evaluation) for outcome, sample in zip(outcomes, samples, strict=True)]
 
     async def _score_all(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
-        scorers = [self._custom or self._scorer_for(sample) for sample in samples]
+        common = self._custom or self._usual
+        if common is not None and (
+            common is self._custom or not any("rm_type" in sample.metadata for sample in samples)
+        ):
+            return await score_all(common, samples)
+        scorers = [self._scorer_for(sample) for sample in samples]
         if len(set(map(id, scorers))) == 1:
             return await score_all(scorers[0], samples)
         return await asyncio.gather(*(scorer.score(sample) for scorer, sample in zip(scorers, samples)))
@@ -108,7 +114,7 @@ class Dispatcher:
 
     def _settle(self, outcome: RewardOutcome, sample: Sample, evaluation: bool) -> RewardOutcome:
         """Count the outcome, and give a failure the meaning the flags say."""
-        if not outcome.failed and isinstance(outcome.score, float) and not self._execution.rm_failure_values:
+        if self._plain and outcome.score.__class__ is float and not outcome.failed:
             self._ledgers[evaluation].add(outcome)
             self._failures_in_a_row = 0
             return outcome
@@ -124,18 +130,18 @@ class Dispatcher:
         self._failures_in_a_row = self._failures_in_a_row + 1 if outcome.failed else 0
         if outcome.failed:
             self._react(outcome, sample)
-            return replace(outcome, masked=self._execution.rm_failure_action == "mask" and not evaluation)
+            return outcome._replace(masked=self._execution.rm_failure_action == "mask" and not evaluation)
         return outcome
 
     def _valued(self, outcome: RewardOutcome, key: str | None) -> RewardOutcome:
         value = self._execution.rm_failure_values.get(outcome.category)
         if isinstance(outcome.score, dict):
-            return outcome if value is None or key is None else replace(outcome, score={**outcome.score, key: value})
+            return outcome if value is None or key is None else outcome._replace(score={**outcome.score, key: value})
         if value is not None:
-            outcome = replace(outcome, score=value)
+            outcome = outcome._replace(score=value)
         # A user's function that returns mappings failed: its reward has the entry that is trained on.
         if outcome.failed and key is not None and self._custom is not None:
-            return replace(outcome, score={key: outcome.score})
+            return outcome._replace(score={key: outcome.score})
         return outcome
 
     def _react(self, outcome: RewardOutcome, sample: Sample) -> None:

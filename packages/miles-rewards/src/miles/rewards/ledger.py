@@ -13,14 +13,15 @@ class Ledger:
     def __init__(self, prefix: str) -> None:
         """``prefix`` begins the names of all metrics, as in ``rollout/reward``."""
         self._prefix = prefix
-        self._categories: Counter[str] = Counter()
+        self._categories: list[str] = []
         self._num_failed = 0
         self._seconds: list[float] = []
 
     def add(self, outcome: RewardOutcome) -> None:
-        self._categories[outcome.category] += 1
-        self._num_failed += outcome.failed
+        self._categories.append(outcome.category)
         self._seconds.append(outcome.seconds)
+        if outcome.failed:
+            self._num_failed += 1
 
     def report(self) -> dict[str, float]:
         """Count, share of failures, share of each category, and percentiles of seconds; then start anew."""
@@ -29,11 +30,10 @@ class Ledger:
             return {}
         seconds = sorted(self._seconds)
         metrics = {"count": float(total), "failed": self._num_failed / total}
-        metrics |= {f"category/{name}": count / total for name, count in sorted(self._categories.items())}
+        metrics |= {f"category/{name}": count / total for name, count in sorted(Counter(self._categories).items())}
         metrics |= {
             f"seconds_{name}": seconds[min(total - 1, int(share * total))]
             for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
         }
-        self._categories.clear()
-        self._num_failed, self._seconds = 0, []
+        self._categories, self._seconds, self._num_failed = [], [], 0
         return {f"{self._prefix}/{name}": value for name, value in metrics.items()}

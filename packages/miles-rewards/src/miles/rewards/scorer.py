@@ -50,6 +50,7 @@ class GraderScorer:
         self._grader = grader
         self._context = context
         self._boxed = boxed
+        self._reads_nothing = grader.reads == ()
         self._job = grader.job
         self._timeout_s = context.settings.timeout_s
         self._options: dict[str, Any] = {"strict_upstream": True} if context.settings.strict_upstream else {}
@@ -62,7 +63,9 @@ class GraderScorer:
         """Grade all, in order: the easy ones at once, the others with one message to the workers."""
         outcomes = list(map(self._at_once, samples))
         others = [sample for sample, outcome in zip(samples, outcomes) if outcome is None]
-        graded = iter(await self._in_workers(others) if others else ())
+        if not others:
+            return [outcome for outcome in outcomes if outcome is not None]
+        graded = iter(await self._in_workers(others))
         return [outcome or next(graded) for outcome in outcomes]
 
     async def close(self) -> None:
@@ -70,13 +73,16 @@ class GraderScorer:
 
     def _at_once(self, sample: Sample) -> RewardOutcome | None:
         """The outcome, if it takes no worker."""
-        response = sample.response or ""
+        response, quick = sample.response or "", self._grader.quick
         if len(response) > MAX_RESPONSE_CHARS:
             return failed("too_long", f"{len(response)} characters", self._grader.failure_score)
-        if self._grader.quick is None:
+        if quick is None:
             return None
+        if self._boxed:
+            response = self._graded(response)
+        metadata = self._options if self._reads_nothing else self._relevant(sample.metadata)
         started = time.perf_counter()
-        verdict = self._grader.quick(self._graded(response), sample.label, self._relevant(sample.metadata))
+        verdict = quick(response, sample.label, metadata)
         if verdict is None:
             return None
         return outcome_of(verdict, time.perf_counter() - started, self._grader.failure_score)
@@ -85,9 +91,9 @@ class GraderScorer:
         return (last_boxed(response) or "") if self._boxed else response
 
     def _relevant(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        reads = self._grader.reads
-        if not reads and reads is not None:
+        if self._reads_nothing:
             return self._options
+        reads = self._grader.reads
         kept = metadata if reads is None else {name: metadata[name] for name in reads if name in metadata}
         return {**kept, **self._options}
 

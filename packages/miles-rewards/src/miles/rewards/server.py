@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +143,7 @@ class Service:
 
 
 def _graded(outcome: RewardOutcome) -> Graded:
-    fields = dataclasses.asdict(outcome)
+    fields = outcome._asdict()
     return Graded(**{name: fields[name] for name in Graded.model_fields})
 
 

@@ -54,10 +54,10 @@ def _score(value: Any) -> Score:
 
 def outcome_of(returned: Any, seconds: float, failure_score: Score) -> RewardOutcome:
     """The outcome of a call that returned."""
-    if isinstance(returned, Verdict) and isinstance(returned.score, float) and math.isfinite(returned.score):
+    if returned.__class__ is Verdict:  # the common case: this runs for every sample
         score, category = returned
-        if category not in FAILURES:  # the common case: this runs for every sample, in microseconds
-            return RewardOutcome(score, category, seconds=seconds)
+        if score.__class__ is float and category not in FAILURES and math.isfinite(score):
+            return RewardOutcome(score, category, "", seconds)
     try:
         score, category = read_verdict(returned)
     except ValueError as error:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from miles.rewards.pool.ticket import Span
 
-_BATCH_S = 0.05
+_BATCH_S = 0.1
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
-_MAX_BATCH = 4096
+_MAX_BATCH = 16384
 _BATCH_BYTES = 16 << 20
 """A worker holds a whole batch, and its memory is limited."""
 _UNKNOWN_COST_S = 0.005

@@ -20,8 +20,9 @@ from miles.rewards.pool.progress import INDEX, LOADING, Desk, Progress
 from miles.rewards.pool.reply import NOTHING, Answers, Failure
 from miles.rewards.pool.wire import ReusedSpace, frame
 
-_FLUSH_AFTER_S = 0.025
-"""Results wait this long at most for those of their neighbours."""
+_FLUSH_AFTER_S = 0.05
+"""Results wait this long at most for those of their neighbours.  Not longer than the pool's patience: who took longer
+for a call looks whether the rest was taken back."""
 
 _Function = Callable[..., Any]
 
