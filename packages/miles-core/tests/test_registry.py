@@ -36,6 +36,12 @@ def test_an_object_is_found_by_name(install):
     assert "answer" in Registry("miles.things")
 
 
+def test_a_distribution_that_is_installed_later_is_found(install):
+    assert Registry("miles.things").names() == []
+    install("acme", "[miles.things]\nanswer = acme_later:ANSWER\n", acme_later="ANSWER = 42")
+    assert Registry("miles.things").names() == ["answer"]
+
+
 def test_two_distributions_with_one_name_are_refused_and_named(install):
     install("acme", "[miles.things]\nanswer = acme:A\n")
     install("rival", "[miles.things]\nanswer = rival:A\n")

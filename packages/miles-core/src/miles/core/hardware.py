@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,7 @@ def num_accelerators() -> int:
     return present if visible is None else min(present, len(visible))
 
 
+@cache
 def torch_is_cpu_build() -> bool:
     """Whether the installed torch cannot use a GPU."""
     try:

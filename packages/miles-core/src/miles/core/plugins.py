@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from miles.core import environ
@@ -54,12 +57,41 @@ def installed(group: str | None = None) -> list[Plugin]:
 
     With ``MILES_DISABLE_PLUGINS=1`` only those of Miles' own distributions.
     """
-    every = entry_points()
-    groups = [name for name in every.groups if name.startswith("miles.")] if group is None else [group]
-    plugins = {_plugin(entry) for name in groups for entry in every.select(group=name)}
+    plugins = _registered(group, _search_path())
     if environ.plugins_disabled():
-        plugins = {plugin for plugin in plugins if plugin.distribution in OWN_DISTRIBUTIONS}
+        plugins = [plugin for plugin in plugins if plugin.distribution in OWN_DISTRIBUTIONS]
+    return list(plugins)
+
+
+_SearchPath = tuple[tuple[str, int], ...]
+"""Where distributions are looked for, and when each place changed last: it does when one is installed or removed."""
+
+
+def _search_path() -> _SearchPath:
+    return tuple((place, _changed_ns(place)) for place in sys.path)
+
+
+def _changed_ns(place: str) -> int:
+    try:
+        return os.stat(place or os.curdir).st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=64)  # of one search path, all groups: a run asks dozens of times
+def _registered(group: str | None, where: _SearchPath) -> list[Plugin]:
+    every = _read(where)
+    groups = [name for name in every if name.startswith("miles.")] if group is None else [group]
+    plugins = {_plugin(entry) for name in groups for entry in every.get(name, ())}
     return sorted(plugins, key=lambda plugin: (plugin.group, plugin.name, plugin.distribution))
+
+
+@lru_cache(maxsize=1)
+def _read(where: _SearchPath) -> dict[str, list[EntryPoint]]:
+    """All that is installed, by group.  The files of every distribution are read, which takes tens of milliseconds."""
+    del where  # what the answer depends on
+    every = entry_points()
+    return {name: list(every.select(group=name)) for name in every.groups}
 
 
 def _plugin(entry: EntryPoint) -> Plugin:
