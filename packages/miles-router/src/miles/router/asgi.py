@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 from starlette.types import Message, Receive, Scope, Send
 
-from miles.router.asgi_cycle import AsgiCycle, WireRequest
+from miles.router.asgi_cycle import CYCLE, AsgiCycle, WireRequest
 from miles.router.dispatcher import Dispatcher
 from miles.router.exchange import Exchange
 from miles.router.framing import ChunkScanner, Header, PlainAnswer, ResponseHead
@@ -27,13 +27,15 @@ class AsgiProxy:
         self._spare: list[PlainAsgiExchange] = []
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        cycle = getattr(receive, "__self__", None)
-        if not isinstance(cycle, AsgiCycle):
-            return self._serve(scope, receive, send)
-        request = cycle.untouched(scope)
-        return self._serve(scope, receive, send, cycle) if request is None else self._serve_plain(request, cycle, send)
+        cycle: AsgiCycle | None = scope.get("extensions", {}).get(CYCLE)
+        own = getattr(receive, "__self__", None) is cycle
+        if cycle is not None and own:
+            request = cycle.untouched(scope)
+            if request is not None:
+                return self._serve_plain(request, cycle, send)
+        return self._serve(scope, receive, send, cycle)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, cycle: AsgiCycle | None = None) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, cycle: AsgiCycle | None) -> None:
         exchange = AsgiExchange.of_scope(self._dispatcher, scope)
         try:
             while not (exchange.received or exchange.streaming or exchange.ended):
@@ -128,7 +130,10 @@ class AsgiExchange(Exchange):
         while not self.ended:
             if self._open is not None:
                 await self._open.wait()
-            self.take(await receive())
+            message = await receive()
+            if self.received and message["type"] != "http.disconnect":
+                return  # it says the same again and again, and nothing of the client
+            self.take(message)
 
     async def answer(self, send: Send) -> None:
         """Send the answer; of a broken one only what there is, which makes the server close the connection."""

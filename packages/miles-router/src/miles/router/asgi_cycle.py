@@ -50,6 +50,9 @@ def _line(name: bytes, value: bytes) -> bytes:
     return line
 
 
+CYCLE = "miles.router.cycle"
+"""The extension of a scope that names its AsgiCycle."""
+
 WireRequest = tuple["PlainAsgiHead", bytes, int]
 """A plain head, the whole request as on the wire, and where its body begins."""
 
@@ -86,6 +89,7 @@ class AsgiCycle:
     def __init__(self, protocol: RouterProtocol, scope: Scope, keep_alive: bool, expects_continue: bool) -> None:
         self.protocol = protocol
         self.scope = scope
+        scope["extensions"] = {CYCLE: self}
         self.keep_alive = keep_alive
         self._pieces: list[bytes] = []
         self._expects_continue = expects_continue
@@ -216,6 +220,7 @@ class AsgiCycle:
             assert self._task is not None
             self.protocol.tasks.discard(self._task)
             self._task = None
+            self.scope = {}  # it names this cycle: without this both would wait for the garbage collector
 
     def _fail(self) -> None:
         """Say that the application is broken, or close in the middle of the answer."""
