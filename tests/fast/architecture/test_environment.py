@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 
-# What these modules do with the environment is pass it on, or run before Miles can be imported.
-ALLOWED = {"miles.core.environ", "miles.core.child"}
+_IN_SGLANG = "miles.rollout.engines.sglang.server.miles_sglang"
+# What these modules do with the environment is pass it on, or run before Miles can be imported, or where it is not.
+ALLOWED = {"miles.core.environ", "miles.core.child", f"{_IN_SGLANG}.changes", f"{_IN_SGLANG}.serve"}
 NAMES = {"environ", "getenv", "putenv", "unsetenv", "environb"}
 
 
