@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-CALLS = []
+CALLS, SEEN = [], []
 
 
 def note_init(args):
@@ -21,10 +21,14 @@ def note_step(args, rollout_id, step_id, model, optimizer, opt_param_scheduler):
     CALLS.append(("step", rollout_id, step_id, args.lr, opt_param_scheduler.peak, bool(optimizer.param_groups)))
 
 
+def sum_weights(args, rollout_id, step_id, model, optimizer, opt_param_scheduler):
+    SEEN.append(sum(float(parameter.double().abs().sum()) for chunk in model for parameter in chunk.parameters()))
+
+
 @pytest.fixture
 def paths():
     module = types.ModuleType("hooks_of_a_user")
-    functions = {"init": note_init, "log_probs": note_log_probs, "step": note_step}
+    functions = {"init": note_init, "log_probs": note_log_probs, "step": note_step, "weights": sum_weights}
     for name, function in functions.items():
         setattr(module, name, function)
     sys.modules[module.__name__] = module
@@ -49,6 +53,24 @@ def test_hooks_are_called_where_they_say(config, rollout, on_ranks, paths):
         ("step", 7, 0, 0.01, 0.01, True),
         ("step", 7, 1, 0.01, 0.01, True),
     ]
+
+
+OVERLAPS = {"overlap_param_gather": True, "overlap_grad_reduce": True}
+
+
+@pytest.mark.slow
+def test_weights_are_whole_when_the_hook_of_a_step_looks_at_them(config, rollout, on_ranks, paths):
+    """Also where they are gathered during the pass that follows; and every rank has the same."""
+    hook = {"custom_megatron_before_train_step_hook_path": "hooks_of_a_user.weights"}
+
+    def run(make, **overlaps):
+        actor = make(config(num_steps_per_rollout=2, **hook, **overlaps))
+        steps = [step for number in range(2) for step in actor.train(rollout(number)).steps]
+        return steps, list(SEEN)
+
+    (at_once, elsewhere), (late, _) = on_ranks(2, run), on_ranks(2, lambda make: run(make, **OVERLAPS))
+    assert at_once == elsewhere == late
+    assert len(set(late[1])) == 4
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,7 @@ from miles.core.training.critic import CriticTrainer
 from miles.core.training.loss_scaling import LossScaler
 from miles.core.training.memory import allocated_bytes
 from miles.core.training.ranks import ProcessGroupRanks, Ranks, SingleRank
-from miles.core.training.state_files import (
-    Counters,
-    read_counters,
-    read_generators,
-    write_counters,
-    write_generators,
-)
+from miles.core.training.state_files import Counters, read_counters, restore_generators, write_progress
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.training.writing import Writer
 from miles.core.types.batch import RolloutBatch
@@ -66,10 +60,9 @@ class FsdpRole:
     def save(self, directory: Path) -> None:
         rank, with_optimizer = self._site.rank, not self._checkpoint.no_save_optim
         checkpoint.write_tensors(self._writer, directory, self._tensors(with_optimizer=with_optimizer))
-        write_generators(directory, rank.rank)
-        if rank.rank == 0:
-            counters = self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
-            write_counters(directory, counters)
+        write_progress(
+            directory, rank, self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
+        )
 
     def finish_save(self) -> None:
         self._writer.finish()
@@ -78,8 +71,7 @@ class FsdpRole:
         counters = read_counters(directory, with_optimizer=not self._checkpoint.no_save_optim)
         self._expect(counters)
         checkpoint.read_tensors(directory, self._tensors(with_optimizer=counters.has_optimizer))
-        if counters.world_size == self._site.rank.world_size:
-            read_generators(directory, self._site.rank.rank)
+        restore_generators(directory, self._site.rank, counters)
         self._trainer.go_on_from(counters, self._optimizer_flags)
 
     def offload(self) -> int:

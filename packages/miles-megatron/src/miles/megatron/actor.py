@@ -146,6 +146,7 @@ class MegatronActor(MegatronRole):
 
     def _before_step(self) -> None:
         assert self._step_hook is not None
+        self._updater.settle()  # it may look at weights
         self._step_hook(self._chunks, self._updater.optimizer, self._trainer.schedule)
 
     def log_probs(self, batch: RolloutBatch) -> tuple[Floats, ...]:

@@ -14,13 +14,7 @@ from miles.core.flags.optimizer import Optimizer
 from miles.core.flags.training import Training
 from miles.core.protocols.backend import Rank, Scores, TrainReport
 from miles.core.training.critic import CriticTrainer
-from miles.core.training.state_files import (
-    Counters,
-    read_counters,
-    read_generators,
-    write_counters,
-    write_generators,
-)
+from miles.core.training.state_files import Counters, read_counters, restore_generators, write_progress
 from miles.core.training.trainer import RolloutTrainer
 from miles.core.training.writing import Writer
 from miles.core.types.batch import RolloutBatch
@@ -89,10 +83,9 @@ class MegatronRole:
         own = checkpoint.prepare(directory, self._chunks, updater, writer, copies=writer.in_background)
         parts = [own, *self._prepare_tagged(directory)]
         writer.write(lambda: _all(parts))
-        write_generators(directory, rank.rank)
-        if rank.rank == 0:
-            counters = self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
-            write_counters(directory, counters)
+        write_progress(
+            directory, rank, self._trainer.counters(world_size=rank.world_size, has_optimizer=with_optimizer)
+        )
 
     def finish_save(self) -> None:
         self._writer.finish()
@@ -103,8 +96,7 @@ class MegatronRole:
         checkpoint.read(directory, self._chunks, self._updater if counters.has_optimizer else None)
         if not counters.has_optimizer:
             self._updater.reload_weights()
-        if counters.world_size == self._site.rank.world_size:
-            read_generators(directory, self._site.rank.rank)
+        restore_generators(directory, self._site.rank, counters)
         self._trainer.go_on_from(counters, self._optimizer_flags)
 
     def save_hf(self, directory: Path) -> None:

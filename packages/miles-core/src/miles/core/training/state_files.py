@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from miles.core.errors import CheckpointError
 from miles.core.flags.optimizer import Optimizer
+from miles.core.protocols.backend import Rank
 from miles.core.training.schedule import LearningRate
 
 _FORMAT = 1
@@ -50,13 +51,17 @@ class Counters:
         return current
 
 
-def write_counters(directory: Path, counters: Counters) -> None:
+def write_progress(directory: Path, rank: Rank, counters: Counters) -> None:
+    """Where training stands, and this rank's random generators."""
+    save_file(_generators(), _generators_of(directory, rank))
+    if rank.rank != 0:
+        return
     text = json.dumps({"format": _FORMAT, **asdict(counters)}, indent=2)
     (directory / _COUNTERS).write_text(text + "\n", encoding="utf-8")
 
 
 def read_counters(directory: Path, *, with_optimizer: bool) -> Counters:
-    """What ``write_counters`` wrote.  CheckpointError where ``with_optimizer`` wants a state that was left out."""
+    """Those of ``write_progress``.  CheckpointError where ``with_optimizer`` wants a state that was left out."""
     path = directory / _COUNTERS
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -73,17 +78,18 @@ def read_counters(directory: Path, *, with_optimizer: bool) -> Counters:
     return counters
 
 
-def write_generators(directory: Path, rank: int) -> None:
-    """Save this rank's random generators."""
-    save_file(_generators(), directory / f"rng-{rank}.safetensors")
-
-
-def read_generators(directory: Path, rank: int) -> None:
-    """Restore what ``write_generators`` saved for this rank."""
-    states = load_file(directory / f"rng-{rank}.safetensors")
+def restore_generators(directory: Path, rank: Rank, counters: Counters) -> None:
+    """Put back this rank's random generators; among another number of ranks than saved them, nobody's are these."""
+    if counters.world_size != rank.world_size:
+        return
+    states = load_file(_generators_of(directory, rank))
     torch.set_rng_state(states["cpu"])
     if "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
+
+
+def _generators_of(directory: Path, rank: Rank) -> Path:
+    return directory / f"rng-{rank.rank}.safetensors"
 
 
 def _generators() -> dict[str, torch.Tensor]:
