@@ -49,6 +49,41 @@ def test_a_router_that_cannot_start_says_why(capsys):
     assert "nonsense" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--wrker", "x"], "unrecognized arguments: --wrker x"),
+        (["--hot-path", "maybe"], "argument --hot-path: invalid choice: 'maybe'"),
+    ],
+)
+def test_a_wrong_flag_is_named_in_two_lines(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert said in lines[0]
+    assert lines[1] == "miles-router --help lists all flags"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--health-check-path", "health"], ["--session-header", "a b"], ["--health-check-path", "/a b"]]
+)
+def test_what_cannot_stand_in_a_request_is_refused(capsys, arguments):
+    assert main(arguments) == 2
+    assert f"{arguments[0]} '{arguments[1]}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), ("no certificate", "PEM")])
+def test_a_certificate_that_cannot_be_used_is_refused(capsys, tmp_path, content, said):
+    paths = [tmp_path / "certificate", tmp_path / "key"]
+    for path in paths if content else ():
+        path.write_text(content)
+    assert main(["--tls-certificate", str(paths[0]), "--tls-key", str(paths[1])]) == 2
+    error = capsys.readouterr().err
+    assert f"--tls-certificate {paths[0]} --tls-key {paths[1]}: expected a PEM" in error
+    assert said in error
+
+
 def test_a_router_that_was_told_to_end_ends_well(monkeypatch, capsys):
     async def serve(self, listener):
         assert listener.getsockname()[1] > 0

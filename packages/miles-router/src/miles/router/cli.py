@@ -7,7 +7,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import uvloop
 from pydantic import ValidationError
@@ -63,9 +63,15 @@ def parse_settings(arguments: Sequence[str] | None) -> Settings:
         raise ConfigError(*(_explain(problem) for problem in error.errors())) from None
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, without the usage of some fifty flags above it."""
+        self.exit(2, f"{self.prog}: {message}\n{self.prog} --help lists all flags\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """One flag for each field of Settings."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="miles-router",
         description="Streaming HTTP router in front of SGLang-compatible engines.",
         argument_default=argparse.SUPPRESS,

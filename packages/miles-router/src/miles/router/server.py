@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -55,6 +56,7 @@ class RouterServer:
         if settings.workers_file is not None:
             read_workers_file(settings.workers_file)
         self._token = _read_token(settings)
+        _check_certificate(settings)
         self._policy: Policy = Registry("miles.router_policies").get(settings.policy)(settings)
         self._middleware = load_middleware(settings.middleware)
         self._make_sessions = prepare_sessions(settings) if settings.sessions else None
@@ -85,6 +87,8 @@ class RouterServer:
                 self.membership.add(url, weight)
             if settings.workers_file is not None:
                 self.membership.read_file(settings.workers_file, settings.drain_timeout_s)
+            if not len(fleet):
+                logger.warning("no worker yet: POST /add_worker?url=http://host:port adds one")
             self._own(self._sweep_forever())
             gc.freeze()  # what exists now stays: collections need not look at it again and again
             with _survived_signals(self._reload):
@@ -218,6 +222,19 @@ def _let_go(server: uvicorn.Server) -> None:
         listener.close()
     for connection in list(server.server_state.connections):
         connection.transport.abort()
+
+
+def _check_certificate(settings: Settings) -> None:
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None or key is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"--tls-certificate {certificate} --tls-key {key}: expected a PEM certificate chain and its private key "
+            f"({error.strerror or error})"
+        ) from error
 
 
 def _read_token(settings: Settings) -> str | None:

@@ -48,7 +48,7 @@ class Settings(BaseModel):
     """Who gets a request: least_loaded, round_robin, power_of_two, weighted, sticky, cache_aware, a name of the
     ``miles.router_policies`` entry points, or a dotted path to a class."""
 
-    session_header: str = "x-smg-routing-key"
+    session_header: str = Field(default="x-smg-routing-key", pattern=r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$")
     """Header that names a session, for the sticky policy."""
 
     load_factor: float = Field(default=1.25, ge=1.0)
@@ -85,7 +85,7 @@ class Settings(BaseModel):
     buffered_body_bytes: PositiveInt = 1024 * 1024
     """Longest request body that is kept to be sent again; a longer one passes through as it arrives, and only once."""
 
-    health_check_path: str = "/health"
+    health_check_path: str = Field(default="/health", pattern=r"^/[!-~]*$")
     """Path that answers 200 while a worker is well."""
 
     health_check_interval_s: PositiveFloat = 5.0
