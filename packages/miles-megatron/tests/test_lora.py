@@ -129,6 +129,15 @@ def test_checkpoints_hold_the_adapter_and_resume_in_other_layouts(config, rollou
     assert all("adapters" in name for name in stored if name.startswith(("decoder", "embedding", "output_layer")))
 
 
+def test_key_value_heads_that_ranks_share_are_refused(config, on_ranks):
+    def run(make):
+        with pytest.raises(ConfigError, match=r"k_proj.* too few heads for 4 tensor-parallel ranks"):
+            make(config(lora_rank=4, tensor_model_parallel_size=4))
+        make(config(lora_rank=4, tensor_model_parallel_size=4, exclude_modules=["q_proj", "k_proj", "v_proj"]))
+
+    on_ranks(4, run)
+
+
 def test_layers_that_nobody_has_are_refused(config, on_ranks):
     def run(make):
         with pytest.raises(ConfigError, match="It has down_proj, gate_proj, k_proj"):

@@ -170,7 +170,12 @@ def _order(module: nn.Module, place: Place) -> tuple[list[int], torch.Tensor | N
     counts = [len(rows) // ranks for rows in place.layout.split(everything)]
     where = torch.empty_like(everything).index_copy_(0, in_file_order, torch.arange(len(in_file_order)))
     order = where[own]
-    assert torch.equal(own.sort().values, in_file_order.sort().values), "ranks have equal parts of every layer"
+    if not torch.equal(own.sort().values, in_file_order.sort().values):
+        raise ConfigError(
+            f"--lora-rank: {' and '.join(place.hf_names)} have too few heads for {ranks} tensor-parallel ranks with "
+            "adapters, which have equal parts of every layer. Give a smaller --tensor-model-parallel-size, leave the "
+            "layers out (--exclude-modules), or use --train-backend fsdp"
+        )
     return counts, None if torch.equal(order, torch.arange(len(order))) else order.to(module.weight.device)
 
 
