@@ -191,6 +191,19 @@ async def test_checksums_of_what_is_held_follow_the_weights(client, fleet, refer
     assert {name for name in before if before[name] != after[name]} == {"model.norm.weight"}
 
 
+async def test_noise_in_place_of_weights_is_found_until_all_of_them_are_sent_again(client, fleet, reference, tmp_path):
+    transport, same = SharedMemoryTransport(tmp_path), checkpoint_names(reference)
+    await asyncio.to_thread(push, fleet, transport, same, 60)
+    await client.ok("/weights_checker", {"action": "snapshot"})
+    await client.ok("/weights_checker", {"action": "reset_tensors"})
+    status, answer = await client.post("/weights_checker", {"action": "compare"})
+    assert (status, answer["success"]) == (400, False)
+    assert "model.embed_tokens.weight" in answer["message"]
+    await asyncio.to_thread(push, fleet, transport, same, 61)
+    transport.close()
+    await client.ok("/weights_checker", {"action": "compare"})
+
+
 async def test_a_missing_directory_is_refused(client):
     status, answer = await client.post("/update_weights_from_disk", {"model_path": "/nowhere"})
     assert (status, answer["success"]) == (400, False)

@@ -19,6 +19,7 @@ def install() -> None:
     sys.modules.setdefault("torchvision._meta_registrations", ModuleType("torchvision._meta_registrations"))
     if find_spec("sgl_kernel") is None:
         sys.modules["sgl_kernel"] = _Kernels()
+    torch.Tensor.cuda = lambda tensor, *_args, **_named: tensor  # the comparison of weights would move them
 
 
 def install_unpinned_memory() -> None:
