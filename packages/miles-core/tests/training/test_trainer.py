@@ -125,6 +125,17 @@ def test_scores_that_are_not_finite_name_their_samples():
         assert str(broken) in str(caught.value)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_steps_on_scores_that_are_not_finite_can_be_skipped(caplog, steps):
+    model, batch = TableModel(), make_batch()
+    with torch.no_grad():
+        model.table[int(batch.tokens[0][-2])] = math.nan
+    report = make_trainer(model, nonfinite_step="skip", num_steps_per_rollout=steps).train(batch)
+    assert report.steps[0]["train/skipped"] == 1.0
+    assert str(batch.sample_indices[0]) in caplog.text
+    assert steps == 1 or "log-probabilities that are not finite" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("flags", "missing"),
     [({"use_tis": True}, "--use-tis"), ({"advantage_estimator": "on_policy_distillation"}, "of a teacher")],

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from miles.core.errors import TrainingError
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.data import Data
 from miles.core.flags.hooks import Hooks
@@ -57,11 +56,7 @@ class CriticTrainer(Procedure):
         for micro_batch, value_T in zip(micro_batches, self._model.values(micro_batches), strict=True):
             recorder.add(micro_batch, value_T)
         value_A = recorder.everyones()
-        if not torch.isfinite(value_A).all():
-            raise TrainingError(
-                f"rollout {batch.rollout_id}: values of the critic that are not finite, of the samples "
-                f"{[batch.sample_indices[i] for i in columns.broken_samples(value_A)]}"
-            )
+        self._steps.check_scores("values of the critic", batch, columns, value_A)
         return {"values": columns.per_sample(value_A)}
 
     def train(self, batch: RolloutBatch) -> TrainReport:

@@ -80,6 +80,21 @@ class OptimizerSteps:
         means = sums.means(denominator=denominator, num_samples=len(step.mask_sums), all_reduce=self._ranks.sum)
         return self._update(means, lambda: self._blame(batch, step, columns, losses, recorder))
 
+    def check_scores(self, what: str, batch: RolloutBatch, columns: Columns, score_A: torch.Tensor) -> None:
+        """Name the samples whose scores, of the whole rollout, are not finite.
+
+        That is the end of the run where steps that are not finite are; else the steps on these samples will not be
+        taken.
+        """
+        if bool(torch.isfinite(score_A).all()):
+            return
+        broken = [batch.sample_indices[i] for i in columns.broken_samples(score_A)]
+        why = f"rollout {batch.rollout_id}: {what} that are not finite, of the samples {broken}"
+        if self._nonfinite == "stop":
+            raise TrainingError(f"{why}. --nonfinite-step skip goes on without steps on them")
+        if self._ranks.index == 0:
+            logging.getLogger(__name__).warning("%s", why)
+
     def _evaluated(self, output: Any, batch: LossBatch) -> LossOutput:
         if not self._recomputes:
             return self._objective(output, batch)

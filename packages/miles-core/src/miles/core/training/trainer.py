@@ -224,11 +224,7 @@ class RolloutTrainer(Procedure):
         ):
             recorder.add(micro_batch, scores)
         logp_A, entropy_A = recorder.everyones(), recorder.entropy()
-        if not torch.isfinite(logp_A).all():
-            raise TrainingError(
-                f"rollout {batch.rollout_id}: log-probabilities that are not finite, of the samples "
-                f"{[batch.sample_indices[i] for i in columns.broken_samples(logp_A)]}"
-            )
+        self._steps.check_scores("log-probabilities", batch, columns, logp_A)
         return logp_A, entropy_A
 
     def _train_steps(self, batch: RolloutBatch, steps: Sequence[StepPlan], columns: Columns) -> list[dict[str, float]]:
