@@ -22,8 +22,8 @@ def test_a_file_is_graded_and_compared(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "3 rows" in printed
     assert "mean reward 0.3333" in printed
-    assert "agreement with 'known': 2 of 3" in printed
-    assert "row 2: 0 (wrong)  label 42" in printed
+    assert "agreement: 2 of 3" in printed
+    assert "line 2: 0 (wrong)  label 42" in printed
     assert "slowest:" in printed
 
 
@@ -46,13 +46,16 @@ def test_other_columns(tmp_path, capsys):
     [
         ("{", "line 1: not JSON"),
         ("[]", "line 1: a list where an object is expected"),
-        ('{"label": 1}', "row 1: 'response' is None"),
-        ('{"response": "x", "metadata": 3}', "row 1: 'metadata' is a int"),
+        ('{"label": 1}', "line 1: no column 'response'; it has 'label'"),
+        ('{"response": 1}', "line 1: 'response' is 1; it must be text"),
+        ('{"response": "x"}\n\n{"response": "x", "metadata": 3}', "line 3: 'metadata' is a int"),
+        ('{"response": "caf\xe9"}', "line 1: not UTF-8"),
+        ("[" * 100_000, "line 1: not JSON"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path, capsys, content, message):
     path = tmp_path / "in"
-    path.write_text(content)
+    path.write_bytes(content.encode("latin-1"))
     assert main(["grade", "--type", "math", "--input", str(path)]) == 2
     assert message in capsys.readouterr().err
 
@@ -62,6 +65,37 @@ def test_a_missing_file_and_an_unknown_type_are_named(tmp_path, capsys):
     assert "No such file" in capsys.readouterr().err
     assert main(["grade", "--type", "mth", "--input", write(tmp_path / "in", ROWS)]) == 2
     assert "Did you mean 'math'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("human", "line 1: 'human' is 'yes'; a reward is a number"),
+        ("humn", "no row has a column 'humn'"),
+    ],
+)
+def test_a_column_without_rewards_is_named(tmp_path, capsys, column, message):
+    path = write(tmp_path / "in", [{"response": "x", "label": 1, "human": "yes"}])
+    assert main(["grade", "--type", "math", "--input", path, "--expected", column]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named_before_grading(tmp_path, capsys):
+    path = write(tmp_path / "in", ROWS)
+    assert main(["grade", "--type", "math", "--input", path, "--output", str(tmp_path / "no" / "out")]) == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_the_first_failure_of_a_kind_says_why(tmp_path, capsys):
+    main(["grade", "--type", "math", "--input", write(tmp_path / "in", [ROWS[0], {"response": "x"}])])
+    assert "50.0%  first in line 2: bad label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--timeout", "-1"], ["--list", "x"]])
+def test_impossible_numbers_are_refused(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit):
+        main(["grade", "--type", "math", "--input", "in", *arguments])
+    assert arguments[0] in capsys.readouterr().err
 
 
 def test_an_empty_file(tmp_path, capsys):

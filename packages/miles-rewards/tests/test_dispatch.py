@@ -8,6 +8,7 @@ from miles.core.errors import ConfigError, RewardError
 from miles.core.registry import Registry
 from miles.core.types import Sample
 from miles.rewards.dispatch import Dispatcher
+from miles.rewards.math.boxed import last_boxed
 
 ATTEMPTS = 4
 """A busy machine makes times longer, never shorter: one good round is proof."""
@@ -275,3 +276,20 @@ async def test_grading_does_not_hold_up_the_event_loop():
             break
         assert attempt + 1 < ATTEMPTS, f"late by {lag:.3f} s"
     await rewards.close()
+
+
+@pytest.mark.parametrize("rm_type", ["math", "boxed_f1"])
+async def test_reading_a_long_response_is_left_to_workers(rm_type):
+    response = r"\boxed{" + "{}" * 400_000 + "}"
+    started = time.thread_time()
+    last_boxed(response)
+    reading_s = time.thread_time() - started
+    rewards = dispatcher(rm_type=rm_type, rm_timeout=60)
+    try:
+        await rewards.score(sample("x" * 200_000))
+        started = time.thread_time()
+        outcome = await rewards.score(sample(response))
+        assert time.thread_time() - started < reading_s / 2
+    finally:
+        await rewards.close()
+    assert (outcome.score, outcome.failed) == (0.0, False)

@@ -9,6 +9,7 @@ import pytest
 from miles.core.errors import ConfigError
 from miles.core.types import Sample
 from miles.rewards.context import Settings
+from miles.rewards.pool.backlog import Backlog
 from miles.rewards.types.remote import RemoteScorer
 
 testclient = pytest.importorskip("starlette.testclient")
@@ -69,6 +70,19 @@ def test_health_metrics_and_description(client):
     assert client.get("/health").json() == {"status": "ok", "types": ["math", "gpqa"]}
     assert 'miles_rewards_graded_total{category="correct"}' in client.get("/metrics").text
     assert "/grade/batch" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_service_whose_pool_broke_is_not_healthy(monkeypatch):
+    def break_down(backlog, share):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Backlog, "take", break_down)
+    with testclient.TestClient(server.create_app(["math"], Settings(num_workers=1))) as client:
+        assert client.get("/health").status_code == 200
+        assert client.post("/grade", json=RIGHT | {"response": "x" * 200_000}).json()["category"] == "error"
+        health = client.get("/health")
+    assert health.status_code == 503
+    assert "no room" in health.json()["detail"]
 
 
 def test_a_type_that_does_not_exist_is_refused_at_the_start():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,30 @@ class Columns:
     prompt: str = "prompt"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+Rows = dict[int, dict[str, Any]]
+"""Rows of a file by the number of their line."""
+
+
+def read_rows(path: Path) -> Rows:
     """The rows of a JSON Lines file.  Raises DataError naming the line."""
     try:
-        return [_row(line, path, number) for number, line in _lines(path)]
+        return {number: _row(line, path, number) for number, line in _lines(path)}
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
 
 
-def samples_of(rows: Sequence[dict[str, Any]], path: Path, columns: Columns) -> list[Sample]:
+def samples_of(rows: Rows, path: Path, columns: Columns) -> list[Sample]:
     """One sample per row.  Raises DataError for a row without response."""
-    return [_sample(row, f"{path}, row {number}", columns) for number, row in enumerate(rows, 1)]
+    return [_sample(row, f"{path}, line {number}", columns) for number, row in rows.items()]
+
+
+def known_rewards(rows: Rows, path: Path, column: str) -> list[float | bool | None]:
+    """What ``column`` says of each row, None where it says nothing.  Raises DataError when it never does, or when it
+    says what is no reward."""
+    known = [_known(row.get(column), f"{path}, line {number}", column) for number, row in rows.items()]
+    if rows and all(value is None for value in known):
+        raise DataError(f"{path}: no row has a column {column!r}; the first has {_names(next(iter(rows.values())))}")
+    return known
 
 
 async def grade_samples(rm_type: str, samples: Sequence[Sample], settings: Settings) -> list[RewardOutcome]:
@@ -65,17 +78,19 @@ def scalar(outcome: RewardOutcome, key: str | None) -> float:
     return float(next(value for value in outcome.score.values() if isinstance(value, (int, float))))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line
 
 
-def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number}: not UTF-8 ({error})") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: a {type(row).__name__} where an object is expected")
@@ -84,6 +99,9 @@ def _row(line: str, path: Path, number: int) -> dict[str, Any]:
 
 def _sample(row: dict[str, Any], where: str, columns: Columns) -> Sample:
     response, metadata = row.get(columns.response), row.get(columns.metadata) or {}
+    if columns.response not in row:
+        option = "--response-key names the column of the responses"
+        raise DataError(f"{where}: no column {columns.response!r}; it has {_names(row)}. {option}")
     if not isinstance(response, str):
         raise DataError(f"{where}: {columns.response!r} is {response!r}; it must be text")
     if not isinstance(metadata, dict):
@@ -97,3 +115,16 @@ def _sample(row: dict[str, Any], where: str, columns: Columns) -> Sample:
         tokens=row.get("tokens") or [],
         response_length=row.get("response_length") or 0,
     )
+
+
+def _known(value: Any, where: str, column: str) -> float | bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {column!r} is {value!r}; a reward is a number, true or false") from None
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, row)) or "none"

@@ -49,9 +49,13 @@ class Catalogue:
         name = name.removeprefix(BOXED) if boxed else name
         found, path = self._find(name)
         if isinstance(found, Grader):
+            if missing := found.missing:
+                raise ConfigError(missing)
             return found.scorer(self._context, boxed=boxed)
         if boxed:
-            raise ConfigError(f"--rm-type {BOXED}{name}: {name} does not grade text, so {BOXED} cannot stand before it")
+            raise ConfigError(
+                f"reward type {BOXED}{name}: {name} does not grade text, so {BOXED} cannot stand before it"
+            )
         if hasattr(found, "scorer"):
             scorer: Scorer = found.scorer(self._context)
             return scorer
@@ -62,7 +66,7 @@ class Catalogue:
             plugin = self._registry.find(name)
             return self._registry.get(name), worker_path(plugin.target if plugin else name)
         except PluginError as error:
-            raise ConfigError(f"--rm-type {name}: {error}") from error
+            raise ConfigError(f"reward type {name}: {error}") from error
 
 
 def worker_path(path: str) -> str:

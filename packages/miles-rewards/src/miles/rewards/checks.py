@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from miles.core.errors import PluginError
@@ -42,8 +41,8 @@ def _part(part: Part, registry: Registry, reward: Reward, *, alone: bool) -> Ite
     except PluginError as error:
         yield f"--rm-type {reward.rm_type}: {error}"
         return
-    if isinstance(grader, Grader) and grader.extra and not all(map(find_spec, grader.preload)):
-        yield f"--rm-type {name} needs what is not installed: pip install 'miles-rewards[{grader.extra}]'"
+    if isinstance(grader, Grader) and (missing := grader.missing):
+        yield f"--rm-type {reward.rm_type}: {missing}"
     if name == "remote_rm" and not reward.rm_url:
         yield "--rm-type remote_rm needs --rm-url, the address of the reward service"
     if alone and isinstance(grader, Grader) and grader.keys:

@@ -7,16 +7,20 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TextIO, TypeVar
 
-from miles.core.errors import MilesError
+from miles.core.errors import DataError, MilesError
 from miles.core.registry import Registry
 from miles.rewards import __version__
-from miles.rewards.batch import Columns, grade_samples, read_rows, samples_of
+from miles.rewards.batch import Columns, grade_samples, known_rewards, read_rows, samples_of
 from miles.rewards.catalogue import GROUP
 from miles.rewards.context import Settings
 from miles.rewards.table import Graded, report
+
+_Number = TypeVar("_Number", int, float)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +53,7 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}-key", default=getattr(columns, name), help=f"column of the {name} (%(default)s)")
     parser.add_argument("--expected", help="column with known rewards, to list the disagreements")
     parser.add_argument("--reward-key", help="entry of rewards that are mappings (default: their first number)")
-    parser.add_argument("--list", type=int, default=5, help="rows in each list (%(default)s)")
+    parser.add_argument("--list", type=_at_least(0, int), default=5, help="rows in each list (%(default)s)")
     _add_execution(parser)
     parser.set_defaults(command=_grade)
 
@@ -58,17 +62,34 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--type", required=True, action="append", help="type to offer; the first is the default")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (%(default)s)")
-    parser.add_argument("--max-body-bytes", type=int, default=16 << 20, help="longest request (%(default)s)")
-    parser.add_argument("--max-batch", type=int, default=1024, help="most items of a batch (%(default)s)")
+    parser.add_argument(
+        "--max-body-bytes", type=_at_least(1, int), default=16 << 20, help="longest request (%(default)s)"
+    )
+    parser.add_argument("--max-batch", type=_at_least(1, int), default=1024, help="most items of a batch (%(default)s)")
     _add_execution(parser)
     parser.set_defaults(command=_serve)
 
 
 def _add_execution(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, help="processes that grade (default: a quarter of the cores, 2 to 8)")
-    parser.add_argument("--timeout", type=float, help="seconds one grading may take (default: the type's own)")
+    parser.add_argument(
+        "--workers", type=_at_least(1, int), help="processes that grade (default: a quarter of the cores, 2 to 8)"
+    )
+    parser.add_argument(
+        "--timeout", type=_at_least(0.001, float), help="seconds one grading may take (default: the type's own)"
+    )
     parser.add_argument("--strict-upstream", action="store_true", help="grade as the original graders do")
     parser.add_argument("--url", help="address of the service of the type remote_rm")
+
+
+def _at_least(least: _Number, number: Callable[[str], _Number]) -> Callable[[str], _Number]:
+    def parse(text: str) -> _Number:
+        value = number(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return value
+
+    parse.__name__ = getattr(number, "__name__", "number")  # argparse says so in its messages
+    return parse
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -85,16 +106,26 @@ def _grade(options: argparse.Namespace) -> int:
     columns = Columns(options.response_key, options.label_key, options.metadata_key)
     rows = read_rows(options.input)
     samples = samples_of(rows, options.input, columns)
-    started = time.perf_counter()
-    outcomes = asyncio.run(grade_samples(options.type, samples, _settings(options)))
-    elapsed_s = time.perf_counter() - started
-    if options.output is not None:
-        lines = (json.dumps({**row, "outcome": outcome._asdict()}) + "\n" for row, outcome in zip(rows, outcomes))
-        options.output.write_text("".join(lines))
-    graded = Graded(rows, outcomes, options.reward_key, columns.label, columns.response, options.expected)
+    known = known_rewards(rows, options.input, options.expected) if options.expected else None
+    with _output(options.output) as output:
+        started = time.perf_counter()
+        outcomes = asyncio.run(grade_samples(options.type, samples, _settings(options)))
+        elapsed_s = time.perf_counter() - started
+        if output is not None:
+            for row, outcome in zip(rows.values(), outcomes):
+                output.write(json.dumps({**row, "outcome": outcome._asdict()}) + "\n")
+    graded = Graded(rows, outcomes, options.reward_key, columns.label, columns.response, known)
     for line in report(graded, elapsed_s, options.list):
         print(line)
     return 0
+
+
+def _output(path: Path | None) -> AbstractContextManager[TextIO | None]:
+    """The file for the outcomes, opened before time is spent on grading."""
+    try:
+        return nullcontext() if path is None else path.open("w")
+    except OSError as error:
+        raise DataError(f"--output {path}: {error.strerror}") from error
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -73,6 +73,11 @@ class Context:
         """Workers killed or dead since the start."""
         return sum(pool.num_replaced for pool in (self._pool, self._open_pool) if pool)
 
+    @property
+    def problem(self) -> str:
+        """Why workers cannot grade any more; empty while they can."""
+        return next((pool.problem for pool in (self._pool, self._open_pool) if pool and pool.problem), "")
+
     def close(self) -> None:
         """End all workers."""
         for pool in (self._pool, self._open_pool):

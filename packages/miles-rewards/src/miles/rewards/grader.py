@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from miles.rewards.context import Context, shared_context
@@ -47,6 +48,18 @@ class Grader:
     def job(self) -> Job:
         """``grade``, as workers find it."""
         return Job(f"{self.grade.__module__}:{self.grade.__qualname__}", timeout_s=self.timeout_s)
+
+    @cached_property
+    def boxed_job(self) -> Job:
+        """``grade`` on the content of the last box, as workers find it."""
+        return Job("miles.rewards.math.boxed:grade_content", bound=(self.grade,), timeout_s=self.timeout_s)
+
+    @property
+    def missing(self) -> str:
+        """What must be installed before it can grade, and how; empty when nothing must."""
+        if self.extra is None or all(map(find_spec, self.preload)):
+            return ""
+        return f"reward type {self.name} needs what is not installed: pip install 'miles-rewards[{self.extra}]'"
 
     def scorer(self, context: Context, *, boxed: bool = False) -> GraderScorer:
         """What grades samples with it, in the context's workers."""

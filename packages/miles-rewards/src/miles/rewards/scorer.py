@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from miles.rewards.pool import Result
 
 MAX_RESPONSE_CHARS = 8_000_000
+_AT_ONCE_CHARS = 100_000
+"""Longer responses go to workers: reading one may take the event loop's time by the tenth of a second."""
 _MEMO_SIZE = 4096
 
 
@@ -51,7 +53,7 @@ class GraderScorer:
         self._context = context
         self._boxed = boxed
         self._reads_nothing = grader.reads == ()
-        self._job = grader.job
+        self._job = grader.boxed_job if boxed else grader.job
         self._timeout_s = context.settings.timeout_s
         self._options: dict[str, Any] = {"strict_upstream": True} if context.settings.strict_upstream else {}
         self._memo: OrderedDict[bytes, RewardOutcome] = OrderedDict()
@@ -76,19 +78,16 @@ class GraderScorer:
         response, quick = sample.response or "", self._grader.quick
         if len(response) > MAX_RESPONSE_CHARS:
             return failed("too_long", f"{len(response)} characters", self._grader.failure_score)
-        if quick is None:
+        if quick is None or len(response) > _AT_ONCE_CHARS:
             return None
         if self._boxed:
-            response = self._graded(response)
+            response = last_boxed(response) or ""
         metadata = self._options if self._reads_nothing else self._relevant(sample.metadata)
         started = time.perf_counter()
         verdict = quick(response, sample.label, metadata)
         if verdict is None:
             return None
         return outcome_of(verdict, time.perf_counter() - started, self._grader.failure_score)
-
-    def _graded(self, response: str) -> str:
-        return (last_boxed(response) or "") if self._boxed else response
 
     def _relevant(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         if self._reads_nothing:
@@ -109,9 +108,8 @@ class GraderScorer:
 
     def _pack(self, sample: Sample) -> bytes | RewardOutcome:
         """What a worker gets, or why it gets nothing."""
-        response = self._graded(sample.response or "")
         try:
-            return single_block((response, sample.label, self._relevant(sample.metadata)))
+            return single_block((sample.response or "", sample.label, self._relevant(sample.metadata)))
         except Exception as error:
             detail = f"label or metadata cannot be sent to a worker ({type(error).__name__}: {error})"
             return failed("error", detail[:300], self._grader.failure_score)

@@ -82,8 +82,10 @@ def create_app(rm_types: list[str], settings: Settings, limits: Limits | None = 
             raise HTTPException(413, f"{len(batch.items)} items; at most {limits.batch} are graded together")
         return [_graded(outcome) for outcome in await asyncio.gather(*map(service.grade, batch.items))]
 
-    @app.get("/health", summary="Whether the workers run")
+    @app.get("/health", summary="Whether it can grade: 200, or 503 and why not")
     async def health() -> dict[str, Any]:
+        if problem := service.problem:
+            raise HTTPException(503, problem)
         return {"status": "ok", "types": rm_types}
 
     @app.get("/metrics", summary="Counts and latencies for Prometheus", response_class=PlainTextResponse)
@@ -126,6 +128,11 @@ class Service:
         self._ledger.add(outcome)
         self._totals[outcome.category] = self._totals.get(outcome.category, 0) + 1
         return outcome
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot grade any more; empty while it can."""
+        return self._context.problem
 
     def metrics(self) -> str:
         """Totals by category since the start, and latencies since the last call."""

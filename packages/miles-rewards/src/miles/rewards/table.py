@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from miles.core.protocols.reward import RewardOutcome
-from miles.rewards.batch import scalar
+from miles.rewards.batch import Rows, scalar
 
 _TEXT_CHARS = 60
 
@@ -17,7 +16,7 @@ _TEXT_CHARS = 60
 class Graded:
     """Rows of a file and what became of them."""
 
-    rows: Sequence[dict[str, Any]]
+    rows: Rows
     outcomes: Sequence[RewardOutcome]
     key: str | None
     """Entry of rewards that are mappings."""
@@ -25,24 +24,23 @@ class Graded:
     """Column of the label."""
     response: str
     """Column of the response."""
-    expected: str | None
-    """Column to compare the rewards with."""
+    known: Sequence[float | bool | None] | None
+    """Rewards to compare with, None where there is none."""
 
     def disagreements(self) -> list[int]:
-        """Rows whose reward is not what the column says."""
-        if self.expected is None:
-            return []
+        """Positions of rows whose reward is not the known one."""
+        pairs = zip(self.known or (), self.outcomes)
         return [
             position
-            for position, (row, outcome) in enumerate(zip(self.rows, self.outcomes))
-            if (wanted := row.get(self.expected)) is not None and not _same(scalar(outcome, self.key), wanted)
+            for position, (wanted, outcome) in enumerate(pairs)
+            if wanted is not None and not _same(scalar(outcome, self.key), wanted)
         ]
 
 
-def _same(score: float, wanted: Any) -> bool:
+def _same(score: float, wanted: float | bool) -> bool:
     if isinstance(wanted, bool):
         return (score > 0) == wanted
-    return abs(score - float(wanted)) < 1e-6
+    return abs(score - wanted) < 1e-6
 
 
 def report(graded: Graded, elapsed_s: float, num_listed: int) -> Iterator[str]:
@@ -51,35 +49,38 @@ def report(graded: Graded, elapsed_s: float, num_listed: int) -> Iterator[str]:
     if not total:
         yield "no rows"
         return
+    lines = list(graded.rows)
     mean = sum(scalar(outcome, graded.key) for outcome in outcomes) / total
     yield f"{total} rows in {elapsed_s:.2f} s, mean reward {mean:.4f}, {sum(o.failed for o in outcomes)} failed"
     for category, count in Counter(outcome.category for outcome in outcomes).most_common():
-        yield f"  {category:20} {count:8}  {count / total:6.1%}"
-    if graded.expected is not None:
-        yield from _disagreements(graded, graded.expected, num_listed)
+        yield f"  {category:20} {count:8}  {count / total:6.1%}{_reason(category, outcomes, lines)}"
+    if graded.known is not None:
+        yield from _disagreements(graded, graded.known, num_listed)
     yield "slowest:"
     for position in sorted(range(total), key=lambda row: -outcomes[row].seconds)[:num_listed]:
         yield f"  {outcomes[position].seconds * 1000:9.2f} ms  {_line(graded, position)}"
 
 
-def _disagreements(graded: Graded, column: str, num_listed: int) -> Iterator[str]:
-    known = sum(row.get(column) is not None for row in graded.rows)
-    different = graded.disagreements()
-    if not known:
-        yield f"no row has {column!r}"
-        return
-    yield f"agreement with {column!r}: {known - len(different)} of {known}, {1 - len(different) / known:.2%}"
+def _reason(category: str, outcomes: Sequence[RewardOutcome], lines: Sequence[int]) -> str:
+    """Where a failure came first, and why."""
+    first = next(position for position, outcome in enumerate(outcomes) if outcome.category == category)
+    return f"  first in line {lines[first]}: {_short(outcomes[first].detail)}" if outcomes[first].failed else ""
+
+
+def _disagreements(graded: Graded, known: Sequence[float | bool | None], num_listed: int) -> Iterator[str]:
+    total, different = sum(wanted is not None for wanted in known), graded.disagreements()
+    yield f"agreement: {total - len(different)} of {total}, {1 - len(different) / total:.2%}"
     for position in different[:num_listed]:
-        yield f"  wanted {graded.rows[position][column]!r:6} {_line(graded, position)}"
+        yield f"  wanted {known[position]!r:6} {_line(graded, position)}"
     if len(different) > num_listed:
         yield f"  ... and {len(different) - num_listed} more"
 
 
 def _line(graded: Graded, position: int) -> str:
-    row, outcome = graded.rows[position], graded.outcomes[position]
+    (number, row), outcome = list(graded.rows.items())[position], graded.outcomes[position]
     label, response = _short(str(row.get(graded.label))), _short(str(row.get(graded.response))[-_TEXT_CHARS:])
     score = scalar(outcome, graded.key)
-    return f"row {position + 1}: {score:g} ({outcome.category})  label {label}  response ...{response}"
+    return f"line {number}: {score:g} ({outcome.category})  label {label}  response ...{response}"
 
 
 def _short(text: str) -> str:

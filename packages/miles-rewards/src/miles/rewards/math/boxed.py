@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 _BOX = "\\boxed"
 _OPEN = "\\boxed{"
@@ -25,3 +27,8 @@ def last_boxed(text: str) -> str | None:
 def has_box(text: str) -> bool:
     """Whether a box was begun at all, well formed or not."""
     return _BOX in text
+
+
+def grade_content(grade: Callable[..., Any], response: str, label: Any, metadata: Mapping[str, Any]) -> Any:
+    """``grade`` what stands in the last box."""
+    return grade(last_boxed(response) or "", label, metadata)

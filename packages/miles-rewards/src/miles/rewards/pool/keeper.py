@@ -53,7 +53,8 @@ class Keeper:
         """Admitted tickets that lack results.  Weak: nobody waits for those that are gone."""
         self._flushing: set[Sink] = set()
         self._failures_in_a_row = 0
-        self._broken: RewardError | None = None
+        self.broken: RewardError | None = None
+        """Why it gave up."""
         self._closing = False
         self._ended = False
         self._ready = threading.Event()
@@ -83,8 +84,8 @@ class Keeper:
     def wait_ready(self) -> None:
         """Return when the workers are forked.  Raises RewardError when they could not be."""
         self._ready.wait()
-        if self._broken is not None:
-            raise self._broken
+        if self.broken is not None:
+            raise self.broken
 
     def close(self) -> None:
         self._closing = True
@@ -328,7 +329,7 @@ class Keeper:
     # The end.
 
     def _break(self, error: RewardError) -> None:
-        self._broken = error
+        self.broken = error
         self._ready.set()
 
     def _tear_down(self) -> None:
@@ -345,7 +346,7 @@ class Keeper:
             self._clapper.close()
 
     def _refuse(self, ticket: Ticket) -> None:
-        ticket.results.fill(Result("error", detail=str(self._broken or "the reward pool was closed")))
+        ticket.results.fill(Result("error", detail=str(self.broken or "the reward pool was closed")))
         with contextlib.suppress(RuntimeError):  # its event loop was closed meanwhile: nobody waits
             ticket.sink.put(ticket)
             ticket.sink.flush()

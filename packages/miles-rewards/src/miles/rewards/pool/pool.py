@@ -126,6 +126,12 @@ class Pool:
         return keeper.pids if keeper else []
 
     @property
+    def problem(self) -> str:
+        """Why the pool gave up; empty while it works or has not started."""
+        keeper = self._keeper
+        return str(keeper.broken or "") if keeper else ""
+
+    @property
     def num_replaced(self) -> int:
         """Workers that were killed or died, since the start."""
         keeper = self._keeper
