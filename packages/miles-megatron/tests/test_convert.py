@@ -103,6 +103,20 @@ def test_the_state_of_a_run_in_any_layout_becomes_a_model(checkpoint, config, on
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_a_checkpoint_of_a_run_is_converted_in_the_words_of_other_scripts(checkpoint, config, on_ranks, tmp_path):
+    source, back = str(checkpoint("qwen2")), str(tmp_path / "back")
+    (tmp_path / "iter_0000007" / "actor").mkdir(parents=True)
+
+    def run(make):
+        make(config("qwen2")).save(tmp_path / "iter_0000007" / "actor")
+        flags = ["--input-dir", str(tmp_path / "iter_0000007"), "--origin-hf-dir", source, "--output-dir", back]
+        return main(["to-hf", *flags])
+
+    assert on_ranks(1, run) == [0]
+    before, after = load_file(f"{source}/model.safetensors"), load_file(f"{back}/model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_files_are_cut_at_a_size_and_indexed(checkpoint, on_ranks, tmp_path, monkeypatch):
     source = str(checkpoint("qwen2"))
     torch_dist, back = str(tmp_path / "torch_dist"), str(tmp_path / "back")

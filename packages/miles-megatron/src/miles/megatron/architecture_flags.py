@@ -15,7 +15,7 @@ from miles.core.errors import TrainingError
 from miles.core.flags.training import Training
 from miles.megatron.flags import TransformerFlags
 from miles.megatron.model_args import ModelArgs
-from miles.megatron.model_map import Architecture
+from miles.megatron.model_map import LATENT_FIELDS, Architecture
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -50,13 +50,7 @@ _FIXED = (
     "moe_router_num_groups",
     "moe_router_group_topk",
     "moe_router_topk_scaling_factor",
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_head_dim",
-    "qk_pos_emb_head_dim",
-    "v_head_dim",
-    "mscale",
-    "mscale_all_dim",
+    *LATENT_FIELDS,
     "multi_latent_attention",
 )
 # A pattern may be a number: with every Nth layer, or all but every Nth.

@@ -129,8 +129,9 @@ def is_torch_dist(directory: Path) -> bool:
 
 def resolve(directory: Path, step: int | None = None) -> Path:
     """The checkpoint at ``directory``: itself, a release, or the state of a run after ``step``, or its newest one."""
-    if (directory / WEIGHTS).is_dir():
-        return directory
+    for checkpoint in (directory, directory / "actor"):  # ``iter_0000007`` of a run has the actor in it
+        if (checkpoint / WEIGHTS).is_dir():
+            return checkpoint
     tracker = directory / TRACKER_FILE
     if not tracker.is_file():
         raise CheckpointError(f"{directory} is no checkpoint of the megatron backend: it has no {TRACKER_FILE}")

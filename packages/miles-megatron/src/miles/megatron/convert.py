@@ -41,9 +41,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     directions = parser.add_subparsers(dest="direction", required=True)
     for name, text in (("to-torch-dist", "from Hugging Face"), ("to-hf", "to Hugging Face")):
         direction = directions.add_parser(name, help=text)
-        direction.add_argument("--hf-checkpoint", type=Path, required=True, help="configuration, and weights if any")
-        direction.add_argument("--save", type=Path, required=True, help="directory to make; must not exist")
-    directions.choices["to-hf"].add_argument("--load", type=Path, required=True, help="a torch_dist checkpoint")
+        model = "Hugging Face directory: configuration and tokenizer, and the weights where they are to be converted"
+        direction.add_argument("--hf-checkpoint", "--origin-hf-dir", type=Path, required=True, help=model)
+        made = "directory to make; must not exist"
+        direction.add_argument("--save", "--output-dir", type=Path, required=True, help=made)
+    torch_dist = "converted weights, a run directory, or one of its checkpoints (iter_0000007)"
+    directions.choices["to-hf"].add_argument("--load", "--input-dir", type=Path, required=True, help=torch_dist)
     return parser.parse_args(arguments)
 
 

@@ -18,6 +18,18 @@ HfConfig = Mapping[str, Any]
 """The text of a ``config.json``."""
 
 
+LATENT_FIELDS = (
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_head_dim",
+    "qk_pos_emb_head_dim",
+    "v_head_dim",
+    "mscale",
+    "mscale_all_dim",
+)
+"""What ``MLATransformerConfig`` has about the latent space and its positions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """The constants of a model.  ``transformer`` are fields of Megatron-Core's ``TransformerConfig``."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from miles.core.errors import MilesError
 from miles.megatron import cpu
-from miles.megatron.model_map import Architecture
+from miles.megatron.model_map import LATENT_FIELDS, Architecture
 
 # In the order of a script.
 _NAMES = (
@@ -70,15 +70,6 @@ _NAMES = (
     "untie_embeddings_and_output_weights",
 )
 _OF_EXPERTS = {name for name in _NAMES if name.startswith("moe_")}
-_OF_LATENT = {
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_head_dim",
-    "qk_pos_emb_head_dim",
-    "v_head_dim",
-    "mscale",
-    "mscale_all_dim",
-}
 # Not worth a line.
 _USUAL = {"softmax_type": "vanilla", "glu_linear_offset": 0.0, "rotary_percent": 1.0}
 
@@ -100,7 +91,7 @@ def model_args(architecture: Architecture) -> list[str]:
     if known["num_experts"] is None:
         left_out |= _OF_EXPERTS
     if not architecture.latent_attention:
-        left_out |= _OF_LATENT
+        left_out |= set(LATENT_FIELDS)
     if not (architecture.latent_attention or architecture.yarn):
         left_out.add("rotary_scaling_factor")
     shown = {name: known[name] for name in _NAMES if name in known and name not in left_out}
