@@ -29,9 +29,6 @@ SECTIONS = (
 
 # Folder of tests -> test -> the flags whose effect it shows.
 SHOWN_BY = {
-    "packages/miles-core/tests/advantages/": {
-        "test_group_reward.py::test_flags_switch_normalization_off": "grpo_std_normalization rewards_normalization",
-    },
     "packages/miles-core/tests/config/": {
         "test_batch.py::test_three_knobs_give_the_fourth_and_four_are_accepted": "rollout_batch_size "
         "n_samples_per_prompt num_steps_per_rollout global_batch_size",
@@ -53,7 +50,6 @@ SHOWN_BY = {
         "test_job.py::test_weights_are_updated_at_the_interval_and_at_the_end": "update_weights_interval",
         "test_periodic.py::test_saves_every_interval_and_at_the_end": "save_interval",
         "test_resume.py::test_load_of_another_run_is_where_a_new_run_starts_with_metrics_of_its_own": "load",
-        "test_resume.py::test_run_continues_what_it_has_written": "save",
         "test_resume.py::test_start_rollout_id_says_where_a_run_begins_and_not_where_it_goes_on": "start_rollout_id",
         "test_worker.py::test_a_rank_that_takes_long_is_told_on": "watchdog_timeout_s",
         "test_worker.py::test_adapters_go_to_engines_that_add_them_themselves": "lora_serving",
@@ -68,7 +64,7 @@ SHOWN_BY = {
         "test_debugging.py::test_rollouts_are_profiled_between_start_and_end": "use_pytorch_profiler "
         "profile_step_start profile_step_end",
         "test_debugging.py::test_what_was_trained_on_is_written_sample_by_sample": "save_debug_train_data",
-        "test_packing.py::test_balance_evens_out_the_tokens_of_ranks": "balance_data",
+        "test_settings.py::test_the_tokens_of_ranks_are_balanced_where_that_is_asked_for": "balance_data",
         "test_settings.py::test_the_token_cap_counts_only_with_dynamic_batches": "use_dynamic_batch_size "
         "max_tokens_per_gpu micro_batch_size",
         "test_trainer.py::test_a_step_that_is_not_finite_can_be_skipped": "nonfinite_step",
@@ -115,28 +111,26 @@ SHOWN_BY = {
         "test_routing.py::test_the_first_passs_experts_are_those_of_the_scores": "use_routing_replay",
     },
     "packages/miles-rollout/tests/": {
-        "data/test_prompts.py::test_a_row_gives_prompt_label_metadata_and_tools": "input_key label_key metadata_key "
-        "tool_key",
-        "data/test_prompts.py::test_arguments_of_the_template_are_passed_on": "apply_chat_template_kwargs",
-        "data/test_prompts.py::test_text_becomes_a_user_message_for_the_chat_template": "apply_chat_template",
+        "test_convert.py::test_rewards_are_relative_to_the_group": "grpo_std_normalization rewards_normalization",
+        "test_data_source.py::test_flags_say_how_rows_become_prompts": "input_key label_key metadata_key tool_key "
+        "apply_chat_template apply_chat_template_kwargs multimodal_keys",
         "test_data_source.py::test_groups_hold_fresh_samples_with_indices_that_count_up": "prompt_data",
         "test_data_source.py::test_without_prompt_data_samples_are_blank": "rollout_global_dataset",
         "test_manager.py::test_a_data_source_of_the_users_saves_and_loads_itself": "data_source_path",
         "test_manager.py::test_a_replay_trains_on_the_files_of_another_run": "load_debug_rollout_data "
         "load_debug_rollout_data_subsample",
         "test_manager.py::test_debug_data_is_a_second_copy": "save_debug_rollout_data",
-        "test_multimodal.py::test_media_travel_from_the_row_to_the_sample": "multimodal_keys",
     },
     "tests/e2e/": {
         "test_async.py::test_old_log_probabilities_are_those_of_the_weights_that_generated": "keep_old_actor",
-        "test_lost_ranks.py::test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit": "train_env_vars",
+        "test_lost_ranks.py::test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit": "train_env_vars save",
         "test_true_on_policy.py::test_trainer_and_engine_differ_by_exactly_nothing": "true_on_policy_mode",
         "test_weight_transports.py::test_small_steps_in_half_precision_change_little": "update_weight_delta",
     },
 }
 
-TESTS = [folder + test for folder, tests in SHOWN_BY.items() for test in tests]
-SHOWN = {flag for tests in SHOWN_BY.values() for flags in tests.values() for flag in flags.split()}
+TESTS = {folder + test: flags.split() for folder, tests in SHOWN_BY.items() for test, flags in tests.items()}
+SHOWN = {flag for flags in TESTS.values() for flag in flags}
 
 
 @cache
@@ -155,6 +149,14 @@ def test_the_test_is_there(test: str) -> None:
     path, name = test.split("::")
     defined = (node for node in tree(path).body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     assert name in {node.name for node in defined}
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_the_test_sets_the_flags(test: str) -> None:
+    text = (ROOT / test.split("::")[0]).read_text(encoding="utf-8")
+    specs = [flag_table().flags[name] for name in TESTS[test]]
+    unset = [spec.name for spec in specs if spec.name not in text and spec.spelling not in text]
+    assert not unset, "the test looks at what is behind the flag; name one that sets it"
 
 
 def test_every_flag_has_one() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from miles.core.protocols.backend import Rank
 from miles.fsdp import building
 from miles.fsdp.sharding import Backends
 
@@ -37,16 +38,25 @@ def test_log_probabilities_are_computed_in_chunks_of_that_many_tokens(actor, rol
 
 
 @pytest.mark.parametrize(("margin", "share"), [(0, 1.0), (1024, 0.75), (8192, 0.0)])
-def test_the_margin_of_an_accelerators_memory_is_left_free(monkeypatch, margin, share):
+def test_the_margin_of_an_accelerators_memory_is_left_free(config, monkeypatch, margin, share):
     asked = []
     properties = type("Properties", (), {"total_memory": 4096})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: asked.append(given))
-    building._keep_free(torch.device("cuda", 0), margin)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    building.Site.join(config(device="cuda", train_dtype="fp32", train_memory_margin_bytes=margin), Rank())
     assert asked == [(share, torch.device("cuda", 0))]
 
 
-def test_tensors_in_host_memory_have_a_library_beside_the_accelerators():
+@pytest.mark.parametrize("library", ["gloo", None])
+def test_tensors_in_host_memory_have_a_library_beside_the_accelerators(config, monkeypatch, library):
+    joined = []
+    monkeypatch.setattr(building, "join_group", lambda rank, device, backends, *_: joined.append(backends))
+    building.Site.join(config(train_dtype="bf16", fsdp_cpu_backend=library, distributed_backend="nccl"), Rank())
+    assert joined == [Backends("nccl", library)]
+
+
+def test_libraries_are_spelled_as_torch_wants_it():
     assert Backends("nccl", "gloo").spelled("cuda") == "cpu:gloo,cuda:nccl"
     assert Backends("nccl", None).spelled("cuda") == "nccl"
     assert Backends("gloo", "gloo").spelled("cpu") == "gloo"

@@ -12,7 +12,8 @@ from rollout_fakes import write_jsonl
 from miles.core.config import Config
 from miles.core.errors import CheckpointError, ConfigError
 from miles.core.types.sample import Group, Sample, Status
-from miles.rollout.data_source import RolloutDataSource, RolloutDataSourceWithBuffer
+from miles.rollout.data.prompts import PromptFormat
+from miles.rollout.data_source import RolloutDataSource, RolloutDataSourceWithBuffer, prompt_format
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def test_groups_hold_fresh_samples_with_indices_that_count_up(prompts: Path) -> 
     ]
     assert groups[0][0].metadata == {"number": 0, "list": [1]}
     assert groups[0][0].metadata["list"] is not groups[0][1].metadata["list"]
+
+
+def test_flags_say_how_rows_become_prompts() -> None:
+    keys = {"input_key": "q", "label_key": "a", "metadata_key": "m", "tool_key": "t"}
+    more: dict[str, Any] = {"apply_chat_template": True, "multimodal_keys": {"image": "pictures"}}
+    found = prompt_format(Config.of(**keys, **more, apply_chat_template_kwargs={"loud": True}))
+    assert found == PromptFormat(**keys, **more, chat_template_kwargs={"loud": True})
 
 
 @settings(max_examples=30)

@@ -3,7 +3,8 @@ import pytest
 from miles.core.config import Config
 from miles.core.flags.data import Data
 from miles.core.flags.optimizer import Optimizer
-from miles.core.training.packing import Packing
+from miles.core.training.bins import Item
+from miles.core.training.packing import Packing, plan_micro_batches
 from miles.core.training.settings import cap_warning, learning_rate, packing, schedule_problems
 
 
@@ -25,6 +26,14 @@ def test_the_token_cap_counts_only_with_dynamic_batches():
     assert packing(config(max_tokens_per_gpu=100, micro_batch_size=3)[Data]) == Packing(None, 3)
     dynamic = config(use_dynamic_batch_size=True, max_tokens_per_gpu=100, balance_data=True)
     assert packing(dynamic[Data]) == Packing(100, 1, balance=True)
+
+
+@pytest.mark.parametrize(("flags", "tokens"), [({}, [400, 4]), ({"balance_data": True}, [202, 202])])
+def test_the_tokens_of_ranks_are_balanced_where_that_is_asked_for(flags, tokens):
+    lengths = [100, 1, 100, 1, 100, 1, 100, 1]
+    items = [Item(sample, sample, 0, length) for sample, length in enumerate(lengths)]
+    plan = plan_micro_batches(items, 2, packing(config(micro_batch_size=4, **flags)[Data]))
+    assert [sum(lengths[i] for chosen in bins for i in chosen) for bins in plan] == tokens
 
 
 def test_samples_that_may_exceed_the_cap_are_announced():
