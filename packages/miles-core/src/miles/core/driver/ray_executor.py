@@ -338,7 +338,8 @@ def _ray_options(cluster: Cluster, num_engines: int) -> dict[str, Any]:
         return {**options, "address": cluster.ray_address}
     # Ray's CPUs only count who may start; thread counts are set per role, so a small machine still holds every role.
     processes = num_ranks(cluster, "actor") + num_ranks(cluster, "critic") + 1 + num_engines
-    return {**options, "num_cpus": max(os.cpu_count() or 1, processes)}
+    # Without an address Ray would look for a cluster that somebody else has started on this machine.
+    return {**options, "address": "local", "num_cpus": max(os.cpu_count() or 1, processes)}
 
 
 def _check_reachable(address: str) -> None:
