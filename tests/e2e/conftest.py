@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("router_conformance")
 
 import sglang_environment  # noqa: E402
+from warm_runs import WarmRuns  # noqa: E402
 
 from addition import Data, Task, write_data  # noqa: E402
 from tiny_lm import Shape, save_checkpoint  # noqa: E402
@@ -71,12 +72,23 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 @pytest.fixture(scope="session")
-def miles() -> Callable[..., subprocess.CompletedProcess[str]]:
+def warm_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRuns]:
+    runs = WarmRuns(tmp_path_factory.mktemp("output"))
+    yield runs
+    runs.stop()
+
+
+@pytest.fixture(scope="session")
+def miles(warm_runs: WarmRuns) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the ``miles`` command to its end, with ``variables`` beside the environment's own."""
 
     def run(*arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, **variables}
-        done = subprocess.run([MILES, *arguments], capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
+        if variables:
+            environment = {**os.environ, **variables}
+            command = [MILES, *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
+        else:
+            done = warm_runs.run(arguments, DEADLINE_S)
         if check and done.returncode != 0:
             said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
             pytest.fail(f"miles {arguments[0]} ended with {done.returncode}\n{said}")

@@ -36,9 +36,9 @@ def trained_groups(run: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(toy, tmp_path_factory) -> Path:
+def uninterrupted(toy, miles, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(toy, run, "--eval-async"), check=True, timeout=DEADLINE_S, capture_output=True)
+    miles(*command(toy, run, "--eval-async")[1:])
     return run
 
 

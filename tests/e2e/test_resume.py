@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from killing import DEADLINE_S, exported_weights, killed_run, last_checkpoint, metrics, samples
+from killing import exported_weights, killed_run, last_checkpoint, metrics, samples
 
 pytestmark = pytest.mark.e2e
 
@@ -18,9 +17,9 @@ def command(toy, run: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(toy, tmp_path_factory):
+def uninterrupted(toy, miles, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(command(toy, run), check=True, timeout=DEADLINE_S, capture_output=True)
+    miles(*command(toy, run)[1:])
     return run
 
 
