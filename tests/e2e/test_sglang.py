@@ -31,15 +31,15 @@ class Finished:
 def finished(request, toy, miles, sglang_python, tmp_path_factory) -> Finished:
     """A finished GRPO run.
 
-    In the first one weights go through memory that both map, the server releases its memory while the trainer works,
-    and draws by seeds.  In the second one changes of weights go over a process group (gloo), the server draws as it
+    In the first one weights go through memory that both map, and everything is compared; the server releases its memory
+    while the trainer works, and draws by seeds.  In the second one changes of weights go over a process group (gloo), the server draws as it
     likes, and is killed in the midst of the second rollout.
     """
     path = tmp_path_factory.mktemp(request.param) / "run"
     flags = ("--update-weight-transport", request.param, "--update-weight-buffer-size", "65536")
     variables = {}
     if request.param == "shm":
-        flags += ("--offload",)
+        flags += ("--offload", "--check-weight-update-equal", "--update-weight-probe-interval", "1")
     else:
         flags += ("--update-weight-delta", "--sglang-enable-deterministic-inference", "false", "--use-fault-tolerance")
         flags += ("--custom-generate-function-path", "lethal_generate.generate")

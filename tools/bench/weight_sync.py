@@ -2,9 +2,9 @@
 
 An embedded engine in a process of its own takes the weights of a Qwen3-shaped model; the copy of the same tensors
 within one process is measured in turns with it.  ``_gb_s`` counts a whole update, from pause to continue, ``send`` the
-moving and its proof alone.  ``_cpu_of_memcpy`` is the CPU time of a plain copy over that of the slower side in a whole
-update: what a machine reaches on which both sides have a core, whoever else uses this one.  The changes are those of
-AdamW steps on bf16 weights kept in fp32.
+moving and its proof alone, ``_median`` the middle one of the rounds' shares.  ``_cpu_of_memcpy`` is the CPU time of a
+plain copy over that of the slower side in a whole update: what a machine reaches on which both sides have a core,
+whoever else uses this one.  The changes are those of AdamW steps on bf16 weights kept in fp32.
 Prints one JSON line.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -22,13 +23,13 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from miles.core.ports import free_ports
 from miles.core.protocols.engine import EngineSpec
 from miles.core.weights.delta import ChangeTracker
 from miles.core.weights.engine_client import EngineFleet
 from miles.core.weights.sync import push_weights
 from miles.core.weights.transport import TRANSPORTS
 from miles.rollout.engines.embedded.launcher import EmbeddedEngine
-from miles.core.ports import free_ports
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 from tiny_lm import Shape, save_checkpoint
@@ -96,6 +97,8 @@ def rates(model: list[tuple[str, torch.Tensor]], folder: Path, rounds: int) -> d
     copying = min(cpu_seconds["memcpy"][1:])
     found |= {f"{name}_cpu_of_memcpy": copying / min(cpu_seconds[name][1:]) for name in transports}
     found["shm_send_of_memcpy"] = found["shm_send_gb_s"] / found["memcpy_gb_s"]
+    rounds_of_both = zip(seconds["memcpy"][1:], seconds["shm_send"][1:], strict=True)
+    found["shm_send_of_memcpy_median"] = statistics.median(copy / send for copy, send in rounds_of_both)
     return {name: round(value, 3) for name, value in found.items()}
 
 
