@@ -4,9 +4,9 @@
 
 Prints one JSON line per case: medians over the rounds of requests per second, latency and, the steadiest figure, CPU
 microseconds per request in the router (its whole process tree), and its peak memory.  ``asgi`` is this router's slow
-path, which sessions and middleware take.  ``sglang`` needs the ``sglang-router`` wheel in this
-environment or the one of ``--sglang-python``; ``naive`` needs httpx.  With two or more CPUs the routers run on the
-last one, worker and client on the others.
+path as with middleware that looks at requests only, ``middleware`` the same with one that changes every answer.
+``sglang`` needs the ``sglang-router`` wheel in this environment or the one of ``--sglang-python``; ``naive`` needs
+httpx.  With two or more CPUs the routers run on the last one, worker and client on the others.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ WORKERS = 2
 LOAD = str(Path(__file__).with_name("router_load.py"))
 PEAK = re.compile(r"VmHWM:\s*(\d+) kB")
 START_TIMEOUT_S = 60.0
+SYSTEMS = ("direct", "miles", "asgi", "middleware", "sglang", "naive")
 
 
 CASES = {
@@ -52,10 +53,12 @@ def commands(ports: dict[str, int], workers: list[str], sglang_python: str) -> d
     """How each router is started."""
     miles = f"-m miles.router --port {ports['miles']} --log-level warning --worker".split()
     asgi = f"-m miles.router --hot-path off --port {ports['asgi']} --log-level warning --worker".split()
+    stamp = f"-m miles.router --middleware router_load:Stamp --port {ports['middleware']} --log-level warning --worker"
     sglang = f"-m sglang_router.launch_router --port {ports['sglang']} --policy round_robin --log-level error".split()
     return {
         "miles": [sys.executable, *miles, *workers],
         "asgi": [sys.executable, *asgi, *workers],
+        "middleware": [sys.executable, *stamp.split(), *workers],
         "sglang": [sglang_python, *sglang, "--worker-urls", *workers],
         "naive": [sys.executable, LOAD, "naive", str(ports["naive"]), *workers],
     }
@@ -115,7 +118,8 @@ def wait_until_serving(port: int) -> None:
 
 @contextlib.contextmanager
 def started(command: list[str], cpus: set[int]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    here = Path(__file__).parent  # where a router finds its middleware
+    process = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.sched_setaffinity(process.pid, cpus)
     try:
         yield process
@@ -147,7 +151,7 @@ def bench(options: argparse.Namespace) -> None:
     router_cpus, load_cpus = ({cpus[-1]}, set(cpus[:-1])) if len(cpus) > 1 else (set(cpus), set(cpus))
     worker_ports = [free_port() for _ in range(WORKERS)]
     urls = [f"http://127.0.0.1:{port}" for port in worker_ports]
-    ports = {name: free_port() for name in ("miles", "asgi", "sglang", "naive")} | {"direct": worker_ports[0]}
+    ports = {name: free_port() for name in SYSTEMS[1:]} | {"direct": worker_ports[0]}
     how = commands(ports, urls, options.sglang_python)
     with contextlib.ExitStack() as stack:
         stack.enter_context(started([sys.executable, LOAD, "workers", *map(str, worker_ports)], load_cpus))
@@ -198,7 +202,7 @@ def main() -> None:
     allow_many_connections()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     has_sglang = importlib.util.find_spec("sglang_router") is not None
-    parser.add_argument("--systems", nargs="+", choices=["direct", "miles", "asgi", "sglang", "naive"])
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=["small", "large", "prompt"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)

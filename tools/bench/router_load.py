@@ -1,4 +1,4 @@
-"""The other ends of the router benchmark: workers that answer at once or late, clients, and a naive proxy.
+"""The other ends of the router benchmark: workers that answer at once or late, clients, a naive proxy, a middleware.
 
 python tools/bench/router_load.py workers PORT...
 python tools/bench/router_load.py clients PORT CASE SECONDS   (CASE: fields of ``Case`` as JSON)
@@ -22,6 +22,9 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from miles.router.middleware import RouterHandle
 
 RID = re.compile(rb'"rid": ?"(\d+)-(\d+)"')
 
@@ -132,6 +135,21 @@ class LoadClient(asyncio.Protocol):
             self.errors.append(f"connection lost: {exc}")
         if not self.finished.done():
             self.finished.set_result(None)
+
+
+class Stamp:
+    """Middleware that adds a field to every answer."""
+
+    def __init__(self, app: ASGIApp, *, router: RouterHandle) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-stamp", b"1")]
+            await send(message)
+
+        await self.app(scope, receive, stamped)
 
 
 def serve_workers(ports: list[int]) -> None:

@@ -181,19 +181,23 @@ class AsgiCycle:
 
     async def send(self, message: Message) -> None:
         """The ASGI callable.  The head waits for the first part of the body, as ASGI wants it."""
-        flow = self.protocol.flow
-        if flow.write_paused and not self.disconnected:
-            await flow.drain()
+        if self.protocol.flow.write_paused and not self.disconnected:
+            await self.protocol.flow.drain()
         if self.disconnected:
             return
-        expected = "http.response.body" if self._started else "http.response.start"
-        if message["type"] != expected or self.response_complete:
-            at = "after the end of the answer" if self.response_complete else f"where {expected!r} was expected"
-            raise RuntimeError(f"ASGI message {message['type']!r} sent {at}")
-        if self._started:
+        kind = message["type"]
+        if self._started and kind == "http.response.body" and not self.response_complete:
             self._send_body(message.get("body", b""), message.get("more_body", False))
-        else:
+        elif kind == "http.response.start" and not self._started:
             self._begin(message["status"], message.get("headers", ()))
+        else:
+            raise RuntimeError(f"ASGI message {kind!r} sent {self._stage}")
+
+    @property
+    def _stage(self) -> str:
+        if self.response_complete:
+            return "after the end of the answer"
+        return f"where 'http.response.{'body' if self._started else 'start'}' was expected"
 
     @property
     def takes_wire(self) -> bool:
@@ -232,19 +236,22 @@ class AsgiCycle:
 
     def _begin(self, status: int, headers: Iterable[Header]) -> None:
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        known = _known_lines.get
         length: int | None = None
         others: list[Header] = []
         for name, value in headers:
-            line = _known_lines.get((name, value))
-            if line is not None:
+            if name == b"content-length":
+                length = int(value)
+            elif (line := known((name, value))) is not None:
                 lines.append(line)
             elif (low := name.lower()) == b"content-length":
                 length = int(value)
-                lines.append(b"content-length: %d\r\n" % length)
             elif low in (b"connection", b"transfer-encoding"):
                 others.append((low, value))
             else:
                 lines.append(_read_line(name, value))
+        if length is not None:
+            lines.append(b"content-length: %d\r\n" % length)
         if others or length is None or not self.keep_alive or self._silent:
             lines += self._agree_on_framing(status, length, others)
         else:
