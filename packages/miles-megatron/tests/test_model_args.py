@@ -173,10 +173,11 @@ def test_a_model_trains_with_its_own_arguments(config, rollout, on_ranks):
     assert trained(**described) == trained()
 
 
-def test_precisions_of_transformer_engine_are_refused_without_it(config, on_ranks):
+@pytest.mark.parametrize("flag", ["fp8", "fp8_format"])
+def test_precisions_of_transformer_engine_are_refused_without_it(config, on_ranks, flag):
     def run(make):
         with pytest.raises(TrainingError, match="--fp8 e4m3 needs Transformer Engine and a GPU"):
-            make(config("qwen3", fp8="e4m3"))
+            make(config("qwen3", **{flag: "e4m3"}))
         return True
 
     assert on_ranks(1, run) == [True]

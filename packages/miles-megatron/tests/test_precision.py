@@ -28,6 +28,20 @@ def test_fp16_trains_like_fp32_to_its_precision(config, rollout, on_ranks, famil
     assert step["train/grad_norm"] == pytest.approx(exact["train/grad_norm"], rel=0.05)
 
 
+def test_gradients_may_be_summed_in_the_precision_of_the_weights(config, rollout, on_ranks):
+    def run(make):
+        flags = {"train_dtype": "bf16", "lr": 1e-4}
+        halves = (make(config(**flags, accumulate_allreduce_grads_in_fp32=whole)) for whole in (True, False))
+        return [
+            (role.train(rollout()).steps[0], {grads.dtype for grads in role._updater.gradients()}) for role in halves
+        ]
+
+    ((exact, fp32), (step, bf16)) = on_ranks(2, run)[0]
+    assert (fp32, bf16) == ({torch.float32}, {torch.bfloat16})
+    assert step["train/loss"] == exact["train/loss"]
+    assert step["train/grad_norm"] == pytest.approx(exact["train/grad_norm"], rel=0.02)
+
+
 def test_a_step_that_overflows_is_skipped_with_half_the_scale_which_a_checkpoint_keeps(
     config, rollout, on_ranks, tmp_path
 ):

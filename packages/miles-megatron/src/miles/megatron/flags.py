@@ -53,6 +53,10 @@ class Parallelism(Group):
     use_distributed_optimizer: bool = True
     """Divide the optimizer's state among data-parallel ranks."""
 
+    accumulate_allreduce_grads_in_fp32: bool = True
+    """Sum gradients over micro-batches and ranks in fp32; otherwise in the precision of the weights, in half the
+    memory."""
+
     overlap_grad_reduce: bool = False
     """Reduce gradients while the backward pass goes on."""
 

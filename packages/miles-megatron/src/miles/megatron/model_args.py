@@ -76,6 +76,9 @@ class ModelArgs(Group):
     window_attn_skip_freq: str | None = None
     """Which layers have a sliding window: all but every Nth, or ones and zeros."""
 
+    fp8_format: Literal["e4m3", "hybrid"] | None = None
+    """Compute linear layers in FP8 of this format (``--fp8``). Needs Transformer Engine and a GPU."""
+
     attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] | None = None
     """Which kernels of attention Transformer Engine may use."""
 
@@ -109,6 +112,7 @@ class ModelArgs(Group):
             "window_attn_skip_freq": None
             if self.window_attn_skip_freq is None
             else layer_pattern(self.window_attn_skip_freq),
+            "fp8": self.fp8_format,
             "apply_rope_fusion": False if self.no_rope_fusion else None,
             "num_layers_in_first_pipeline_stage": self.decoder_first_pipeline_num_layers,
             "num_layers_in_last_pipeline_stage": self.decoder_last_pipeline_num_layers,

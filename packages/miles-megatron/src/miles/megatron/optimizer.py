@@ -23,9 +23,9 @@ from miles.megatron.language_model import LanguageModel
 def with_gradients(
     chunks: Sequence[LanguageModel], config: TransformerConfig, flags: Optimizer, parallel: Parallelism
 ) -> list[DistributedDataParallel]:
-    """``chunks`` with buffers for their gradients, which are summed over data-parallel ranks in fp32."""
+    """``chunks`` with buffers for their gradients, which are summed over data-parallel ranks."""
     settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=parallel.accumulate_allreduce_grads_in_fp32,
         use_distributed_optimizer=_divides_state(flags, parallel),
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather and _divides_state(flags, parallel),
