@@ -13,7 +13,7 @@ RELEASE = "release"
 
 
 def has_release(directory: Path) -> bool:
-    """Whether ``convert_hf_to_torch_dist``, or Megatron's own converter, has written weights to ``directory``."""
+    """Whether ``convert_hf_to_torch_dist`` has written weights to ``directory``."""
     tracker = directory / TRACKER_FILE
     return tracker.is_file() and tracker.read_text(encoding="utf-8", errors="replace").strip() == RELEASE
 
