@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -83,12 +82,7 @@ def miles(warm_runs: WarmRuns) -> Callable[..., subprocess.CompletedProcess[str]
     """Run the ``miles`` command to its end, with ``variables`` beside the environment's own."""
 
     def run(*arguments: str, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
-        if variables:
-            environment = {**os.environ, **variables}
-            command = [MILES, *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
-        else:
-            done = warm_runs.run(arguments, DEADLINE_S)
+        done = warm_runs.run(arguments, variables, DEADLINE_S)
         if check and done.returncode != 0:
             said = f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
             pytest.fail(f"miles {arguments[0]} ended with {done.returncode}\n{said}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -106,17 +104,11 @@ def test_requests_in_flight_survive_weight_updates(toy, miles, tmp_path):
 
 
 @pytest.mark.parametrize("rollouts", [[], ["--rollout-function-path", "fully_async", "--max-weight-staleness", "2"]])
-def test_asynchronous_training_learns(toy, tmp_path, rollouts):
+def test_asynchronous_training_learns(toy, miles, tmp_path, rollouts):
     run = tmp_path / "run"
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     easy = ["--custom-rm-path", "easy_reward.digits", "--num-rollout", "30", "--save-interval", "100"]
     easy += ["--eval-interval", "100", "--rollout-batch-size", "8", "--n-samples-per-prompt", "8"]
-    subprocess.run(
-        command(toy, run, *easy, *rollouts),
-        check=True,
-        timeout=DEADLINE_S,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
+    miles(*command(toy, run, *easy, *rollouts)[1:], PYTHONPATH=str(Path(__file__).parent))
     rewards = [event["rollout/raw_reward"] for event in rollout_events(run)]
     assert statistics.fmean(rewards[-5:]) > statistics.fmean(rewards[:5]) + 0.2
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
-DEADLINE_S = 120
-MILES = str(Path(sys.executable).with_name("miles"))
 FIRST_SAMPLE_OF_ROLLOUT_1 = 16
 FLAGS = ["--use-fault-tolerance", "--num-rollout", "3", "--rollout-max-response-len", "200", "--save-interval", "3"]
 
 
-def train(toy, run: Path, *flags: str, signal: str = "", sample: int = -1) -> str:
+@pytest.fixture(scope="module")
+def train(toy, miles):
     """Train with an engine that gets ``signal`` while ``sample`` is generated; the output."""
     place = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": place, "LETHAL_SIGNAL": signal, "LETHAL_SAMPLE": str(sample)}
     harming = ["--custom-generate-function-path", "lethal_generate.generate"]
-    command = [MILES, "train", *toy.flags(run, *FLAGS, *harming, *flags)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
-    return done.stdout + done.stderr
+
+    def run(directory: Path, *flags: str, signal: str = "", sample: int = -1) -> str:
+        lethal = {"PYTHONPATH": place, "LETHAL_SIGNAL": signal, "LETHAL_SAMPLE": str(sample)}
+        done = miles("train", *toy.flags(directory, *FLAGS, *harming, *flags), **lethal)
+        return done.stdout + done.stderr
+
+    return run
 
 
 def events(run: Path, kind: str) -> list[dict]:
@@ -43,9 +41,9 @@ def samples(run: Path, rollout_id: int) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy, tmp_path_factory) -> Path:
+def undisturbed(train, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    train(toy, run)
+    train(run)
     assert restarts(run) == 0
     return run
 
@@ -59,29 +57,28 @@ def assert_equal_runs(run: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("num_engines", [1, 2])
-def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_trained_twice(toy, undisturbed, tmp_path, num_engines):
+def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_trained_twice(train, undisturbed, tmp_path, num_engines):
     run = tmp_path / "run"
-    output = train(
-        toy, run, "--rollout-num-engines", str(num_engines), signal="SIGKILL", sample=FIRST_SAMPLE_OF_ROLLOUT_1
-    )
+    engines = ["--rollout-num-engines", str(num_engines)]
+    output = train(run, *engines, signal="SIGKILL", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
     assert restarts(run) == 1
     assert "engine 0 has ended with status -9 (SIGKILL)" in output
     assert_equal_runs(run, undisturbed)
 
 
-def test_a_hanging_engine_is_ended_and_replaced(toy, undisturbed, tmp_path):
+def test_a_hanging_engine_is_ended_and_replaced(train, undisturbed, tmp_path):
     run = tmp_path / "run"
     quick = ["--rollout-health-check-interval", "0.5", "--rollout-health-check-timeout", "5"]
-    output = train(toy, run, *quick, signal="SIGSTOP", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
+    output = train(run, *quick, signal="SIGSTOP", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
     assert restarts(run) == 1
     assert "/health_generate did not answer within 5 s" in output
     assert_equal_runs(run, undisturbed)
 
 
-def test_beside_training_a_new_engine_gets_the_weights_that_the_others_have(toy, tmp_path):
+def test_beside_training_a_new_engine_gets_the_weights_that_the_others_have(train, tmp_path):
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    train(toy, undisturbed, "--async-training")
-    train(toy, run, "--async-training", signal="SIGKILL", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
+    train(undisturbed, "--async-training")
+    train(run, "--async-training", signal="SIGKILL", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
     assert restarts(run) == 1
     assert {version for row in samples(run, 1) for version in row[3]} == {"0"}
     assert_equal_runs(run, undisturbed)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 # What a run of the FSDP trainer with a Qwen3 model imports.
 _IMPORTS = (
@@ -32,11 +33,17 @@ class WarmRuns:
         self._process: subprocess.Popen[str] | None = None
         self._count = 0
 
-    def run(self, arguments: tuple[str, ...], deadline_s: float) -> subprocess.CompletedProcess[str]:
-        """Status and output of ``miles ARGUMENTS``; subprocess.TimeoutExpired after ``deadline_s``."""
+    def run(
+        self, arguments: tuple[str, ...], variables: dict[str, str], deadline_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Status and output of ``miles ARGUMENTS`` with these environment variables beside its own.
+
+        Raises subprocess.TimeoutExpired after ``deadline_s``.
+        """
         self._count += 1
         out, err = (self._directory / f"{self._count}.{name}" for name in ("out", "err"))
-        command = {"arguments": arguments, "out": str(out), "err": str(err), "directory": str(Path.cwd())}
+        streams = {"out": str(out), "err": str(err)}
+        command = {"arguments": arguments, "variables": variables, "directory": str(Path.cwd()), **streams}
         status = self._ask(json.dumps(command), deadline_s)
         said, complained = (path.read_text(errors="replace") for path in (out, err))
         return subprocess.CompletedProcess(("miles", *arguments), status, said, complained)
@@ -68,14 +75,16 @@ class WarmRuns:
         return self._process
 
 
-def _become(command: dict[str, str]) -> None:
-    """In a fork: have the command's streams and working directory."""
+def _become(command: dict[str, Any]) -> None:
+    """In a fork: have the command's streams, environment and working directory."""
     for number, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, command["out"], os.O_WRONLY | os.O_CREAT),
         (2, command["err"], os.O_WRONLY | os.O_CREAT),
     ):
         os.dup2(os.open(path, flags), number)
+    os.environ.update(command["variables"])
+    sys.path[:0] = filter(None, command["variables"].get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(command["directory"])
 
 
