@@ -1,11 +1,15 @@
 import json
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
 
 from miles.core import cli
 from miles.core.cli import main
+from miles.core.config import show
+from miles.core.config.discover import build_table
+from miles.core.config.group import Flag, Group
 from miles.core.errors import EngineError
 from miles.core.tracking.jsonl import JsonlTracker
 
@@ -27,12 +31,10 @@ def test_an_unknown_command_is_named(capsys):
 
 
 def test_three_mistakes_are_reported_at_once_without_a_traceback(capsys):
-    assert (
-        main(["train", "--rollout-batch-size", "4", "--lr", "x", "--eps-clp", "1", "--prefill-num-servers", "1"]) == 2
-    )
+    assert main(["train", "--rollout-batch-size", "4", "--lr", "x", "--eps-clp", "1", "--save-interval", "0"]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    for text in ("--lr x", "--eps-clp", "--prefill-num-servers"):
+    for text in ("--lr x", "--eps-clp", "--save-interval 0"):
         assert text in error
 
 
@@ -103,10 +105,17 @@ def test_explain_of_a_misspelled_flag_names_the_nearest(capsys):
     assert "--eps-clip-high" in capsys.readouterr().err
 
 
-def test_unsupported_flags_are_listed_with_reasons(capsys):
+def test_unsupported_flags_are_listed_with_reasons(capsys, monkeypatch):
+    class Planned(Group):
+        title = "Planned"
+
+        half_done: Annotated[int | None, Flag(unsupported="the other half is missing")] = None
+        """A number."""
+
+    monkeypatch.setattr(show, "flag_table", lambda: build_table([("acme", (Planned,))]))
     assert main(["config", "--unsupported"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("--prefill-num-servers ") and len(line.split()) > 2 for line in lines)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split(maxsplit=1) == ["--half-done", "the other half is missing"]
 
 
 def test_schema_is_json(capsys):
@@ -192,6 +201,7 @@ def test_report_writes_the_page(tmp_path, capsys):
 def test_a_run_without_its_batch_sizes_is_refused_without_a_traceback(capsys):
     assert main(["train", "--num-rollout", "2"]) == 2
     assert "--rollout-batch-size is required" in capsys.readouterr().err
+
 
 def test_modules_of_the_working_directory_can_be_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "of_my_own.py").write_text("def reward(args, sample):\n    return 1.0\n")

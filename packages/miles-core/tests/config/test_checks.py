@@ -1,4 +1,11 @@
+from typing import Annotated
+
 import pytest
+
+from miles.core.config.discover import build_table
+from miles.core.config.draft import Draft, Origin
+from miles.core.config.group import Flag, Group
+from miles.core.config.pipeline import _refuse_unsupported
 
 
 @pytest.mark.parametrize(
@@ -119,9 +126,19 @@ def test_prompt_data_may_be_sliced(problems, tmp_path):
     assert not problems("--prompt-data", f"{path}@[0:10],{path}", about="--prompt-data")
 
 
-def test_an_unsupported_flag_is_refused_by_name(problems):
-    (problem,) = problems("--prefill-num-servers", "1", about="--prefill-num-servers")
-    assert "not supported" in problem
+def test_an_unsupported_flag_is_refused_by_name():
+    class Planned(Group):
+        title = "Planned"
+
+        half_done: Annotated[int | None, Flag(unsupported="the other half is missing")] = None
+        """A number."""
+
+    draft = Draft(build_table([("acme", (Planned,))]).flags)
+    _refuse_unsupported(draft)
+    assert not draft.problems
+    draft.set("half_done", 1, Origin.FLAG, "")
+    _refuse_unsupported(draft)
+    assert draft.problems == ["--half-done 1: not supported: the other half is missing. Leave it out"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 import json
 import re
+from typing import Annotated
 
 from miles.core.config.discover import build_table, flag_table
-from miles.core.config.group import Group
+from miles.core.config.group import Flag, Group
 from miles.core.config.help import all_flags, explain
 from miles.core.config.reference import json_schema, markdown
 
@@ -38,7 +39,16 @@ def test_the_schema_describes_what_a_file_may_hold():
     assert schema["properties"]["loss-type"]["enum"] == ["policy_loss", "sft_loss", "custom_loss"]
     assert schema["properties"]["disable-grpo-std-normalization"]["default"] is False
     assert "config" not in schema["properties"]
-    assert "prefill_num_servers" not in schema["properties"]
+
+
+def test_the_schema_leaves_out_what_is_refused():
+    class Planned(Group):
+        title = "Planned"
+
+        half_done: Annotated[int | None, Flag(unsupported="the other half is missing")] = None
+        """A number."""
+
+    assert json_schema(build_table([("acme", (Planned,))]))["properties"] == {}
 
 
 def test_help_lists_every_flag():

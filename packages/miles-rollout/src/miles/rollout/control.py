@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode, urlsplit
 
 from miles.core.errors import EngineError
@@ -32,6 +32,11 @@ def register(router_url: str, engine_url: str) -> None:
 def unregister(router_url: str, engine_url: str) -> None:
     """Let the router forget the engine at once, and send what the engine has not answered to others."""
     _ask(router_url, "POST", f"/remove_worker?{urlencode({'url': engine_url, 'timeout_s': 0})}")
+
+
+def introduce(engine_url: str, prefill_servers: Sequence[Mapping[str, object]]) -> None:
+    """Tell a decode server which prefill servers there are now: ``url``, and ``host`` and ``port`` to be found at."""
+    _ask(engine_url, "POST", "/prefill_servers", payload={"servers": list(prefill_servers)})
 
 
 def held_version(engine_url: str) -> str | None:

@@ -34,6 +34,7 @@ from miles.rollout.data_source import RolloutDataSource
 from miles.rollout.engine_options import own_engines
 from miles.rollout.eval_datasets import EvalDataset, eval_datasets
 from miles.rollout.flags import Engines, Evaluation, Rollout, RolloutBuffer
+from miles.rollout.front import num_answering
 from miles.rollout.generate_state import GenerateState, RolloutArgs
 from miles.rollout.generators.experts import ExpertShape
 from miles.rollout.generators.registry import Generators
@@ -249,8 +250,8 @@ class RolloutManager:
             hooks=self._hooks,
             rewards=rewards,
             settings=_settings(rollout),
-            max_in_flight=engines.sglang_server_concurrency * engines.rollout_num_engines,
-            whole_groups=config[Data].rollout_batch_size >= _GROUPS_PER_ENGINE * engines.rollout_num_engines,
+            max_in_flight=engines.sglang_server_concurrency * num_answering(config),
+            whole_groups=config[Data].rollout_batch_size >= _GROUPS_PER_ENGINE * num_answering(config),
             eval_data=self._eval_data,
             check_alive=self.check_alive,
             teacher=connect_teacher(config, self._teacher),

@@ -150,6 +150,33 @@ def check_engines(config: Config) -> Iterator[str]:
         yield from ENGINES.get(engines.rollout_engine)().check(engine_options(config))
 
 
+def check_prefill(config: Config) -> Iterator[str]:
+    """Prefill servers have decode servers to work for, and nobody wants what only whole engines have."""
+    count, engines = config.prefill_num_servers, config[Engines]
+    if count is None:
+        return
+    flag = f"--prefill-num-servers {count}"
+    if engines.rollout_engine == "embedded":
+        yield f"{flag}: the embedded engine computes prompts and responses itself. Use --rollout-engine sglang"
+    if config[Rollout].rollout_external:
+        yield f"{flag} starts engines, and --rollout-external uses those that run. Leave one of them out"
+    elif count >= engines.rollout_num_engines:
+        yield (
+            f"{flag} of {engines.rollout_num_engines} engines leaves none that decodes. Give more engines "
+            "(--rollout-num-gpus, --rollout-num-engines)"
+        )
+    if config[Algorithm].use_rollout_routing_replay:
+        yield (
+            f"{flag}: a decode server does not tell which experts its prefill server chose, which "
+            "--use-rollout-routing-replay needs. Leave one of them out"
+        )
+    if config[Rollout].rollout_function_path in FULLY_ASYNC_ROLLOUTS:
+        yield (
+            f"{flag}: SGLang cannot take weights between the two halves of a response, and the fully_async rollout "
+            "generates while weights change. Leave one of them out"
+        )
+
+
 def check_sft(config: Config) -> Iterator[str]:
     """Supervised fine-tuning takes every conversation as it is."""
     if config.rollout_function_path in SFT_ROLLOUTS and config.n_samples_per_prompt != 1:
@@ -248,6 +275,7 @@ CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_buffer_service,
     check_evaluation,
     check_engines,
+    check_prefill,
     check_sft,
     check_external_engines,
     check_router_address,

@@ -28,6 +28,7 @@ from miles.rollout.engines.external import ExternalEngine
 from miles.rollout.engines.here import ThisMachine
 from miles.rollout.engines.sglang.adapters import adapter_options
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
+from miles.rollout.front import Front, part_of
 from miles.rollout.keeper import EngineKeeper, EngineState, Patience
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Servers:
     def __init__(self, config: Config, run_dir: Path, hosts: EngineHosts | None = None) -> None:
         self._config = config
         self._hosts = hosts or ThisMachine(config)
+        self._front = Front(lambda: self.router.url)
         self._logs = RunDirectory(run_dir)
         self._engines: list[EngineProcess] = []
         self._keepers: list[EngineKeeper] = []
@@ -117,7 +119,7 @@ class Servers:
         if self._router is not None:
             self._router.wait_ready(f"{self.router.url}/list_workers", ROUTER_DEADLINE_S)
         for engine in self._engines:
-            control.register(self.router.url, engine.url)
+            self._front.open(engine.url)
         for keeper in self._keepers:
             keeper.watch()
 
@@ -183,7 +185,7 @@ class Servers:
                 raise WeightSyncError(f"engine {url} says that it holds weight version {held}, not {version}")
         for keeper in self._keepers:
             if keeper.state is EngineState.WAITING and keeper.engine.url in urls:
-                control.register(self.router.url, keeper.engine.url)
+                self._front.open(keeper.engine.url)
                 keeper.serve()
 
     def replace(self, url: str, reason: str) -> None:
@@ -225,7 +227,9 @@ class Servers:
 
     def _launch(self, index: int, place: EnginePlace) -> EngineProcess:
         spec = engine_spec(self._config, index, place, self._logs)
-        return self._hosts.launch(self._config[Engines].rollout_engine, spec)
+        engine = self._hosts.launch(self._config[Engines].rollout_engine, spec)
+        self._front.know(engine.url, spec)
+        return engine
 
     def _keeper(self, index: int) -> EngineKeeper:
         def start() -> EngineProcess:
@@ -241,20 +245,13 @@ class Servers:
             max_restarts=faults.rollout_engine_max_restarts,
         )
         return EngineKeeper(
-            self._engines[index], start=start, patience=patience, on_lost=self._forget, on_ready=self._succeeded
+            self._engines[index], start=start, patience=patience, on_lost=self._front.close, on_ready=self._succeeded
         )
-
-    def _forget(self, url: str) -> None:
-        """Let the router send nothing more to an engine that is lost, and what it had there to others."""
-        try:
-            control.unregister(self.router.url, url)
-        except EngineError as error:
-            logger.warning("%s", error)
 
     def _succeeded(self, keeper: EngineKeeper) -> None:
         """An engine is ready in place of a lost one.  Without a trainer it serves at once, as the first one did."""
         if self._config[Debug].debug_rollout_only:
-            control.register(self.router.url, keeper.engine.url)
+            self._front.open(keeper.engine.url)
             keeper.serve()
 
     def _held_version(self, url: str) -> str | None:
@@ -328,6 +325,7 @@ def engine_spec(config: Config, index: int, place: EnginePlace, logs: RunDirecto
         num_threads=place.num_threads,
         num_nodes=place.num_nodes,
         rendezvous=place.rendezvous,
+        part=part_of(config, index),
         bootstrap_port=place.bootstrap_port,
         dtype=str(options.get("dtype", "auto")),
         context_length=rollout.rollout_max_context_len,

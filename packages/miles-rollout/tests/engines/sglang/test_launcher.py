@@ -11,9 +11,9 @@ import pytest
 from engine_models import save_model
 from sglang_environment import python_with_sglang
 
+from miles.core.ports import free_ports
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.sglang.launcher import SGLangEngine, server_options, server_variables
-from miles.core.ports import free_ports
 
 
 def spec(path, **changes):
@@ -46,6 +46,21 @@ def test_on_accelerators_the_server_is_its_own(tmp_path):
     options = server_options(spec(tmp_path, num_gpus=4, first_gpu=2))
     assert (options["tp_size"], options["base_gpu_id"], options["mem_fraction_static"]) == (4, 2, 0.9)
     assert not {"device", "attention_backend", "max_total_tokens"} & {k for k, v in options.items() if v is not None}
+
+
+def test_prefill_and_decode_servers_are_told_what_they_are(tmp_path):
+    prefill = server_options(spec(tmp_path, num_gpus=1, part="prefill", bootstrap_port=7))
+    assert (prefill["disaggregation_mode"], prefill["disaggregation_bootstrap_port"]) == ("prefill", 7)
+    assert "disaggregation_transfer_backend" not in prefill
+    written(tmp_path, None)
+    assert server_options(spec(tmp_path, part="decode"))["disaggregation_transfer_backend"] == "nixl"
+    assert "disaggregation_mode" not in server_options(spec(tmp_path))
+
+
+def test_an_engine_of_several_nodes_knows_where_they_meet(tmp_path):
+    options = server_options(spec(tmp_path, num_gpus=16, num_nodes=2, node_rank=1, rendezvous="a:1"))
+    assert (options["tp_size"], options["nnodes"], options["node_rank"]) == (16, 2, 1)
+    assert options["dist_init_addr"] == "a:1"
 
 
 def test_a_server_that_gives_memory_up_generates_for_nobody_who_asks_for_its_health(tmp_path):

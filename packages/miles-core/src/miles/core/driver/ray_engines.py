@@ -85,7 +85,11 @@ class EngineHost:
         return free_ports(count, host)
 
     def launch(self, engine: str, spec: EngineSpec) -> None:
-        """Start the engine and return at once."""
+        """Start the engine and return at once.  Its log begins with the node that it is on."""
+        if spec.log_path is not None:
+            spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+            with spec.log_path.open("a", encoding="utf-8") as log:
+                log.write(f"http://{spec.host}:{spec.port} on node {self.facts().address} of the Ray cluster\n")
         launcher: EngineLauncher = ENGINES.get(engine)()
         self._engine = launcher.launch(spec)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class EngineSpec:
     """Which of them this process is for; the first one serves."""
     rendezvous: str | None = None
     """``host:port`` at which they find each other."""
+    part: Literal["whole", "prefill", "decode"] = "whole"
+    """What it computes of a response: its prompt's keys and values, or everything after them, or both."""
     bootstrap_port: int = 0
     """Where decode servers find it if it is a prefill server."""
     dtype: str = "auto"

@@ -25,6 +25,8 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "sleep_on_idle": True,  # an idle scheduler would otherwise keep a core busy
     "log_level": "warning",
 }
+_CPU_TRANSFER = "nixl"
+"""Others move memory of accelerators only."""
 _DRAIN_S = 2.0
 """The server would wait longer for requests that nobody will read."""
 _GPU_DEFAULTS: dict[str, Any] = {"mem_fraction_static": 0.9, "log_level": "info"}
@@ -70,6 +72,9 @@ def server_options(spec: EngineSpec) -> dict[str, Any]:
         "skip_server_warmup": True,
         "enable_memory_saver": True if spec.releases_memory and spec.num_gpus else None,
     }
+    if spec.part != "whole":
+        own |= {"disaggregation_mode": spec.part, "disaggregation_bootstrap_port": spec.bootstrap_port}
+        own |= {} if spec.num_gpus else {"disaggregation_transfer_backend": _CPU_TRANSFER}
     user = {name: value for name, value in spec.options.items() if name not in ENVIRONMENT_OPTIONS}
     return {**defaults, **own, **user, "dtype": own["dtype"]}
 

@@ -25,6 +25,8 @@ SET_BY_MILES = {
     "nnodes": "it follows from --rollout-num-gpus-per-engine and --num-gpus-per-node",
     "node_rank": "it follows from --rollout-num-gpus-per-engine and --num-gpus-per-node",
     "dist_init_addr": "the nodes of an engine meet where the first one is",
+    "disaggregation_mode": "give --prefill-num-servers",
+    "disaggregation_bootstrap_port": "every prefill server gets a free port",
     "dp_size": "replicas cannot take weights together; give more engines with --rollout-num-engines",
     "weight_version": "it counts the weight updates of the run",
     "custom_weight_loader": "the run loads weights through Miles' own",

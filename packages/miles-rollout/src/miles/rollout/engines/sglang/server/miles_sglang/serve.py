@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from miles_sglang import adapter, changes, prefixes, weights
+from miles_sglang import adapter, changes, pairing, prefixes, weights
 
 weights.install()
 prefixes.install()
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
 
     # Shown by /server_info: this is how a trainer knows what the server can do.
     marks = [weights.LOAD_FORMAT, prefixes.MARK, *([changes.MARK] if changes.VARIABLE in os.environ else [])]
+    if "--disaggregation-mode" in argv:
+        pairing.install(argv[argv.index("--disaggregation-mode") + 1])
     run_server(prepare_server_args([*argv, "--custom-weight-loader", *marks]))
 
 

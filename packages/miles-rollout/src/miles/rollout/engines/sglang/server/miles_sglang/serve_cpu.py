@@ -32,10 +32,19 @@ def main(argv: list[str]) -> None:
     attention.install()
     sampling.install(seed=int(argv[argv.index("--random-seed") + 1]) if "--random-seed" in argv else 0)
     host_pools._cuda_host_register = lambda *_args, **_named: None  # there is no device that memory is pinned for
+    if "--disaggregation-mode" in argv:
+        _transfer_ordinary_memory()
     if "--enable-lora" in argv:
         standins.install_unpinned_memory()
     _fork_workers()
     serve.main(argv)
+
+
+def _transfer_ordinary_memory() -> None:
+    """Let prefill servers send keys and values from where they are here, and decode servers take them there (NIXL)."""
+    from sglang.srt.disaggregation.nixl import conn
+
+    conn._normalize_kv_mem_kinds = lambda _kinds, count: ["DRAM"] * count
 
 
 def _fork_workers() -> None:
