@@ -336,8 +336,9 @@ class Router:
         for client in self.clients:
             client.reset()
         self.task.cancel()
-        await asyncio.wait([self.task])
+        _, unfinished = await asyncio.wait([self.task], timeout=2 * DEADLINE_S)
         self.listener.close()
+        assert not unfinished, "the router did not end"
 
 
 async def until(condition: Callable[[], Any], deadline_s: float = 2 * DEADLINE_S) -> None:

@@ -115,7 +115,8 @@ class Dispatcher:
         """Drain ``worker`` and forget it; the number of requests that were cut or moved after ``timeout_s``."""
         self.fleet.drain(worker)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(worker.drained.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await worker.drained.wait()
         if not worker.draining:  # it was added again meanwhile
             return 0
         late = list(worker.exchanges)

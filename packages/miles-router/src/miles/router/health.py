@@ -50,7 +50,8 @@ class HealthMonitor:
             worker.wake.clear()
             await self._check(worker)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(worker.wake.wait(), self._interval_s(worker))
+                async with asyncio.timeout(self._interval_s(worker)):  # wait_for may swallow that the check is ended
+                    await worker.wake.wait()
 
     async def _check(self, worker: Worker) -> None:
         timeout_s = self._settings.health_check_timeout_s
