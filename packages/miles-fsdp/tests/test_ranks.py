@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from miles.fsdp import fused_layer
 from miles.fsdp.backend import FsdpBackend
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,18 @@ def test_replicas_of_sharded_models_train_like_one(config, rollout, on_ranks):
     assert reports[0].steps[0] == pytest.approx(alone[0].steps[0], rel=1e-4, abs=1e-6)
     for name, tensor in sharded.items():
         torch.testing.assert_close(tensor, weights[name], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": True}])
+def test_sharded_layers_compute_in_two_steps_as_whole_ones_do(config, rollout, on_ranks, monkeypatch, flags):
+    def calls(rank):
+        actor = FsdpBackend().create(config(**PACKED, **flags), rank)
+        seen, computed = [], fused_layer._computed
+        monkeypatch.setattr(fused_layer, "_computed", lambda *given: seen.append(1) or computed(*given))
+        actor.train(rollout())
+        return len(seen)
+
+    assert all(count > 0 for ranks in (1, 2) for count in on_ranks(ranks, calls))
 
 
 def test_a_rank_without_samples_stays_in_step(config, rollout, on_ranks):

@@ -9,6 +9,7 @@ P = tokens of the pack, E = hidden size, H = heads, K = heads of keys, D = size 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -61,8 +62,9 @@ class _Shape:
 def fuse_layers(layers: Iterable[nn.Module]) -> int:
     """Let those layers compute in one step that are pre-norm attention and a gated MLP, and say how many.
 
-    One of each kind is tried first: outputs and gradients have to agree.  Calls with long samples, or with anything
-    else that is not computed here, are left to the layer.
+    One of each kind is tried first, with weights of its own: outputs and gradients have to agree, and ranks whose
+    weights are still to come decide alike.  Calls with long samples, or with anything else that is not computed here,
+    are left to the layer.
     """
     kinds: dict[_Traits, list[nn.Module]] = {}
     for layer in filter(_fits, layers):
@@ -177,19 +179,29 @@ def _weights(layer: nn.Module, names: Iterable[str]) -> list[torch.Tensor | None
 
 def _agrees(layer: nn.Module) -> bool:
     """Whether outputs and gradients of a few tokens are those of the layer as it is written out."""
+    if not all(parameter.requires_grad and parameter.dtype == torch.float32 for parameter in layer.parameters()):
+        return False
+    twin = _twin(layer)
     segments = Segments(_TRIAL_LENGTHS, torch.device("cpu"), np.asarray(_TRIAL_TOKENS))
-    size, hidden = layer.self_attn.head_dim, layer.self_attn.q_proj.in_features
+    size, hidden = twin.self_attn.head_dim, twin.self_attn.q_proj.in_features
     angle = torch.tensor(_TRIAL_POSITIONS)[:, None] * torch.linspace(1.0, 0.1, size // 2).repeat(2)
     rotation = angle.cos()[None], angle.sin()[None]
     x = torch.arange(segments.num_rows * hidden, dtype=torch.float32).sin().view(1, -1, hidden).requires_grad_()
-    inputs = [x, *layer.parameters()]
-    if not all(tensor.requires_grad and tensor.dtype == torch.float32 and tensor.is_cpu for tensor in inputs):
-        return False
-    written_out = layer(x, attention_mask=None, position_embeddings=rotation, segments=segments)
+    written_out = twin(x, attention_mask=None, position_embeddings=rotation, segments=segments)
     if not isinstance(written_out, torch.Tensor) or not _takes(x, segments):
         return False
-    mine = _computed(layer, x, rotation, segments)
-    return _close(mine, written_out) and _same_gradients(mine, written_out, inputs)
+    mine = _computed(twin, x, rotation, segments)
+    return _close(mine, written_out) and _same_gradients(mine, written_out, [x, *twin.parameters()])
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _twin(layer: nn.Module) -> Any:
+    """The same layer in host memory, with weights of the usual sizes."""
+    twin = copy.deepcopy(layer).to_empty(device="cpu")
+    for parameter in twin.parameters():
+        wave = torch.arange(parameter.numel(), dtype=torch.float32).sin().view_as(parameter)
+        parameter.copy_(1.0 + wave / 2 if parameter.ndim == 1 else wave * parameter.shape[1] ** -0.5)
+    return twin
 
 
 def _same_gradients(mine: torch.Tensor, expected: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:

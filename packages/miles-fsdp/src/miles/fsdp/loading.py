@@ -23,7 +23,6 @@ def load_model(path: str, attention: str, *, needs_head: bool = True) -> PreTrai
             path, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     model = _prepared(model, path)
-    fuse_layers(decoder_layers(model))
     head = {id(parameter) for parameter in model.get_output_embeddings().parameters()}
     missing = [name for name in report["missing_keys"] if needs_head or id(model.get_parameter(name)) not in head]
     if missing:
@@ -74,4 +73,5 @@ def _prepared(model: PreTrainedModel, path: str) -> PreTrainedModel:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     fuse_norms(model)
+    fuse_layers(decoder_layers(model))
     return model
