@@ -10,9 +10,6 @@ from miles.core.types import Sample
 from miles.rewards.dispatch import Dispatcher
 from miles.rewards.math.boxed import last_boxed
 
-ATTEMPTS = 4
-"""A busy machine makes times longer, never shorter: one good round is proof."""
-
 
 def dispatcher(**flags) -> Dispatcher:
     return Dispatcher(Config.of(**flags))
@@ -67,6 +64,19 @@ async def test_weighted_sums():
     assert outcome.parts == {"math": 1.0, "format": 1.0, "f1": pytest.approx(outcome.parts["f1"])}
     assert outcome.score == pytest.approx(1.5 + 2 * outcome.parts["f1"])
     assert outcome.category == "correct"
+
+
+async def test_groups_get_sums_too():
+    rewards = dispatcher(rm_type="math:1,format:0.1")
+    outcomes = await rewards.score_group([sample(), sample("<think>x</think> \\boxed{42}"), sample("y", label=None)])
+    assert [outcome.score for outcome in outcomes] == [1.0, 1.1, 0.0]
+    assert [outcome.failed for outcome in outcomes] == [False, False, True]
+    await rewards.close()
+
+
+async def test_a_mapping_without_a_number_to_add_is_a_mistake_of_the_configuration():
+    with pytest.raises(ConfigError, match=r"mappings with the entries 'grade'.*--reward-key"):
+        await score(sample(), rm_type="math:1,custom_rewards:mapping:1")
 
 
 async def test_mappings_can_be_terms_of_a_sum():
@@ -265,16 +275,13 @@ async def test_calling_a_type_grades_one_sample():
 async def test_grading_does_not_hold_up_the_event_loop():
     rewards = dispatcher(custom_rm_path="hostile.hang", rm_timeout=0.4, rm_num_workers=2)
     await rewards.start()
-    for attempt in range(ATTEMPTS):
-        lag, tasks = 0.0, [asyncio.ensure_future(rewards.score(sample())) for _ in range(4)]
-        while not all(task.done() for task in tasks):
-            started = time.perf_counter()
-            await asyncio.sleep(0.005)
-            lag = max(lag, time.perf_counter() - started - 0.005)
-        assert {task.result().category for task in tasks} <= {"timeout", "error"}
-        if lag < 0.1:
-            break
-        assert attempt + 1 < ATTEMPTS, f"late by {lag:.3f} s"
+    busy_s, tasks = 0.0, [asyncio.ensure_future(rewards.score(sample())) for _ in range(4)]
+    while not all(task.done() for task in tasks):
+        started = time.process_time()  # what this process computes between two turns: others may be slow at any time
+        await asyncio.sleep(0.005)
+        busy_s = max(busy_s, time.process_time() - started)
+    assert {task.result().category for task in tasks} <= {"timeout", "error"}
+    assert busy_s < 0.1
     await rewards.close()
 
 

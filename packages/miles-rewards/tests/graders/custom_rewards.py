@@ -55,3 +55,7 @@ async def group_async(args, samples, **kwargs):
 
 async def too_few(args, samples, **kwargs):
     return [1.0]
+
+
+async def mapping(args, sample):
+    return {"grade": "A"}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from miles.rewards.pool import Job, Pool
+
 
 def echo(value):
     return value
@@ -137,6 +139,11 @@ def the_same_mapping_changed(value):
 
 def half_of_a_pair(value):
     return (float(value % 2), "odd" if value % 2 else "even")
+
+
+def map_in_a_pool_of_its_own(answers):
+    with Pool(1) as pool:
+        answers.put([result.value for result in pool.map(Job("hostile:echo"), [(1,), (2,)])])
 
 
 class Unreadable:

@@ -1,4 +1,5 @@
 import asyncio
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -376,6 +377,17 @@ def test_workers_die_with_a_killed_parent():
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_daemonic_processes_of_other_libraries_can_have_pools(method):
+    context = multiprocessing.get_context(method)
+    answers = context.Queue()
+    process = context.Process(target=hostile.map_in_a_pool_of_its_own, args=(answers,), daemon=True)
+    process.start()
+    assert answers.get(timeout=120) == [1, 2]
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def test_a_forked_process_gets_workers_of_its_own():

@@ -142,6 +142,30 @@ async def test_the_deadline_covers_all_attempts(trouble):
     assert "gave up after 0.5 s" in outcome.detail
 
 
+async def test_a_service_that_asks_for_no_patience_is_not_flooded():
+    async with service(answer(503, **{"Retry-After": "0"}), timeout_s=1.0) as (scorer, requests):
+        outcome = await scorer.score(SAMPLE)
+    assert outcome.category == "remote_error"
+    assert len(requests) <= 20
+
+
+@pytest.mark.parametrize("num_senders", [0, 1])
+async def test_requests_go_through_the_proxy(num_senders):
+    seen = []
+
+    async def forward(request):
+        seen.append((request.headers["Host"], await request.json()))
+        return web.json_response(1.0)
+
+    async with service(forward) as (direct, _):
+        proxy = direct._service._url
+        scorer = RemoteScorer(Settings(url="http://reward.invalid/", http_proxy=proxy, num_senders=num_senders))
+        outcome = await scorer.score(SAMPLE)
+        await scorer.close()
+    assert outcome.score == 1.0
+    assert [host for host, _ in seen] == ["reward.invalid"]
+
+
 async def test_a_service_that_is_not_there_is_named():
     scorer = RemoteScorer(Settings(url="http://127.0.0.1:9/", timeout_s=0.2))
     outcome = await scorer.score(SAMPLE)

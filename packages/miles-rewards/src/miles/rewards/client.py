@@ -6,6 +6,7 @@ The rules are those of ``miles.rewards.types.remote``.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TOTAL_S = 120.0
 _TRY_S = 30.0
+_LEAST_TRY_S = 0.05
+_LEAST_WAIT_S = 0.05
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 15.0
 _PASSING = frozenset({408, 425, 429, *range(500, 600)})
@@ -48,7 +51,7 @@ class Client:
         self._concurrency = concurrency
         self._http_proxy = http_proxy
         self._slots = asyncio.Semaphore(concurrency)
-        self._jitter = random.Random(0)
+        self._jitter = random.Random()  # of its own in every process, lest all come back together
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, body: bytes) -> RewardOutcome:
@@ -66,19 +69,22 @@ class Client:
             await self._session.close()
 
     async def _persist(self, body: bytes, started: float) -> Any:
-        for attempt in range(1000):
+        for attempt in itertools.count():
             left_s = self._total_s - (time.perf_counter() - started)
-            try:
-                return await self._ask(body, min(_TRY_S, left_s))
+            try:  # a loop that is late must not ask with no time left: aiohttp takes that for no limit
+                return await self._ask(body, max(_LEAST_TRY_S, min(_TRY_S, left_s)))
             except _Passing as error:
-                wait_s = self._wait(attempt) if error.wait_s is None else error.wait_s
+                wait_s = self._wait(attempt, error.wait_s)
                 if time.perf_counter() - started + wait_s >= self._total_s:
                     raise _Final(f"{error} (attempt {attempt + 1}; gave up after {self._total_s:g} s)") from error
                 await asyncio.sleep(wait_s)
-        raise AssertionError("unreachable: waiting exhausts the time")
+        raise AssertionError("unreachable")
 
-    def _wait(self, attempt: int) -> float:
-        return self._jitter.uniform(0.05, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10)))
+    def _wait(self, attempt: int, asked_s: float | None) -> float:
+        """Seconds before the next attempt: what the service asked for and a little, or longer from time to time."""
+        if asked_s is not None:
+            return asked_s + self._jitter.uniform(_LEAST_WAIT_S, _FIRST_WAIT_S)
+        return self._jitter.uniform(_LEAST_WAIT_S, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10)))
 
     async def _ask(self, body: bytes, timeout_s: float) -> Any:
         import aiohttp  # only runs that ask a service need it

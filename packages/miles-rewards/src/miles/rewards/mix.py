@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from miles.core.errors import ConfigError
 from miles.core.protocols.reward import RewardOutcome, Score
-from miles.rewards.scorer import Scorer
+from miles.rewards.scorer import Scorer, score_all
 
 if TYPE_CHECKING:
     from miles.core.types.sample import Sample
@@ -44,8 +45,15 @@ class MixScorer:
         self._reward_key = reward_key
 
     async def score(self, sample: Sample) -> RewardOutcome:
-        outcomes = await asyncio.gather(*(scorer.score(sample) for _, scorer in self._parts))
-        values = {part.name: self._value(outcome.score) for (part, _), outcome in zip(self._parts, outcomes)}
+        return (await self.score_many([sample]))[0]
+
+    async def score_many(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
+        """Sums of the samples' rewards, in order."""
+        columns = await asyncio.gather(*(score_all(scorer, samples) for _, scorer in self._parts))
+        return list(map(self._sum, zip(*columns)))
+
+    def _sum(self, outcomes: Sequence[RewardOutcome]) -> RewardOutcome:
+        values = {part.name: self._value(part, outcome.score) for (part, _), outcome in zip(self._parts, outcomes)}
         failure = next((outcome for outcome in outcomes if outcome.failed), None)
         main = failure or outcomes[0]
         return RewardOutcome(
@@ -61,8 +69,13 @@ class MixScorer:
         for _, scorer in self._parts:
             await scorer.close()
 
-    def _value(self, score: Score) -> float:
+    def _value(self, part: Part, score: Score) -> float:
         if not isinstance(score, dict):
             return score
         key = self._reward_key if self._reward_key in score else "score"
+        if not isinstance(score.get(key), (int, float)):
+            raise ConfigError(
+                f"rewards of {part.name} are mappings with the entries {', '.join(map(repr, score)) or 'none'}: set "
+                "--reward-key to one that is a number, so that they can be a term of a sum"
+            )
         return float(score[key])

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from miles.core.protocols.reward import RewardOutcome
@@ -26,6 +26,9 @@ _AT_ONCE_CHARS = 100_000
 _MEMO_SIZE = 4096
 
 
+ScoreMany = Callable[[Sequence["Sample"]], Awaitable[list[RewardOutcome]]]
+
+
 class Scorer(Protocol):
     """Scores samples one by one."""
 
@@ -37,9 +40,10 @@ class Scorer(Protocol):
 
 
 async def score_all(scorer: Scorer, samples: Sequence[Sample]) -> list[RewardOutcome]:
-    """Outcomes in order, as cheaply as ``scorer`` can."""
-    if isinstance(scorer, GraderScorer):
-        return await scorer.score_many(samples)
+    """Outcomes in order, by ``score_many`` where ``scorer`` has that."""
+    score_many: ScoreMany | None = getattr(scorer, "score_many", None)
+    if score_many is not None:
+        return await score_many(samples)
     return await asyncio.gather(*map(scorer.score, samples))
 
 
