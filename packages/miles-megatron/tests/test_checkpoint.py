@@ -19,7 +19,7 @@ FLAGS = {
     "use_kl_loss": True,
     "kl_loss_coef": 0.1,
     "kl_loss_type": "k2",
-    "ref_update_interval": 3,
+    "ref_update_interval": 2,
     "num_steps_per_rollout": 2,
 }
 
@@ -30,24 +30,24 @@ def weights_of(actor):
 
 @pytest.fixture
 def halves(config, rollout, on_ranks, tmp_path):
-    """``halves(family, (ranks, flags), (ranks, flags))``: what three rollouts, a checkpoint and a fourth come to."""
+    """``halves(family, (ranks, flags), (ranks, flags))``: what two rollouts, a checkpoint and a third come to."""
     directory = tmp_path / "state"
     directory.mkdir()
 
     def run(family, before, after):
         def first(make):
             actor = make(config(family, **FLAGS, **before[1]))
-            for number in range(3):
+            for number in range(2):
                 actor.train(rollout(number))
             actor.save(directory)
             saved = weights_of(actor)
-            return saved, actor.train(rollout(3)).steps, weights_of(actor)
+            return saved, actor.train(rollout(2)).steps, weights_of(actor)
 
         def second(make):
             actor = make(config(family, **FLAGS, **after[1]))
             actor.load(directory)
             loaded = weights_of(actor)
-            return loaded, actor.train(rollout(3)).steps, weights_of(actor)
+            return loaded, actor.train(rollout(2)).steps, weights_of(actor)
 
         return on_ranks(before[0], first)[0], on_ranks(after[0], second)[0]
 
