@@ -74,6 +74,7 @@ def test_servers_of_whole_weights_are_started_as_ever(dense, flags):
         ({"lora_rank": 0}, "needs --lora-rank"),
         ({"offload_rollout": True}, "--rollout-engine sglang: --offload-rollout: servers give up the memory"),
         ({"check_weight_update_equal": True}, "--check-weight-update-equal: .* with noise. Leave one"),
+        ({"prefill_num_servers": 1}, "--prefill-num-servers: adapters were not tried"),
         ({"update_weight_transport": "disk"}, "--update-weight-transport disk: adapters come through shared memory"),
         ({}, None),
         ({"offload_rollout": True, "rollout_engine": "embedded"}, None),

@@ -46,6 +46,8 @@ def adapter_obstacle(config: Config) -> str | None:
     transport = config[Training].update_weight_transport
     if transport not in ("auto", "shm"):
         return f"--update-weight-transport {transport}: adapters come through shared memory"
+    if config[Cluster].prefill_num_servers:
+        return "--prefill-num-servers: adapters were not tried on servers that share a request"
     if config[Cluster].offload_rollout:
         return "--offload-rollout: servers give up the memory of the model under the adapter"
     if config[Debug].check_weight_update_equal:
