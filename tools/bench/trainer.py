@@ -34,7 +34,8 @@ from miles.core.training.ranks import SingleRank
 from miles.core.types.batch import RolloutBatch
 from miles.fsdp.attention import kernel_name
 from miles.fsdp.backend import FsdpBackend
-from miles.fsdp.loading import load_model
+from miles.fsdp.fused_layer import fuse_layers
+from miles.fsdp.loading import decoder_layers, load_model
 
 CONTENDERS = ("miles", "padded", "packed")
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
@@ -198,6 +199,7 @@ def padded_step(flags: argparse.Namespace) -> Callable[[RolloutBatch], object]:
 def packed_step(flags: argparse.Namespace) -> Callable[[RolloutBatch], object]:
     """The bare work: forward, logits at response positions, loss, backward, step, on packs that are given to it."""
     model = load_model(flags.checkpoint, kernel_name("sdpa"))
+    fuse_layers(decoder_layers(model))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     packing = Packing(max_tokens=flags.max_tokens)
 

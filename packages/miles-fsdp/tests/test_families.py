@@ -11,8 +11,9 @@ from miles.core.training.micro_batch import pack, response_offsets
 from miles.core.training.segments import Segments
 from miles.fsdp.attention import EAGER, SDPA, VARLEN
 from miles.fsdp.export import named_weights
+from miles.fsdp.fused_layer import fuse_layers
 from miles.fsdp.layout import Padded
-from miles.fsdp.loading import load_model
+from miles.fsdp.loading import decoder_layers, load_model
 from miles.fsdp.policy import PolicyModule
 from miles.fsdp.verification import verify_packing
 
@@ -68,6 +69,7 @@ def test_packed_attention_is_transformers_attention(name, tmp_path):
     tokens = torch.randint(0, 96, (1, 30))
     for kernel in (SDPA, EAGER, VARLEN):  # the last one's kernel runs on accelerators; loading and proof do not
         model = load_model(path, kernel)
+        fuse_layers(decoder_layers(model))  # as the trainer does on CPUs
         verify_packing(PolicyModule(model, temperature=1.0, chunk_size=None), path)
         with torch.no_grad():
             logits = model(tokens, use_cache=False, segments=Segments([30], tokens.device)).logits

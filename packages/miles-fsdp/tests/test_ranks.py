@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 
@@ -63,7 +65,9 @@ def test_sharded_layers_compute_in_two_steps_as_whole_ones_do(config, rollout, o
         actor = FsdpBackend().create(config(**PACKED, **flags), rank)
         seen, computed = [], fused_layer._computed
         monkeypatch.setattr(fused_layer, "_computed", lambda *given: seen.append(1) or computed(*given))
-        actor.train(rollout())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            actor.train(rollout())
         return len(seen)
 
     assert all(count > 0 for ranks in (1, 2) for count in on_ranks(ranks, calls))

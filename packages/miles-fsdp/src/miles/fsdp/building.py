@@ -20,6 +20,7 @@ from miles.core.training.context import ContextGroup
 from miles.core.weights.adapters import LoraSpec
 from miles.fsdp.attention import kernel_name
 from miles.fsdp.flags import Fsdp
+from miles.fsdp.fused_layer import fuse_layers
 from miles.fsdp.layout import Layout, Packed, Padded
 from miles.fsdp.loading import decoder_layers, empty_model, load_model, recompute_layers
 from miles.fsdp.lora import add_adapters
@@ -115,7 +116,7 @@ class ModuleBuilder:
         """The body of that model under a value head: the one that lies beside it, or a new one.  Collective."""
         return self._placed(
             lambda: self._loaded_critic(path, seed),
-            lambda: ValueModule(self._recomputing(empty_model(path, self.attention)), self.layout),
+            lambda: ValueModule(self._ready(empty_model(path, self.attention)), self.layout),
         )
 
     def _placed(self, loaded: Callable[[], M], empty: Callable[[], M]) -> M:
@@ -147,10 +148,13 @@ class ModuleBuilder:
         if self.lora is not None:
             add_adapters(lm, self.lora)
         return PolicyModule(
-            self._recomputing(lm), temperature=self.temperature, chunk_size=self.chunk_size, layout=self.layout
+            self._ready(lm), temperature=self.temperature, chunk_size=self.chunk_size, layout=self.layout
         )
 
-    def _recomputing(self, lm: PreTrainedModel) -> PreTrainedModel:
+    def _ready(self, lm: PreTrainedModel) -> PreTrainedModel:
+        """The model with its layers computed as this rank does."""
+        if self.site.device.type == "cpu" and self.site.compute_dtype == torch.float32:
+            fuse_layers(decoder_layers(lm))
         if self.gradient_checkpointing:
             recompute_layers(lm)
         return lm

@@ -114,8 +114,8 @@ def _computed(
     turn = cos_PD[:, None], torch.cat((-sin_PD[:, :half], sin_PD[:, half:]), dim=-1)[:, None]
     rows = segments.short_rows(shape.heads, shape.key_heads)
     x: torch.Tensor = _Attention.apply(hidden_states[0], turn, rows, shape, *_weights(layer, _ATTENTION))
-    x = _GatedMlp.apply(x, shape.eps, *_weights(layer, _GATED_MLP))
-    return x[None]
+    out: torch.Tensor = _GatedMlp.apply(x, shape.eps, *_weights(layer, _GATED_MLP))
+    return out
 
 
 def _takes(hidden_states: torch.Tensor, segments: Any) -> bool:
@@ -270,7 +270,7 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
-    """x [P, E] to x + MLP of its norm."""
+    """x [P, E] to x + MLP of its norm, as the row [1, P, E] that layers pass on: no view, which FSDP warns of."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, eps: float, *weights: torch.Tensor) -> torch.Tensor:
@@ -279,10 +279,13 @@ class _GatedMlp(torch.autograd.Function):  # type: ignore[misc]
         normed = (x * scale).mul_(norm_w)
         gate, up = normed @ gate_w.T, normed @ up_w.T
         ctx.save_for_backward(x, scale, gate, up, *weights)
-        return torch.addmm(x, F.silu(gate).mul_(up), down_w.T)
+        out = x.new_empty(1, *x.shape)
+        torch.addmm(x, F.silu(gate).mul_(up), down_w.T, out=out[0])
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_row: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad = grad_row[0]
         x, scale, gate, up, norm_w, gate_w, up_w, down_w = ctx.saved_tensors
         opened = F.silu(gate)
         of_down = grad.T @ (opened * up)

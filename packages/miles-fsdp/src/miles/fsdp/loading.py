@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from miles.core.errors import TrainingError
-from miles.fsdp.fused_layer import fuse_layers
 from miles.fsdp.fused_norm import fuse_norms
 
 
@@ -73,5 +72,4 @@ def _prepared(model: PreTrainedModel, path: str) -> PreTrainedModel:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     fuse_norms(model)
-    fuse_layers(decoder_layers(model))
     return model

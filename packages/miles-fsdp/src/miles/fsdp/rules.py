@@ -162,7 +162,8 @@ def check_routing(config: Config) -> Iterator[str]:
         return
     algorithm = config[Algorithm]
     if algorithm.use_routing_replay or algorithm.use_rollout_routing_replay:
-        yield "--use-routing-replay: the fsdp backend replays no recorded routing. Use --train-backend megatron"
+        flag = "--use-rollout-routing-replay" if algorithm.use_rollout_routing_replay else "--use-routing-replay"
+        yield f"{flag}: the fsdp backend replays no recorded routing. Use --train-backend megatron"
 
 
 CHECKS: tuple[Callable[[Config], Iterator[str]], ...] = (
