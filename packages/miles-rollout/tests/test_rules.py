@@ -48,6 +48,10 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--prefill-num-servers", "1", "--rollout-function-path", "fully_async"), "two halves of a response"),
         (("--prefill-num-servers", "1", "--rollout-external"), "--rollout-external uses those that run"),
         (("--engine-host", "0.0.0.0"), "is no address that others could send to"),
+        (
+            ("--rollout-engine", "sglang", "--update-weight-delta", "--sglang-speculative-algorithm", "EAGLE"),
+            "a change can be made once only",
+        ),
         (("--sglang-router-ip", "10.0.0.1"), "needs --sglang-router-port"),
         (("--rollout-external",), "--rollout-external needs --rollout-external-engine-addrs"),
         (("--rollout-external-engine-addrs", "a:1"), "has no effect without --rollout-external"),

@@ -146,6 +146,12 @@ def check_engines(config: Config) -> Iterator[str]:
             f"--engine-host {engines.engine_host} is no address that others could send to: give the one of the "
             "machine's addresses by which router and trainers reach the engines"
         )
+    drafts = engines.rollout_engine == "sglang" and "speculative_algorithm" in engine_options(config)
+    if config.update_weight_delta and drafts:
+        yield (
+            "--update-weight-delta: SGLang loads every update into the draft of --sglang-speculative-algorithm too, "
+            "and a change can be made once only. Leave one of the two out"
+        )
     if own_engines and engines.rollout_engine in ENGINES:
         yield from ENGINES.get(engines.rollout_engine)().check(engine_options(config))
 
