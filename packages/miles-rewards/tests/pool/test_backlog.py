@@ -22,8 +22,8 @@ def limits(spans):
 def test_a_batch_of_a_function_nobody_knows_is_short():
     backlog = Backlog()
     backlog.add([whole(ticket(1000))])
-    assert limits(backlog.take(share=1000)) == [(0, 21)]
-    assert len(backlog) == 979
+    assert limits(backlog.take(share=1000)) == [(0, 41)]
+    assert len(backlog) == 959
 
 
 def test_short_calls_make_long_batches_and_one_slow_call_does_not_end_that():
@@ -33,7 +33,7 @@ def test_short_calls_make_long_batches_and_one_slow_call_does_not_end_that():
     backlog.learn(Span(long, 0, 10), 10 * 1e-5)
     backlog.learn(Span(long, 10, 11), 2.0)
     (batch,) = backlog.take(share=100_000)
-    assert 250 < batch.size <= 500
+    assert 500 < batch.size <= 1000
 
 
 def test_a_share_is_not_exceeded():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from miles.rewards.pool.ticket import Span
 
-_BATCH_S = 0.1
+_BATCH_S = 0.2
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
 _MAX_BATCH = 16384
 _BATCH_BYTES = 16 << 20

@@ -28,7 +28,7 @@ _LINGER_S = 0.002
 most gradings."""
 _MIN_SHARE = 16
 """Calls that go to one worker together though others have nothing to do."""
-_PATIENCE_S = 0.05
+_PATIENCE_S = 0.1
 """After this long at one call, a worker's other calls go to workers that have nothing to do."""
 _RECYCLE_AFTER = 200_000
 """Calls after which a worker is replaced, so that leaks of a grader stay small."""

@@ -20,7 +20,7 @@ from miles.rewards.pool.progress import INDEX, LOADING, Desk, Progress
 from miles.rewards.pool.reply import NOTHING, Answers, Failure
 from miles.rewards.pool.wire import ReusedSpace, frame
 
-_FLUSH_AFTER_S = 0.05
+_FLUSH_AFTER_S = 0.1
 """Results wait this long at most for those of their neighbours.  Not longer than the pool's patience: who took longer
 for a call looks whether the rest was taken back."""
 
