@@ -117,3 +117,9 @@ def test_the_engines_arithmetic_has_its_conditions(flags, obstacle):
     _, problems = Config.examine([*BATCH, "--device", "cpu", "--true-on-policy-mode", *flags])
     found = [each for each in problems if each.startswith("--true-on-policy-mode contradicts")]
     assert found == [] if obstacle is None else any(f"contradicts {obstacle}:" in each for each in found)
+
+
+@pytest.mark.parametrize("flag", ["--use-routing-replay", "--use-rollout-routing-replay"])
+def test_routing_is_replayed_elsewhere_and_the_flag_that_was_given_is_named(flag):
+    _, problems = Config.examine([*BATCH, "--device", "cpu", flag])
+    assert f"{flag}: the fsdp backend replays no recorded routing. Use --train-backend megatron" in problems

@@ -62,9 +62,10 @@ class LoraSpec:
     def nothing_chosen(self, model: str, layers: Collection[str]) -> ConfigError:
         """None of the ``layers`` of ``model`` is meant by the flags."""
         parts = sorted({name.rpartition(".")[2] for name in layers})
+        left_out = f" without --exclude-modules {' '.join(self.excluded)}" if self.excluded else ""
         return ConfigError(
-            f"--target-modules {' '.join(self.targets)} (without --exclude-modules {' '.join(self.excluded)}) names no "
-            f"linear layer of {model}. It has {', '.join(parts)}; {ALL_LINEAR} takes all of them"
+            f"--target-modules {' '.join(self.targets)}{left_out} names no linear layer of {model}. It has "
+            f"{', '.join(parts)}; {ALL_LINEAR} takes all of them"
         )
 
 
@@ -115,8 +116,8 @@ def read_adapter(layers: Collection[str], spec: LoraSpec, path: Path) -> dict[st
     if tensors.keys() != expected:
         different = sorted(tensors.keys() ^ expected)
         raise ConfigError(
-            f"--lora-adapter-path {path} adapts other layers than --target-modules {' '.join(spec.targets)} names: "
-            f"{different[0]} and {len(different) - 1} more are in one of the two only"
+            f"--lora-adapter-path {path} adapts other layers than --target-modules {' '.join(spec.targets)} names: of "
+            f"their tensors, {len(different)} are in one of the two only, such as {different[0]}"
         )
     return {name.removeprefix(_PREFIX).removesuffix(".weight"): tensor for name, tensor in tensors.items()}
 
