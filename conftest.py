@@ -1,7 +1,7 @@
 """Property tests draw the same examples in every run, so that a failure belongs to the change that shows it.
 
-`hatch run properties` draws others, and more of them. No example has a deadline and no strategy is too slow: on a busy machine
-either says nothing about the code.
+`hatch run properties` draws others, and more of them. No example has a deadline and no strategy is too slow: on a busy
+machine either says nothing about the code.
 """
 
 from __future__ import annotations

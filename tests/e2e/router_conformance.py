@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from miles.core.process import ChildProcess
 from miles.core.ports import free_ports
+from miles.core.process import ChildProcess
 
 DEADLINE_S = 60.0
 PROMPT = [10, 11, 12, 13, 14, 15]

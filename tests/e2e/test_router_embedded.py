@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 from router_conformance import Engines, Fleet, RouterConformance
 
+from miles.core.ports import free_ports
 from miles.core.process import ChildProcess
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.embedded.launcher import EmbeddedEngine
 from miles.rollout.engines.launched import LaunchedEngine
-from miles.core.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 

@@ -8,9 +8,9 @@ import pytest
 from router_conformance import Engines, RouterConformance
 from sglang_environment import python_with_sglang
 
+from miles.core.ports import free_ports
 from miles.core.protocols.engine import EngineSpec
 from miles.rollout.engines.sglang.launcher import SGLangEngine
-from miles.core.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -32,8 +32,8 @@ def finished(request, toy, miles, sglang_python, tmp_path_factory) -> Finished:
     """A finished GRPO run.
 
     In the first one weights go through memory that both map, and everything is compared; the server releases its memory
-    while the trainer works, and draws by seeds.  In the second one changes of weights go over a process group (gloo), the server draws as it
-    likes, and is killed in the midst of the second rollout.
+    while the trainer works, and draws by seeds.  In the second one changes of weights go over a process group (gloo),
+    the server draws as it likes, and is killed in the midst of the second rollout.
     """
     path = tmp_path_factory.mktemp(request.param) / "run"
     flags = ("--update-weight-transport", request.param, "--update-weight-buffer-size", "65536")

@@ -116,8 +116,8 @@ def check_engine_nodes(config: Config) -> Iterator[str]:
         return
     if per_engine > per_node and per_engine % per_node:
         yield (
-            f"--rollout-num-gpus-per-engine {per_engine} is more than --num-gpus-per-node {per_node}, and no multiple of "
-            "it: an engine on several machines has all of each"
+            f"--rollout-num-gpus-per-engine {per_engine} is more than --num-gpus-per-node {per_node}, and no multiple "
+            "of it: an engine on several machines has all of each"
         )
     per_ranks = cluster.actor_num_gpus_per_node
     if cluster.colocate and cluster.actor_num_nodes > 1 and per_ranks % per_engine and per_engine % per_ranks:

@@ -20,9 +20,9 @@ class Checkpoint(Group):
     """Model map of the megatron backend (``miles.model_maps``). Defaults to ``model_type`` in ``config.json``."""
 
     load: str | None = None
-    """Run directory to resume from, or weights to start a new run with: a directory in Hugging Face format (for megatron
-    also what ``convert_hf_to_torch_dist`` wrote). Left out, a run resumes what is in ``--save``, or starts from
-    ``--hf-checkpoint``."""
+    """Run directory to resume from, or weights to start a new run with: a directory in Hugging Face format (for
+    megatron also what ``convert_hf_to_torch_dist`` wrote). Left out, a run resumes what is in ``--save``, or starts
+    from ``--hf-checkpoint``."""
 
     save: str | None = None
     """Run directory: metrics, samples, checkpoints."""
@@ -61,8 +61,8 @@ class Checkpoint(Group):
     critic_load: Annotated[str | None, Flag(inherits="load")] = None
     """Where a new run takes its critic from: a run directory with checkpoints, or a directory in Hugging Face format,
     like ``--critic-save`` writes; without a value head there (for megatron also what ``convert_hf_to_torch_dist``
-    wrote) the critic gets a new one. Defaults to ``--load``; without both the critic starts as ``--hf-checkpoint`` with a
-    new value head. A run that is continued goes on with its own critic."""
+    wrote) the critic gets a new one. Defaults to ``--load``; without both the critic starts as ``--hf-checkpoint`` with
+    a new value head. A run that is continued goes on with its own critic."""
 
     critic_save: str | None = None
     """Directory to export the critic to with every checkpoint, in the place of the last one: Hugging Face format plus

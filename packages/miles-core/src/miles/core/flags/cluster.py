@@ -63,8 +63,9 @@ class Cluster(Group):
     nothing on a CPU."""
 
     prefill_num_servers: PositiveInt | None = None
-    """Engines, of all there are, that compute the keys and values of prompts for the others, which decode (disaggregated
-    prefill and decode). For SGLang; ``--sglang-disaggregation-transfer-backend`` says how keys and values travel."""
+    """Engines, of all there are, that compute the keys and values of prompts for the others, which decode
+    (disaggregated prefill and decode). For SGLang; ``--sglang-disaggregation-transfer-backend`` says how keys and
+    values travel."""
 
     distributed_backend: Literal["nccl", "gloo"] = "nccl"
     """Communication library of the trainer's ranks. ``gloo`` on the CPU unless given."""
