@@ -74,6 +74,10 @@ async def body_replaced(app, scope, receive, send):
     await app(scope, replaying({"type": "http.request", "body": b"ho", "more_body": False}), send)
 
 
+async def body_replaced_behind_another_server(app, scope, receive, send):
+    await body_replaced(app, {**scope, "extensions": {}}, receive, send)
+
+
 @pytest.mark.parametrize(
     ("act", "line", "added", "body"),
     [
@@ -84,6 +88,7 @@ async def body_replaced(app, scope, receive, send):
         (query_changed, "POST /a?d=e", None, b"hi"),
         (method_changed, "PUT /a?b=c", None, b"hi"),
         (body_replaced, "POST /a?b=c", None, b"ho"),
+        (body_replaced_behind_another_server, "POST /a?b=c", None, b"ho"),
     ],
 )
 async def test_what_middleware_changes_of_a_request_reaches_the_worker(serve, make_worker, act, line, added, body):

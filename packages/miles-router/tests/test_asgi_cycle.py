@@ -130,6 +130,12 @@ async def test_a_client_of_http_1_0_gets_no_chunks(serve):
     assert await client.reader.read() == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabcend"
 
 
+async def test_what_is_sent_after_the_end_is_an_error_that_the_client_does_not_see(serve, caplog):
+    router = await serve(saying(start(LENGTH), body(b"abcend"), END))
+    assert (await router.post()).body == b"abcend"
+    await router.until(lambda: "sent after the end of the answer" in caplog.text)
+
+
 async def test_unknown_statuses_and_answers_without_a_body_are_sent(serve):
     router = await serve(saying(start(status=299), END))
     assert (await router.post()).status == 299
