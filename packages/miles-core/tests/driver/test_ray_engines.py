@@ -169,6 +169,18 @@ def test_more_engines_than_the_cluster_has_room_for_are_told(reserved):
         reserved([0, 1, 2], rollout_num_gpus_per_engine=2)
 
 
+def test_an_engine_whose_node_is_gone_comes_back_on_another(cluster, reserved, tmp_path):
+    places = reserved([0, 1], device="cpu", debug_rollout_only=True)
+    engines = RayEngines(places.engines, host=None, num_threads=1)
+    both = started(engines, [0, 1], tmp_path)
+    (lost,) = [index for index in range(2) if host(both[index]) == SECOND_NODE]
+    cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+    wait_for(lambda: not both[lost].alive())
+    both[lost].stop()
+    (other,) = started(engines, [lost], tmp_path)
+    assert host(other) != SECOND_NODE
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 from contextlib import suppress
@@ -193,3 +194,24 @@ async def test_a_prefill_server_answers_for_itself_what_is_not_paired(decode):
         assert alone == {**GENERATE, "bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
         paired = {**GENERATE, "bootstrap_host": "there", "bootstrap_room": 2}
         assert (await client.post("/generate", json=paired)).json()["request"] == paired
+
+
+def test_a_worker_registers_when_there_is_somebody_to_register_with():
+    registered = []
+    with socket.socket() as later:
+        later.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{later.getsockname()[1]}/route"
+        register = pairing.when_listening(lambda *arguments: registered.append(arguments))
+        worker = threading.Thread(target=register, args=("manager", url, {}))
+        worker.start()
+        assert not registered
+        later.listen()
+        worker.join(DEADLINE_S)
+    assert registered == [("manager", url, {})]
+
+
+def test_a_worker_that_has_waited_long_enough_registers_in_any_case(monkeypatch):
+    monkeypatch.setattr(pairing, "_PATIENCE_S", 0.0)
+    registered = []
+    pairing.when_listening(lambda *arguments: registered.append(arguments))("manager", "http://127.0.0.1:9/route", {})
+    assert registered

@@ -193,20 +193,27 @@ class RayEngines:
 
     def _located(self, index: int) -> list[Facts]:
         """Where the actors of an engine are.  New ones take the places of those that died, with their node or alone."""
-        hosts = self._hosts[index]
-        for rank, seat in enumerate(self._seats[index]):
-            if _has_died(hosts[rank]):
-                hosts[rank] = seat.reserve(self._working_directory)
-        try:
-            facts: list[Facts] = ray.get([host.facts.remote() for host in hosts], timeout=PLACEMENT_DEADLINE_S)
-        except ray.exceptions.GetTimeoutError:
-            raise EngineError(
-                f"no node of the Ray cluster had room for engine {index} within {PLACEMENT_DEADLINE_S:.0f} s: "
-                f"{ray.available_resources()} is free"
-            ) from None
-        except ray.exceptions.RayActorError as error:
-            raise EngineError(f"the Ray actor that is to own engine {index} could not be started: {error}") from error
-        return facts
+        hosts, deadline = self._hosts[index], time.monotonic() + PLACEMENT_DEADLINE_S
+        while True:
+            for rank, seat in enumerate(self._seats[index]):
+                if _has_died(hosts[rank]):
+                    hosts[rank] = seat.reserve(self._working_directory)
+            try:
+                facts: list[Facts] = ray.get(
+                    [host.facts.remote() for host in hosts], timeout=max(0.0, deadline - time.monotonic())
+                )
+                return facts
+            except ray.exceptions.GetTimeoutError:
+                raise EngineError(
+                    f"no node of the Ray cluster had room for engine {index} within {PLACEMENT_DEADLINE_S:.0f} s: "
+                    f"{ray.available_resources()} is free"
+                ) from None
+            except ray.exceptions.RayActorError as error:
+                # One that was sent to a node of whose death Ray learns only now finds another place.
+                if error.actor_init_failed or time.monotonic() > deadline:
+                    raise EngineError(
+                        f"the Ray actor that is to own engine {index} could not be started: {error}"
+                    ) from error
 
     def _check_host(self) -> None:
         nodes = sorted({one.address for facts in self._facts.values() for one in facts})

@@ -25,8 +25,10 @@ _CPU_DEFAULTS: dict[str, Any] = {
     "sleep_on_idle": True,  # an idle scheduler would otherwise keep a core busy
     "log_level": "warning",
 }
-_CPU_TRANSFER = "nixl"
-"""Others move memory of accelerators only."""
+_CPU_DISAGGREGATION = {
+    "disaggregation_transfer_backend": "nixl",  # others move memory of accelerators only
+    "disaggregation_decode_retraction_backup": "cpu_tensor",  # the other kind takes no part of the last 10 GB
+}
 _DRAIN_S = 2.0
 """The server would wait longer for requests that nobody will read."""
 _GPU_DEFAULTS: dict[str, Any] = {"mem_fraction_static": 0.9, "log_level": "info"}
@@ -74,7 +76,7 @@ def server_options(spec: EngineSpec) -> dict[str, Any]:
     }
     if spec.part != "whole":
         own |= {"disaggregation_mode": spec.part, "disaggregation_bootstrap_port": spec.bootstrap_port}
-        own |= {} if spec.num_gpus else {"disaggregation_transfer_backend": _CPU_TRANSFER}
+        own |= {} if spec.num_gpus else _CPU_DISAGGREGATION
     user = {name: value for name, value in spec.options.items() if name not in ENVIRONMENT_OPTIONS}
     return {**defaults, **own, **user, "dtype": own["dtype"]}
 

@@ -12,9 +12,13 @@ import asyncio
 import itertools
 import json
 import secrets
+import socket
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from contextlib import suppress
+from functools import wraps
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -29,7 +33,8 @@ _NOWHERE = "2.2.2.2"
 """SGLang's name of a decode server that there is not: the prefill server answers, and sends nothing."""
 _ROOM_BITS = 62
 _PATIENCE_S = 600.0
-"""Of a request, for a prefill server to take the place of one that was lost."""
+"""Of a request, for a prefill server to take the place of one that was lost; of its workers, for its first process."""
+_POLL_S = 0.2
 _OF_PROMPT = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
 
 
@@ -38,6 +43,34 @@ def install(mode: str) -> None:
     from sglang.srt.entrypoints.http_server import app
 
     app.add_middleware({"prefill": Prefill, "decode": Decode}[mode])
+
+
+def install_patience() -> None:
+    """Let the workers of a prefill server wait for the place at which they register.
+
+    Its first process opens that beside their start, and SGLang's own patience, a quarter of a minute, may end before: a
+    server that nobody finds would serve.
+    """
+    from sglang.srt.disaggregation.common.conn import CommonKVManager
+
+    CommonKVManager._register_topology_row = when_listening(CommonKVManager._register_topology_row)
+
+
+def when_listening(register: Callable[..., None]) -> Callable[..., None]:
+    """``register(manager, url, payload)``, called as soon as somebody listens at ``url``, and at the deadline."""
+
+    @wraps(register)
+    def register_later(manager: Any, url: str, payload: Any) -> None:
+        parts, deadline = urlsplit(url), time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection((parts.hostname or "", parts.port or 80), timeout=_POLL_S).close()
+                break
+            except OSError:
+                time.sleep(_POLL_S)
+        register(manager, url, payload)
+
+    return register_later
 
 
 class Prefill:

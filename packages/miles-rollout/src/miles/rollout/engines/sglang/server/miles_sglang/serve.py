@@ -16,6 +16,8 @@ weights.install()
 prefixes.install()
 if "--enable-lora" in sys.argv:
     adapter.install()
+if "--disaggregation-mode" in sys.argv:
+    pairing.install_patience()
 
 
 def main(argv: list[str]) -> None:
