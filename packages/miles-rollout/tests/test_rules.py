@@ -39,8 +39,10 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--rollout-num-gpus", "4", "--rollout-num-engines", "3"), "contradicts --rollout-num-gpus"),
         (("--device", "cuda"), "--rollout-num-gpus is missing"),
         (
-            ("--rollout-engine", "embedded", "--device", "cuda")
-            + ("--rollout-num-gpus-per-engine", "16", "--rollout-num-gpus", "16"),
+            (
+                *("--rollout-engine", "embedded", "--device", "cuda"),
+                *("--rollout-num-gpus-per-engine", "16", "--rollout-num-gpus", "16"),
+            ),
             "the embedded engine is one process",
         ),
         (("--prefill-num-servers", "1"), "the embedded engine computes prompts and responses itself"),
