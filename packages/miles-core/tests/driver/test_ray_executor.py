@@ -3,6 +3,7 @@ import socket
 import pytest
 
 pytest.importorskip("ray")
+pytest.importorskip("miles.rollout")
 
 from miles.core.config import Config
 from miles.core.driver.ray_executor import RayExecutor
