@@ -12,8 +12,8 @@ from miles.rewards.pool import Job, Pool
 CASES = Path(__file__).parent / "cases"
 MATH = Job("miles.rewards.types.math:grade", timeout_s=60.0)
 HANG = Job("hostile:hang_in_c")
-BUSY = 5.0
-"""How much longer a round may take on a machine that does other things as well."""
+ATTEMPTS = 4
+"""A busy machine makes times longer, never shorter: one good round is proof."""
 
 
 def ordinary_items(count):
@@ -21,7 +21,20 @@ def ordinary_items(count):
     return [(case["response"], case["label"], {}) for case in (cases * (count // len(cases) + 1))[:count]]
 
 
+async def watch(stop: asyncio.Event) -> float:
+    """The longest time for which the event loop was late."""
+    worst = 0.0
+    while not stop.is_set():
+        started = time.perf_counter()
+        await asyncio.sleep(0.01)
+        worst = max(worst, time.perf_counter() - started - 0.01)
+    return worst
+
+
 async def grade_all(pool: Pool, items, num_hangs: int):
+    """Results of the items, seconds, and the most that the event loop was late."""
+    stop = asyncio.Event()
+    watcher = asyncio.ensure_future(watch(stop))
     started = time.perf_counter()
     hangs = {position * len(items) // num_hangs for position in range(num_hangs)}
     calls = []
@@ -30,21 +43,25 @@ async def grade_all(pool: Pool, items, num_hangs: int):
         calls.append(pool.run(MATH, *item))
     results = await asyncio.gather(*calls)
     elapsed = time.perf_counter() - started
+    stop.set()
     hung = {position + before for before, position in enumerate(sorted(hangs))}
     assert all(results[place].status == "timeout" for place in hung)
-    return [result for place, result in enumerate(results) if place not in hung], elapsed
+    return [result for place, result in enumerate(results) if place not in hung], elapsed, await watcher
 
 
 @pytest.mark.slow
 async def test_nine_hangs_cost_nine_verdicts_and_little_more_than_their_own_time():
     items, num_hangs, limit_s, num_workers = ordinary_items(2000), 9, 2.0, 2
     async with Pool(num_workers, timeout_s=limit_s, preload=["miles.rewards.types.math"]) as pool:
-        plain, plain_s = await grade_all(pool, items, 0)
-        results, elapsed = await grade_all(pool, items, num_hangs)
-        assert [result.value for result in results] == [result.value for result in plain]
-        assert pool.num_replaced == num_hangs
-        assert len(pool.pids) == num_workers + 1
-    assert elapsed <= BUSY * (num_hangs * limit_s / num_workers + plain_s)
+        plain, plain_s, _ = await grade_all(pool, items, 0)
+        for attempt in range(1, ATTEMPTS + 1):
+            results, elapsed, late = await grade_all(pool, items, num_hangs)
+            assert [result.value for result in results] == [result.value for result in plain]
+            assert pool.num_replaced == attempt * num_hangs
+            assert len(pool.pids) == num_workers + 1
+            if elapsed <= 1.3 * num_hangs * limit_s / num_workers + plain_s and late < 0.1:
+                return
+    pytest.fail(f"{elapsed:.1f} s, {plain_s:.1f} s without hangs; the event loop was late by {late:.3f} s")
 
 
 @pytest.mark.parametrize("function", ["die", "segfault", "eat_memory", "recurse", "fail", "leave", "huge_answer"])
