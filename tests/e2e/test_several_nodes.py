@@ -63,13 +63,15 @@ def test_engines_are_on_both_nodes_and_a_killed_one_is_replaced(cluster, toy, mi
     run = tmp_path / "run"
     nodes = ["--ray-address", cluster.address, "--rollout-num-engines", "2", "--update-weight-transport", "broadcast"]
     lethal = ["--use-fault-tolerance", "--custom-generate-function-path", "lethal_generate.generate"]
-    length = ["--num-rollout", "2", "--save-interval", "2", "--rollout-max-response-len", "100"]
+    # A rollout may end before the loss is noticed; the next one cannot begin before the place is taken.
+    length = ["--num-rollout", "3", "--save-interval", "3", "--rollout-max-response-len", "100"]
     done = miles("train", *toy.flags(run, *nodes, *lethal, *length))
     logs = [(run / "logs" / f"engine-{index}.log").read_text() for index in range(2)]
     assert sum(f"http://{SECOND_NODE}:" in log for log in logs) == 1
     assert "engine 0 has ended with status -9 (SIGKILL)" in done.stdout + done.stderr
+    assert sum(log.count(" of the Ray cluster") for log in logs) == 3  # two, and the one that took a place
     assert sum(metrics["rollout/engine_restarts"] for metrics in events(run, "rollout")) == 1
-    for rollout_id in range(2):
+    for rollout_id in range(3):
         rows = map(json.loads, (run / "rollouts" / f"rollout_{rollout_id:07d}.jsonl").open())
         assert sorted(row["index"] for row in rows) == list(range(16 * rollout_id, 16 * rollout_id + 16))
     assert all(step["train/train_rollout_logprob_abs_diff"] < 1e-4 for step in events(run, "train")[::2])
