@@ -1,10 +1,11 @@
-"""A generate function that harms an engine while it generates.  The environment says with which sample and signal."""
+"""A generate function that harms an engine once, in mid-rollout.  The environment says with which sample and signal."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import threading
 from pathlib import Path
 
 from miles.core.types.rollout import GenerateFnInput, GenerateFnOutput
@@ -13,10 +14,14 @@ from miles.rollout.generators.single_turn import SingleTurn
 ENGINES = (b"miles.rollout.engines.embedded", b"miles_sglang.serve_cpu")
 AFTER_S = 0.05
 _generate = SingleTurn()
+_harmed = threading.Event()
+"""A sample that was lost is generated again; its second time harms nobody."""
 
 
 async def generate(input: GenerateFnInput) -> GenerateFnOutput:
-    if input.sample.index == int(os.environ["LETHAL_SAMPLE"]) and not input.evaluation:
+    lethal = input.sample.index == int(os.environ["LETHAL_SAMPLE"]) and not input.evaluation
+    if lethal and not _harmed.is_set():
+        _harmed.set()
         first = input.state.args.runtime.engine_urls()[0]
         asyncio.get_running_loop().call_later(AFTER_S, harm, first.rpartition(":")[2])
     return await _generate(input)
