@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-sys.path.insert(0, str(Path(__file__).parent))  # for chat_templates and speaker
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules beside this one
 
 from chat_templates import write_checkpoint
 from router_process import Process
+from scripted_worker import Behaviour, Worker, echo
+from wire_client import DEADLINE_S, Client, Response
 
+from miles.router.middleware import RouterHandle
 from miles.router.server import RouterServer
 from miles.router.settings import Settings
-
-DEADLINE_S = 20.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,244 +40,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     return uvloop.EventLoopPolicy()
-
-
-@dataclass
-class Request:
-    """What a worker saw."""
-
-    method: str
-    target: str
-    headers: list[tuple[str, str]]
-    body: bytes
-    raw_head: bytes
-
-    def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key == name), None)
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-@dataclass
-class Response:
-    """What a client saw."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-    raw_head: bytes
-    complete: bool = True
-    trailers: bytes = b""
-
-    def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key == name), None)
-
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Conversation:
-    """A request at a worker, to be answered byte by byte."""
-
-    def __init__(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.request = request
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def answer(self, body: bytes = b"{}", status: int = 200, *fields: str) -> None:
-        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", *fields]
-        await self.send("\r\n".join([*lines, "\r\n"]).encode() + body)
-
-    def reset(self) -> None:
-        """Close as a killed process does."""
-        self.writer.transport.abort()
-
-    async def client_left(self) -> None:
-        """Return when the other side has closed."""
-        with contextlib.suppress(ConnectionError):
-            while await self.reader.read(65536):
-                pass
-
-
-Behaviour = Callable[[Conversation], Awaitable[None]]
-
-
-async def echo(conversation: Conversation) -> None:
-    await conversation.answer(conversation.request.body or b"{}")
-
-
-class Worker:
-    """An HTTP server that records requests and answers as ``behaviour`` says."""
-
-    def __init__(self, behaviour: Behaviour = echo) -> None:
-        self.behaviour = behaviour
-        self.requests: list[Request] = []
-        self.aborted: list[Any] = []
-        self.connections = 0
-        self.health_status = 200
-        self.hangs = False
-        self.weight_version: str | None = None
-        self.model_info: bytes | None = None
-        self.port = 0
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def paths(self) -> list[str]:
-        return [request.target for request in self.requests]
-
-    async def start(self) -> Worker:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, backlog=4096)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def kill(self) -> None:
-        """End as a killed process: the port refuses, open connections are reset."""
-        if self._server is not None:
-            self._server.close()
-            for writer in list(self._writers):
-                writer.transport.abort()
-            self._server = None
-
-    async def stop_listening(self) -> None:
-        """Refuse new connections, keep the open ones."""
-        if self._server is not None:
-            self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writers.add(writer)
-        try:
-            while (request := await read_request(reader)) is not None:
-                await self._handle(Conversation(request, reader, writer))
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            self._writers.discard(writer)
-            writer.close()
-
-    async def _handle(self, conversation: Conversation) -> None:
-        target = conversation.request.target
-        if target in ("/health", "/model_info") and self.hangs:
-            await conversation.client_left()
-        elif target == "/health":
-            await conversation.answer(b"", self.health_status)
-        elif target == "/model_info":
-            known = self.weight_version is not None
-            info = self.model_info or json.dumps({"weight_version": self.weight_version}).encode()
-            await conversation.answer(info, 200 if known else 404)
-        elif target == "/abort_request" and "rid" in conversation.request.json():
-            self.aborted.append(conversation.request.json()["rid"])
-            await conversation.answer()
-        else:
-            self.requests.append(conversation.request)
-            await self.behaviour(conversation)
-
-
-async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.IncompleteReadError:
-        return None
-    first, headers = parse_head(head)
-    method, target, _ = first.split(" ")
-    names = dict(headers)
-    body = b""
-    if "content-length" in names:
-        body = await reader.readexactly(int(names["content-length"]))
-    elif names.get("transfer-encoding") == "chunked":
-        body, _ = await read_chunks(reader)
-    return Request(method, target, headers, body, head)
-
-
-async def read_chunks(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Content and trailers."""
-    content = b""
-    while size := int((await reader.readline()).split(b";")[0], 16):
-        content += await reader.readexactly(size)
-        assert await reader.readexactly(2) == b"\r\n"
-    trailers = b""
-    while (line := await reader.readline()) != b"\r\n":
-        if not line:
-            raise asyncio.IncompleteReadError(trailers, None)
-        trailers += line
-    return content, trailers
-
-
-def parse_head(head: bytes) -> tuple[str, list[tuple[str, str]]]:
-    first, *lines = head.decode("latin-1")[:-4].split("\r\n")
-    pairs = (line.split(":", 1) for line in lines)
-    return first, [(name.lower(), value.strip()) for name, value in pairs]
-
-
-class Client:
-    """One connection to a router."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def post(self, target: str = "/generate", body: bytes = b'{"text": "hi"}', *fields: str) -> Response:
-        await self.send(post(target, body, *fields))
-        return await self.response()
-
-    async def get(self, target: str, *fields: str) -> Response:
-        await self.send("\r\n".join([f"GET {target} HTTP/1.1", "host: x", *fields, "\r\n"]).encode())
-        return await self.response()
-
-    async def response(self, *, bodiless: bool = False) -> Response:
-        async with asyncio.timeout(DEADLINE_S):
-            return await self._response(bodiless)
-
-    async def _response(self, bodiless: bool) -> Response:
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        first, headers = parse_head(head)
-        status = int(first.split(" ")[1])
-        response = Response(status, headers, b"", head)
-        names = dict(headers)
-        try:
-            if bodiless or status in (204, 304) or status < 200:
-                return response
-            if "content-length" in names:
-                response.body = await self.reader.readexactly(int(names["content-length"]))
-            elif names.get("transfer-encoding") == "chunked":
-                response.body, response.trailers = await read_chunks(self.reader)
-            else:
-                response.body = await self.reader.read()
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
-            response.complete = False
-        return response
-
-    async def closed(self) -> bool:
-        """Whether the router closes the connection, without another byte."""
-        try:
-            return await self.reader.read(1) == b""
-        except ConnectionError:
-            return True
-
-    def close(self) -> None:
-        self.writer.close()
-
-    def reset(self) -> None:
-        self.writer.transport.abort()
-
-
-def post(target: str = "/generate", body: bytes = b'{"text": "hi"}', *fields: str) -> bytes:
-    lines = [f"POST {target} HTTP/1.1", "host: x", f"content-length: {len(body)}", *fields]
-    return "\r\n".join([*lines, "\r\n"]).encode() + body
 
 
 @dataclass
@@ -346,6 +110,30 @@ async def until(condition: Callable[[], Any], deadline_s: float = 2 * DEADLINE_S
     async with asyncio.timeout(deadline_s):
         while not condition():  # noqa: ASYNC110  what is waited for knows nothing of tests
             await asyncio.sleep(0.005)
+
+
+@pytest.fixture(params=["auto", "off"], ids=["fast", "asgi"])
+def path(request: pytest.FixtureRequest) -> str:
+    """``--hot-path``: both ways through the router."""
+    value: str = request.param
+    return value
+
+
+Act = Callable[[ASGIApp, Scope, Receive, Send], Awaitable[None]]
+
+
+@pytest.fixture
+def middleware_that(monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], str]:
+    """The name of a middleware that does what a function of the application and a call says."""
+
+    def name(act: Act) -> str:
+        def make(app: ASGIApp, *, router: RouterHandle) -> ASGIApp:
+            return partial(act, app)
+
+        monkeypatch.setitem(sys.modules, "middleware_that", SimpleNamespace(make=make))
+        return "middleware_that:make"
+
+    return name
 
 
 MakeWorker = Callable[..., Awaitable[Worker]]

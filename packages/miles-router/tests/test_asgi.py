@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import pytest
 
 REQUEST = b"POST /a?b=c HTTP/1.1\r\nhost: x\r\nX-Odd:  Value \r\ncontent-length: 2\r\n\r\nhi"
 
 
-class Play:
-    """Middleware that does what the test says."""
-
-    def __init__(self, app, *, router):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        await play(self.app, scope, receive, send)
-
-
-async def play(app, scope, receive, send):
-    raise NotImplementedError
-
-
 @pytest.fixture
-async def serve(make_router, monkeypatch):
-    monkeypatch.setitem(sys.modules, "middleware_of_this_test", sys.modules[__name__])
-
+def serve(make_router, middleware_that):
     async def serve(act, *workers):
-        monkeypatch.setattr(sys.modules[__name__], "play", act)
-        return await make_router(*workers, middleware=("middleware_of_this_test:Play",))
+        return await make_router(*workers, middleware=(middleware_that(act),))
 
     return serve
 
@@ -74,6 +56,11 @@ async def body_replaced(app, scope, receive, send):
     await app(scope, replaying({"type": "http.request", "body": b"ho", "more_body": False}), send)
 
 
+async def body_replaced_by_a_longer_one(app, scope, receive, send):
+    assert (await receive())["body"] == b"hi"
+    await app(scope, replaying({"type": "http.request", "body": b"hello", "more_body": False}), send)
+
+
 async def body_replaced_behind_another_server(app, scope, receive, send):
     await body_replaced(app, {**scope, "extensions": {}}, receive, send)
 
@@ -88,6 +75,7 @@ async def body_replaced_behind_another_server(app, scope, receive, send):
         (query_changed, "POST /a?d=e", None, b"hi"),
         (method_changed, "PUT /a?b=c", None, b"hi"),
         (body_replaced, "POST /a?b=c", None, b"ho"),
+        (body_replaced_by_a_longer_one, "POST /a?b=c", None, b"hello"),
         (body_replaced_behind_another_server, "POST /a?b=c", None, b"ho"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import httptools
 import pytest
@@ -18,27 +17,13 @@ LENGTH = (b"Content-Length", b"6")
 END = {"type": "http.response.body", "body": b"end"}
 
 
-class Play:
-    """Middleware that does what the test says."""
-
-    def __init__(self, app, *, router):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        await play(scope, receive, send)
-
-
-async def play(scope, receive, send):
-    raise NotImplementedError
-
-
 @pytest.fixture
-async def serve(make_worker, make_router, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cycle_of_this_test", sys.modules[__name__])
-
+def serve(make_worker, make_router, middleware_that):
     async def serve(act):
-        monkeypatch.setattr(sys.modules[__name__], "play", act)
-        return await make_router(await make_worker(), middleware=("cycle_of_this_test:Play",), ready=False)
+        def instead_of_the_router(app, scope, receive, send):
+            return act(scope, receive, send)
+
+        return await make_router(await make_worker(), middleware=(middleware_that(instead_of_the_router),), ready=False)
 
     return serve
 

@@ -7,11 +7,6 @@ import asyncio
 import pytest
 
 
-@pytest.fixture(params=["auto", "off"], ids=["fast", "asgi"])
-def path(request):
-    return request.param
-
-
 async def test_request_and_answer_pass_byte_for_byte(make_worker, make_router, path):
     answer = bytes(range(256)) * 40
 

@@ -276,11 +276,12 @@ class Exchange(ABC):
 
     def _framing(self) -> bytes:
         """The line that tells the worker where the body ends; empty without a body."""
-        if self.declared_length is not None:
-            return b"content-length: %d\r\n" % self.declared_length
-        if not self.received:
+        if self.received:  # what came counts: a middleware may have replaced the body but not its length
+            unsaid = self.declared_length is None and not self.body_size
+            return b"" if unsaid else b"content-length: %d\r\n" % self.body_size
+        if self.declared_length is None:
             return b"transfer-encoding: chunked\r\n"
-        return b"content-length: %d\r\n" % self.body_size if self.body_size else b""
+        return b"content-length: %d\r\n" % self.declared_length
 
     def _feed_long(self, data: bytes) -> None:
         limit = self.dispatcher.settings.max_body_bytes
