@@ -153,6 +153,20 @@ async def test_a_continued_sample_can_be_masked_where_the_old_policy_wrote() -> 
     assert masks == [[0, 0], None]
 
 
+@pytest.mark.parametrize(("stream", "rewards"), [("rollout", [None, None, None]), ("eval", [0.0, None, 1.0])])
+async def test_what_is_left_of_a_group_is_judged_in_an_evaluation_only(stream: Any, rewards: list[Any]) -> None:
+    def fail_once(input: GenerateFnInput) -> list[Sample]:
+        finish(input.sample)
+        if input.sample.index == 1:
+            raise EngineError("lost")
+        input.sample.tokens = [input.sample.index or 0, 2, 3]
+        return [input.sample]
+
+    judged = worker(fail_once, group_rm=True, rewards=FakeRewards(group_rm=True))
+    group = await judged.run(make_group(0, 3), PARAMS, stream)
+    assert [sample.reward for sample in group] == rewards
+
+
 async def test_group_rewards_see_the_whole_group() -> None:
     def by_index(input: GenerateFnInput) -> list[Sample]:
         finish(input.sample)

@@ -244,6 +244,16 @@ def test_failed_samples_of_an_evaluation_are_left_out_and_shown(make: Make, tmp_
         role.evaluate(1)
 
 
+def test_group_rewards_judge_evaluations_as_well(make: Make, tmp_path: Path, rewards: FakeRewards) -> None:
+    rewards._group_rm = True
+    path = write_jsonl(tmp_path / "a.jsonl", [{"input": f"a{n}", "answer": 1} for n in range(3)])
+    role = make(group_rm=True, eval_interval=1, eval_prompt_data=["x", str(path)], n_samples_per_eval_prompt=2)
+    role.evaluate(0)
+    lines = (tmp_path / "run/rollouts/eval_0000000_x.jsonl").read_text().splitlines()
+    found = [json.loads(line)["reward"] for line in lines]
+    assert [sorted(found[start : start + 2]) for start in (0, 2, 4)] == [[0.0, 1.0]] * 3
+
+
 def test_evaluation_does_not_move_training(make: Make, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"input": "a", "answer": 1}])
     evaluated = make("a", eval_interval=1, eval_prompt_data=["x", str(path)])

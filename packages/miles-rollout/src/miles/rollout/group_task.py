@@ -185,11 +185,10 @@ class GroupWorker:
             _failed(sample, str(error))
 
     async def _score_group(self, group: Group, stream: Stream) -> None:
-        if self.rewards is None or not all(sample.status in _FINISHED for sample in group):
-            return
-        outcomes = await self.rewards.score_group(group, evaluation=stream == "eval")
-        for sample, outcome in zip(group, outcomes, strict=True):
-            outcome.apply(sample)
+        """Judge it as a whole.  If samples failed, an evaluation takes what is left of it, training nothing."""
+        finished = [sample for sample in group if sample.status in _FINISHED]
+        if self.rewards is not None and (len(finished) == len(group) or stream == "eval"):
+            await self._score(finished, evaluation=stream == "eval")
 
 
 async def _all(works: list[Coroutine[Any, Any, None]]) -> None:

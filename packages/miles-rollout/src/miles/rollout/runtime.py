@@ -90,7 +90,7 @@ class Runtime:
             rewards=self.rewards,
             slots=Slots(self.max_in_flight),
             whole_groups=self.whole_groups,
-            group_rm=self.args.group_rm and not evaluation,
+            group_rm=self.args.group_rm,
             mask_offpolicy=self.args.mask_offpolicy_in_partial_rollout and not evaluation,
             teacher=self.teacher,
             retries=self.args.rollout_sample_retries,
