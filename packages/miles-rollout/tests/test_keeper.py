@@ -39,10 +39,17 @@ class Place:
         self.num_ready = 0
         self.stillborn = 0
         self.keeper = EngineKeeper(
-            FakeEngine(server), start=self.start, patience=patience, on_lost=self.lost.append, on_ready=self.ready
+            FakeEngine(server),
+            find_room=self.find_room,
+            patience=patience,
+            on_lost=self.lost.append,
+            on_ready=self.ready,
         )
         self.first = self.keeper.engine
         self.keeper.watch()
+
+    def find_room(self) -> Callable[[], FakeEngine]:
+        return self.start
 
     def start(self) -> FakeEngine:
         engine = FakeEngine(self.server)
@@ -170,7 +177,7 @@ def test_a_successor_that_is_not_ready_makes_room_and_another_starts_after_the_r
     place.wait(lambda: len(engines) == 1 and place.keeper._starting)
     place.keeper.rest()
     place.keeper.step_aside()
-    place.wait(lambda: not place.keeper._starting)
+    place.wait(lambda: not place.keeper._starting and place.keeper.num_restarts == 0)
     assert engines[0].stopped
     time.sleep(0.05)
     assert (len(engines), place.keeper.num_restarts, place.keeper.state) == (1, 0, EngineState.STARTING)
@@ -182,6 +189,47 @@ def test_a_successor_that_is_not_ready_makes_room_and_another_starts_after_the_r
     place.keeper.step_aside()
     assert not engines[1].stopped, "who is ready gives memory up as the others do"
     place.keeper.stop()
+
+
+class CrowdedPlace(Place):
+    """Room is a while in coming."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.asked, self.room = threading.Event(), threading.Event()
+        super().__init__(server, Patience(interval_s=9, timeout_s=30, max_restarts=2))
+
+    def find_room(self) -> Callable[[], FakeEngine]:
+        self.asked.set()
+        assert self.room.wait(60)
+        return self.start
+
+
+def test_updates_do_not_wait_for_room_and_nothing_starts_while_they_rest(server: FakeServer) -> None:
+    place = CrowdedPlace(server)
+    place.first.dead = True  # type: ignore[attr-defined]
+    assert place.asked.wait(60)
+    place.keeper.rest()
+    place.keeper.step_aside()
+    assert not place.room.is_set()
+    place.room.set()
+    place.wait(place.keeper._aside.is_set)
+    assert place.started == []
+    place.keeper.wake()
+    place.wait(lambda: place.num_ready == 1)
+    assert (len(place.started), place.keeper.num_restarts) == (1, 1)
+    place.keeper.stop()
+
+
+def test_the_end_of_a_run_does_not_wait_for_room(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_END_DEADLINE_S", 0.01)
+    place = CrowdedPlace(server)
+    place.first.dead = True  # type: ignore[attr-defined]
+    assert place.asked.wait(60)
+    place.keeper.stop()
+    assert not place.room.is_set()
+    place.room.set()
+    place.keeper._thread.join(60)
+    assert (place.started, place.keeper.failure) == ([], None)
 
 
 def test_restarts_long_ago_do_not_count(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

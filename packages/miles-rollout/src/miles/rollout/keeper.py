@@ -16,6 +16,7 @@ from miles.rollout import control
 
 logger = logging.getLogger(__name__)
 
+Launch = Callable[[], EngineProcess]
 RESTART_WINDOW_S = 600.0
 """Restarts within this time count together: what fails that often will fail again."""
 START_DEADLINE_S = 1800.0
@@ -54,15 +55,16 @@ class Patience:
 class EngineKeeper:
     """Keeps one place of the fleet filled, in a thread of its own.
 
-    ``start`` starts an engine; ``on_lost`` is told the address of one that serves no more, ``on_ready`` is called when
-    its successor answers.  Both are called on the keeper's thread.
+    ``find_room`` returns what launches a successor; to find a place for it may take minutes where a node was lost.
+    ``on_lost`` is told the address of an engine that serves no more, ``on_ready`` is called when its successor answers.
+    All are called on the keeper's thread.
     """
 
     def __init__(
         self,
         engine: EngineProcess,
         *,
-        start: Callable[[], EngineProcess],
+        find_room: Callable[[], Launch],
         patience: Patience,
         on_lost: Callable[[str], None],
         on_ready: Callable[[EngineKeeper], None],
@@ -72,7 +74,7 @@ class EngineKeeper:
         self.failure: EngineError | None = None
         self.num_restarts = 0
         """Engines started in place of another one, over the run."""
-        self._start, self._patience = start, patience
+        self._find_room, self._patience = find_room, patience
         self._on_lost, self._on_ready = on_lost, on_ready
         self._resting = self._num_rests = 0
         self._starting = False
@@ -135,6 +137,8 @@ class EngineKeeper:
                 if not self._replace(reason):
                     return
         except Exception as error:  # nobody else would hear of it, and the run would wait for this engine for ever
+            if self._ending.is_set():  # what it called may have ended before it
+                return
             logger.exception("the watching of an engine broke")
             self.failure = EngineError(
                 f"the engine at {self.engine.url} is watched no more: {type(error).__name__}: {error}"
@@ -177,23 +181,28 @@ class EngineKeeper:
 
     def _start_in_turn(self) -> str | None:
         """Have an engine ready while nobody rests; why it did not get there, or None."""
-        while True:
-            self._wait_for_turn()
-            problem = self._start_another()
+        while self._is_its_turn():
+            self._aside.clear()
+            problem = self._launch() or self._become_ready()
             if not self._aside.is_set():
                 return problem
             self.engine.stop(_END_DEADLINE_S)
+        return "the run ends"
 
-    def _wait_for_turn(self) -> None:
-        """While engines rest, the memory that a successor needs may be the trainer's."""
-        while self._resting:
-            if self._ending.wait(_POLL_S):
-                return
+    def _is_its_turn(self) -> bool:
+        """Wait while engines rest: the memory that a successor needs may be the trainer's.  False when the run ends."""
+        while self._resting and not self._ending.wait(_POLL_S):
+            pass
+        return not self._ending.is_set()
 
-    def _start_another(self) -> str | None:
-        """Start an engine and wait until it is ready; why it did not get there, or None."""
+    def _launch(self) -> str | None:
+        """Start an engine; why there is none, or None."""
+        try:
+            launch = self._find_room()  # whoever rests, wakes or stops meanwhile does not wait for it
+        except (EngineError, OSError) as error:
+            self._restarts.append(time.monotonic())
+            return str(error)
         with self._changing:
-            self._aside.clear()
             if self._ending.is_set():
                 return "the run ends"
             if self._resting:
@@ -201,11 +210,15 @@ class EngineKeeper:
                 return "others have its memory"
             self._restarts.append(time.monotonic())
             try:
-                self.engine = self._start()
+                self.engine = launch()
             except (EngineError, OSError) as error:
                 return str(error)
             self._starting = True
             self.num_restarts += 1
+        return None
+
+    def _become_ready(self) -> str | None:
+        """Wait until the engine that was launched answers; why it does not, or None."""
         problem = self._problem_of_starting()
         with self._changing:
             self._starting = False

@@ -29,7 +29,7 @@ from miles.rollout.engines.here import ThisMachine
 from miles.rollout.engines.sglang.adapters import adapter_options
 from miles.rollout.flags import Engines, FaultTolerance, Rollout
 from miles.rollout.front import Front, part_of
-from miles.rollout.keeper import EngineKeeper, EngineState, Patience
+from miles.rollout.keeper import EngineKeeper, EngineState, Launch, Patience
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -232,10 +232,9 @@ class Servers:
         return engine
 
     def _keeper(self, index: int) -> EngineKeeper:
-        def start() -> EngineProcess:
+        def find_room() -> Launch:
             (place,) = self._hosts.places([index])
-            self._engines[index] = self._launch(index, place)
-            return self._engines[index]
+            return lambda: self._launch(index, place)
 
         faults = self._config[FaultTolerance]
         patience = Patience(
@@ -245,7 +244,11 @@ class Servers:
             max_restarts=faults.rollout_engine_max_restarts,
         )
         return EngineKeeper(
-            self._engines[index], start=start, patience=patience, on_lost=self._front.close, on_ready=self._succeeded
+            self._engines[index],
+            find_room=find_room,
+            patience=patience,
+            on_lost=self._front.close,
+            on_ready=self._succeeded,
         )
 
     def _succeeded(self, keeper: EngineKeeper) -> None:
