@@ -17,7 +17,7 @@ FLUSH_DEADLINE_S = 30.0
 _POLL_S = 0.05
 
 
-class Refused(EngineError):
+class RefusedError(EngineError):
     """It answered, and not with 200."""
 
 
@@ -72,7 +72,7 @@ def _flush(engine_url: str) -> None:
     while True:
         try:
             _ask(engine_url, "POST", "/flush_cache", MEMORY_DEADLINE_S)
-        except Refused:
+        except RefusedError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_S)
@@ -106,5 +106,5 @@ def _ask(url: str, method: str, path: str, timeout_s: float = DEADLINE_S, payloa
     finally:
         connection.close()
     if response.status != 200:
-        raise Refused(f"{url}{path} answered {response.status}: {body[:300].decode(errors='replace')}")
+        raise RefusedError(f"{url}{path} answered {response.status}: {body[:300].decode(errors='replace')}")
     return body
