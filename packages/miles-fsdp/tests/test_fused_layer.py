@@ -113,6 +113,20 @@ def test_layers_that_are_computed_again_give_the_same_to_the_bit():
     assert all(map(torch.equal, results(model, SHARED_PROMPT), kept))
 
 
+def test_long_samples_are_computed_again_too_in_layers_that_fsdp_has_made_its_own():
+    """It gives a layer a class of its own when it shards it, which is after layers were fused."""
+    model = model_of(*MODELS["qwen3"])
+    fuse_layers(decoder_layers(model))
+    recompute_layers(model)
+    computed_again = []
+    for layer in list(decoder_layers(model)):
+        layer.__class__ = type(f"FSDP{type(layer).__name__}", (type(layer),), {})
+        checkpoint = layer._gradient_checkpointing_func
+        layer._gradient_checkpointing_func = lambda *given, of=checkpoint: computed_again.append(1) or of(*given)
+    results(model, Segments([200, 9], torch.device("cpu")))
+    assert computed_again == [1, 1]
+
+
 def test_whoever_watches_a_part_sees_it_called():
     model = model_of(*MODELS["qwen3"])
     fuse_layers(decoder_layers(model))
@@ -156,7 +170,12 @@ def test_other_layers_stay_as_they_are(model_class, config_class, settings):
     assert fuse_layers(decoder_layers(model_of(model_class, config_class, **settings))) == 0
 
 
-def test_a_model_without_storage_stays_as_it_is():
+@pytest.mark.parametrize(("attention", "count"), [(kernel_name("sdpa"), 2), ("sdpa", 0)])
+def test_a_model_without_weights_is_fused_where_one_with_weights_is(attention, count):
+    """Ranks whose weights are still to come decide as rank 0 does; attention of transformers' own packs nothing."""
+    config = Qwen3Config(**SHAPE)
+    config._attn_implementation = attention
     with torch.device("meta"):
-        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
-    assert fuse_layers(decoder_layers(model)) == 0
+        still_to_come = Qwen3ForCausalLM(config)
+    for model in (still_to_come, Qwen3ForCausalLM(config)):
+        assert fuse_layers(decoder_layers(model)) == count

@@ -10,7 +10,7 @@ P = tokens of the pack, E = hidden size, H = heads, K = heads of keys, D = size 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -71,7 +71,7 @@ def fuse_layers(layers: Iterable[nn.Module]) -> int:
         kinds.setdefault(_traits(layer), []).append(layer)
     fused = [layer for kind in kinds.values() if _agrees(kind[0]) for layer in kind]
     for layer in fused:
-        layer.forward = MethodType(_forward_of(layer), layer)
+        layer.forward = MethodType(_forward, layer)
     return len(fused)
 
 
@@ -85,24 +85,23 @@ def _traits(layer: nn.Module) -> _Traits:
     )
 
 
-def _forward_of(layer: nn.Module) -> Callable[..., torch.Tensor]:
-    """The new forward, which leaves to the old one what it does not compute."""
-    written_out = layer.forward
+def _forward(self: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """The new forward, which leaves to that of the class what it does not compute.
 
-    def forward(self: nn.Module, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        segments: Any = kwargs.get("segments")
-        rotation: Any = kwargs.get("position_embeddings")
-        takes = not args and rotation is not None and _takes(hidden_states, segments)
-        out: torch.Tensor
-        if not takes or not _fits(self) or rotation[0].shape[-1] != self.self_attn.head_dim:
-            out = written_out(hidden_states, *args, **kwargs)
-        elif self.training and getattr(self, "gradient_checkpointing", False):
-            out = self._gradient_checkpointing_func(_computed, self, hidden_states, rotation, segments)
-        else:
-            out = _computed(self, hidden_states, rotation, segments)
-        return out
-
-    return forward
+    The class is looked up at each call: FSDP gives sharded layers one of its own, and transformers computes a layer
+    again in the backward pass only by the forward of its present class.
+    """
+    segments: Any = kwargs.get("segments")
+    rotation: Any = kwargs.get("position_embeddings")
+    takes = not args and rotation is not None and _takes(hidden_states, segments)
+    out: torch.Tensor
+    if not takes or not _fits(self) or rotation[0].shape[-1] != self.self_attn.head_dim:
+        out = type(self).forward(self, hidden_states, *args, **kwargs)
+    elif self.training and getattr(self, "gradient_checkpointing", False):
+        out = self._gradient_checkpointing_func(_computed, self, hidden_states, rotation, segments)
+    else:
+        out = _computed(self, hidden_states, rotation, segments)
+    return out
 
 
 def _computed(
