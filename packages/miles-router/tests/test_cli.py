@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from miles.core.errors import ConfigError
-from miles.router.cli import build_parser, main, parse_settings
+from miles.router.cli import authority, build_parser, main, parse_settings
 from miles.router.server import RouterServer
 from miles.router.settings import Settings
 
@@ -44,9 +44,12 @@ def test_all_mistakes_are_reported_together():
         parse_settings(["--tls-key", "k"])
 
 
-def test_a_router_that_cannot_start_says_why(capsys):
-    assert main(["--worker", "nonsense"]) == 2
-    assert "nonsense" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--workers-file", "--control-token-file"])
+def test_a_file_that_is_no_text_is_named(tmp_path, capsys, flag):
+    path = tmp_path / "binary"
+    path.write_bytes(b"\xff\xfe")
+    assert main(["--port", "0", flag, str(path)]) == 2
+    assert f"{flag} {path}: expected UTF-8 text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -84,9 +87,15 @@ def test_a_certificate_that_cannot_be_used_is_refused(capsys, tmp_path, content,
     assert said in error
 
 
+def test_an_address_is_printed_as_it_stands_in_a_url():
+    assert authority("127.0.0.1", 80) == "127.0.0.1:80"
+    assert authority("::1", 80) == "[::1]:80"
+
+
 def test_a_router_that_was_told_to_end_ends_well(monkeypatch, capsys):
-    async def serve(self, listener):
+    async def serve(self, listener, on_start):
         assert listener.getsockname()[1] > 0
+        on_start()
 
     monkeypatch.setattr(RouterServer, "serve", serve)
     assert main(["--port", "0"]) == 0
@@ -127,9 +136,21 @@ def test_a_template_that_sessions_cannot_use_is_refused(checkpoint, tmp_path, ca
     assert "cannot be used for sessions: the chat template refuses the messages: no chat" in capsys.readouterr().err
 
 
-def test_a_middleware_that_cannot_start_says_why(capsys):
-    assert main(["--port", "0", "--middleware", "radix_cache"]) == 2
-    assert "a middleware needs --tokenizer DIR" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--middleware", "radix_cache"], "a middleware needs --tokenizer DIR"),
+        (["--worker", "nonsense"], "worker 'nonsense': expected http://host:port"),
+        (["--worker", "http://a:1=0"], "worker http://a:1: weight 0.0 must be a finite number above 0"),
+        (["--policy", "least_loadd"], "--policy least_loadd: no 'least_loadd'"),
+        (["--host", "203.0.113.1"], "--host 203.0.113.1 --port 0: cannot listen there"),
+    ],
+)
+def test_a_router_that_cannot_start_says_why_and_announces_nothing(capsys, arguments, said):
+    assert main(["--port", "0", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""
 
 
 def test_help_is_quick_and_the_package_is_light():

@@ -47,6 +47,7 @@ async def test_every_spelling_of_adding_a_worker_works_and_repeats(make_worker, 
     [
         ("/add_worker", b"", "expected"),
         ("/add_worker", b"[1]", "expected"),
+        ("/add_worker", b"[" * 60_000, "expected"),
         ("/add_worker", b"{}", "missing"),
         ("/add_worker?url=nonsense", b"", "expected http"),
         ("/add_worker?url=http://a:1/x", b"", "without path"),
@@ -168,7 +169,7 @@ async def test_a_worker_added_again_while_draining_stays(make_worker, make_route
     assert (await router.post()).status == 200
 
 
-@pytest.mark.parametrize("target", ["/remove_worker?url={url}&timeout_s=soon"])
+@pytest.mark.parametrize("target", [f"/remove_worker?url={{url}}&timeout_s={wrong}" for wrong in ("soon", "nan", "-1")])
 async def test_a_wrong_deadline_is_refused(make_worker, make_router, target):
     worker = await make_worker()
     router = await make_router(worker)
@@ -203,6 +204,15 @@ async def test_commands_go_to_every_worker_and_their_answers_are_combined(make_w
         assert seen.header("x-y") == "z"
     assert (await router.get("/flush_cache")).status == 200
     assert [worker.requests[-1].method for worker in workers] == ["GET", "GET"]
+
+
+async def test_an_answer_to_a_command_that_cannot_be_parsed_is_handed_on_as_text(make_worker, make_router):
+    async def deep(talk):
+        await talk.answer(b"[" * 100_000)
+
+    worker = await make_worker(deep)
+    response = await (await make_router(worker)).post("/flush_cache", b"")
+    assert response.json()["workers"][worker.url] == {"status": 200, "body": "[" * 100_000}
 
 
 async def test_a_failed_command_names_the_workers_that_failed(make_worker, make_router):

@@ -183,10 +183,23 @@ async def test_head_has_no_body(make_worker, make_router, path):
         assert response.header("x-a") == "1"
 
 
-@pytest.mark.parametrize("status", [204, 304])
-async def test_answers_without_a_body_leave_the_connection_usable(make_worker, make_router, path, status):
+async def test_a_body_that_a_worker_sends_to_head_goes_nowhere(make_worker, make_router, path):
     async def behaviour(talk):
-        await talk.send(f"HTTP/1.1 {status} X\r\nx-a: 1\r\n\r\n".encode())
+        await talk.answer(b"not asked for")
+
+    router = await make_router(await make_worker(behaviour), hot_path=path)
+    client = await router.connect()
+    for _ in range(3):
+        await client.send(b"HEAD /x HTTP/1.1\r\nhost: x\r\n\r\n")
+        response = await client.response(bodiless=True)
+        assert (response.status, response.header("content-length")) == (200, "13")
+    await router.settled(3)
+
+
+@pytest.mark.parametrize(("status", "fields"), [(204, ""), (304, ""), (304, "content-length: 5\r\n")])
+async def test_answers_without_a_body_leave_the_connection_usable(make_worker, make_router, path, status, fields):
+    async def behaviour(talk):
+        await talk.send(f"HTTP/1.1 {status} X\r\nx-a: 1\r\n{fields}\r\n".encode())
 
     router = await make_router(await make_worker(behaviour), hot_path=path)
     client = await router.connect()

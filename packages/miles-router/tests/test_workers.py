@@ -192,6 +192,8 @@ def test_other_ways_to_write_a_worker_are_refused(text):
 def test_a_weight_is_a_positive_number(weight):
     with pytest.raises(ConfigError, match="weight"):
         Fleet(failure_threshold=3, readmission_checks=2).add("http://a:1", weight)
+    with pytest.raises(ConfigError, match="weight"):
+        parse_worker(f"http://a:1={weight}")
 
 
 def test_default_ports_and_tls_follow_from_the_scheme():

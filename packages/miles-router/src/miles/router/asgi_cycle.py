@@ -93,7 +93,7 @@ class AsgiCycle:
         self.keep_alive = keep_alive
         self._pieces: list[bytes] = []
         self._expects_continue = expects_continue
-        self._silent: bool = scope["method"] == "HEAD"
+        self._silent = False  # whether the answer has no body, whatever its head says of one
 
     @property
     def message_event(self) -> AsgiCycle:
@@ -252,8 +252,9 @@ class AsgiCycle:
                 lines.append(_read_line(name, value))
         if length is not None:
             lines.append(b"content-length: %d\r\n" % length)
+        self._silent = status in (204, 304) or self.scope["method"] == "HEAD"
         if others or length is None or not self.keep_alive or self._silent:
-            lines += self._agree_on_framing(status, length, others)
+            lines += self._agree_on_framing(length, others)
         else:
             self._left = length
             self._chunked = False
@@ -262,7 +263,7 @@ class AsgiCycle:
         self._started = True
         self._expects_continue = False
 
-    def _agree_on_framing(self, status: int, length: int | None, fields: list[Header]) -> list[bytes]:
+    def _agree_on_framing(self, length: int | None, fields: list[Header]) -> list[bytes]:
         """Note how the end of the body is to be found; lines of ``fields`` and of what else the client has to know."""
         chunked = closes = False
         for name, value in fields:
@@ -274,7 +275,7 @@ class AsgiCycle:
             self.keep_alive = False
         elif not self.keep_alive:
             fields.append((b"connection", b"close"))
-        if self._silent or status in (204, 304):
+        if self._silent:
             length = length or 0
         if self.scope["http_version"] == "1.0":  # knows no chunks: the end of the connection ends the body
             fields = [field for field in fields if field[0] != b"transfer-encoding"]

@@ -41,16 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     raise_file_limit()
     keep_freed_memory()
-    host, port = listener.getsockname()[:2]
     scheme = "https" if settings.tls_certificate else "http"
-    print(f"miles-router {miles.router.__version__} on {scheme}://{host}:{port}", flush=True)
+    address = f"{scheme}://{authority(*listener.getsockname()[:2])}"
+
+    def announce() -> None:
+        print(f"miles-router {miles.router.__version__} on {address}", flush=True)
+
     try:
         with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(server.serve(listener))
+            runner.run(server.serve(listener, announce))
     except ConfigError as error:  # of a middleware
         print(f"miles-router: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as they stand in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_settings(arguments: Sequence[str] | None) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import math
 import uuid
 from collections.abc import Awaitable
 from typing import Any
@@ -180,7 +181,9 @@ class ControlPlane:
         try:
             timeout_s = float(timeout)
         except (TypeError, ValueError):
-            raise HTTPException(400, f"timeout_s {timeout!r}: expected a number of seconds") from None
+            timeout_s = math.nan
+        if not timeout_s >= 0:
+            raise HTTPException(400, f"timeout_s {timeout!r}: expected a number of seconds")
         late = await self._membership.remove(worker, timeout_s)
         return {"status": "success", "worker_urls": self._in_flight(), "not_drained": late}
 
@@ -225,7 +228,7 @@ async def _parameters(request: Request) -> dict[str, Any]:
         return dict(request.query_params)
     try:
         named = json.loads(await _body(request, _MAX_PARAMETER_BYTES))
-    except ValueError:
+    except (ValueError, RecursionError):
         named = None
     if not isinstance(named, dict):
         raise HTTPException(400, "expected ?url=http://host:port, or a JSON object with 'url'")

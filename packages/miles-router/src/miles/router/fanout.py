@@ -80,7 +80,7 @@ async def _ask(
         return {"status": None, "body": str(error)}
     try:
         return {"status": answer.status, "body": json.loads(answer.body)}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"status": answer.status, "body": answer.body.decode("utf-8", "replace")}
 
 

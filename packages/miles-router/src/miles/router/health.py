@@ -73,7 +73,7 @@ class HealthMonitor:
             return None
         try:
             info = json.loads(answer.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         version = info.get("weight_version") if isinstance(info, dict) else None
         return None if version is None else str(version)

@@ -58,10 +58,7 @@ class Membership:
 
 def read_workers_file(path: Path) -> list[tuple[str, float]]:
     """URL and weight of each line; blank lines and lines that begin with ``#`` do not count."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"--workers-file {path}: {error.strerror}") from error
+    lines = read_text(path, "--workers-file").splitlines()
     problems, workers = [], []
     for number, line in enumerate(lines, start=1):
         if line.strip() and not line.lstrip().startswith("#"):
@@ -72,3 +69,13 @@ def read_workers_file(path: Path) -> list[tuple[str, float]]:
     if problems:
         raise ConfigError(*problems)
     return workers
+
+
+def read_text(path: Path, flag: str) -> str:
+    """What the file given by ``flag`` says; raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{flag} {path}: expected UTF-8 text ({error})") from error

@@ -11,18 +11,18 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
 
-from miles.core.errors import ConfigError
+from miles.core.errors import ConfigError, PluginError
 from miles.core.registry import Registry
 from miles.router.control import ControlPlane
 from miles.router.dispatcher import Dispatcher
 from miles.router.extras import prepare_sessions
 from miles.router.health import HealthMonitor
-from miles.router.membership import Membership, read_workers_file
+from miles.router.membership import Membership, read_text, read_workers_file
 from miles.router.metrics import Metrics
 from miles.router.middleware import load_middleware, wrap
 from miles.router.middleware.handle import Handle
@@ -57,7 +57,7 @@ class RouterServer:
             read_workers_file(settings.workers_file)
         self._token = _read_token(settings)
         _check_certificate(settings)
-        self._policy: Policy = Registry("miles.router_policies").get(settings.policy)(settings)
+        self._policy = _make_policy(settings)
         self._middleware = load_middleware(settings.middleware)
         self._make_sessions = prepare_sessions(settings) if settings.sessions else None
         self.hot = settings.hot_path == "auto" and not self._middleware
@@ -66,8 +66,11 @@ class RouterServer:
         self._tasks: list[asyncio.Task[None]] = []
         self._ending_since: float | None = None
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Serve on ``listener`` until told to stop, then finish what is under way."""
+    async def serve(self, listener: socket.socket, on_start: Callable[[], None] = lambda: None) -> None:
+        """Serve on ``listener`` until told to stop, then finish what is under way.
+
+        ``on_start`` is called once nothing of the configuration can fail any more; before it ConfigError may be raised.
+        """
         settings = self.settings
         fleet = Fleet(
             failure_threshold=settings.health_check_failure_threshold, readmission_checks=settings.readmission_checks
@@ -89,6 +92,7 @@ class RouterServer:
                 self.membership.read_file(settings.workers_file, settings.drain_timeout_s)
             if not len(fleet):
                 logger.warning("no worker yet: POST /add_worker?url=http://host:port adds one")
+            on_start()
             self._own(self._sweep_forever())
             gc.freeze()  # what exists now stays: collections need not look at it again and again
             with _survived_signals(self._reload):
@@ -237,14 +241,20 @@ def _check_certificate(settings: Settings) -> None:
         ) from error
 
 
+def _make_policy(settings: Settings) -> Policy:
+    try:
+        policy = Registry("miles.router_policies").get(settings.policy)
+    except PluginError as error:
+        raise ConfigError(f"--policy {settings.policy}: {error}") from error
+    made: Policy = policy(settings)
+    return made
+
+
 def _read_token(settings: Settings) -> str | None:
     path = settings.control_token_file
     if path is None:
         return None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"--control-token-file {path}: {error.strerror}") from error
+    token = read_text(path, "--control-token-file").strip()
     if not token:
         raise ConfigError(f"--control-token-file {path}: the file is empty; expected the token on one line")
     return token

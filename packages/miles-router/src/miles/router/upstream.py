@@ -157,7 +157,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _read_whole(self, sink: ResponseSink, data: bytes) -> bool:
         """Read an answer of the usual form that came in one piece; nothing has happened when the result is False."""
-        plain = None if self._partial else read_plain_answer(data)
+        plain = None if self._partial or sink.bodiless else read_plain_answer(data)
         if plain is None or plain[1] != len(data) - plain[2]:
             return False
         self.sink = None

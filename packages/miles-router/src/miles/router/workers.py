@@ -90,8 +90,8 @@ class Fleet:
 
     def add(self, url: str, weight: float | None = None) -> Worker:
         """Register a worker; it gets requests once it passes a health check.  Adding it again ends its draining."""
-        if weight is not None and not 0 < weight < float("inf"):
-            raise ConfigError(f"worker {url}: weight {weight} must be a finite number above 0")
+        if weight is not None:
+            _check_weight(url, weight)
         worker = self.get(url)
         if worker is None:
             worker = Worker(url)
@@ -211,13 +211,20 @@ class Fleet:
 
 
 def parse_worker(text: str) -> tuple[str, float]:
-    """``http://host:port`` or ``http://host:port=weight`` as URL and weight."""
-    url, separator, weight = text.strip().partition("=")
+    """``http://host:port`` or ``http://host:port=weight`` as URL and weight; raises ConfigError."""
+    url, separator, given = text.strip().partition("=")
     _parse_url(url)
     try:
-        return url, float(weight) if separator else 1.0
+        weight = float(given) if separator else 1.0
     except ValueError:
         raise ConfigError(f"worker {text}: expected a number after '=', for example {url}=2") from None
+    _check_weight(url, weight)
+    return url, weight
+
+
+def _check_weight(url: str, weight: float) -> None:
+    if not 0 < weight < float("inf"):
+        raise ConfigError(f"worker {url}: weight {weight} must be a finite number above 0")
 
 
 def _parse_url(url: str) -> tuple[str, tuple[str, int], bytes, ssl.SSLContext | None]:
