@@ -72,4 +72,4 @@ def samples(run: Path) -> list[tuple]:
 
 def last_checkpoint(run: Path) -> str:
     tracker = run / "latest_checkpointed_iteration.txt"
-    return tracker.read_text() if tracker.exists() else ""
+    return tracker.read_text().strip() if tracker.exists() else ""

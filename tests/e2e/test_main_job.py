@@ -48,7 +48,7 @@ def test_engine_holds_the_weights_of_its_version(finished):
 def test_finished_run_holds_what_a_person_looks_for(finished):
     names = {path.name for path in finished.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "rollouts", "logs", "report.html", "iter_0000003"}
-    assert (finished / "latest_checkpointed_iteration.txt").read_text() == "3"
+    assert (finished / "latest_checkpointed_iteration.txt").read_text() == "3\n"
     config = json.loads((finished / "config.json").read_text())
     assert config["lr"] == {"value": 0.01, "origin": "flag"}
     assert "<html" in (finished / "report.html").read_text()[:500]

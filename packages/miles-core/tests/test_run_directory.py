@@ -32,6 +32,13 @@ def test_config_round_trips_with_origins(tmp_path):
     assert '"origin": "flag"' in run.config.read_text()
 
 
+def test_torn_config_is_named(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.config.write_text('{"lr": {"val')
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read.*Remove it"):
+        run.read_config()
+
+
 def test_sample_files_are_found_in_order(tmp_path):
     run = RunDirectory(tmp_path).create()
     for path in (

@@ -144,6 +144,31 @@ def test_a_torn_name_of_the_latest_checkpoint_does_not_hide_the_others(tmp_path,
     assert checkpoint.latest(tmp_path, skip_broken=True).state.rollout_id == 3
 
 
+@pytest.mark.parametrize("cut", ["", "1", "10"])
+def test_a_number_that_was_cut_short_does_not_name_an_older_checkpoint(tmp_path, cut):
+    for rollout_id in (1, 10, 103):
+        write(tmp_path, rollout_id)
+    (tmp_path / checkpoint.TRACKER_FILE).write_text(cut)
+    with pytest.raises(CheckpointError, match=r"iter_0000103 is whole"):
+        checkpoint.latest(tmp_path)
+    assert checkpoint.latest(tmp_path, skip_broken=True).state.rollout_id == 103
+
+
+@pytest.mark.parametrize("text", ["10\n", "103"])
+def test_a_number_that_was_written_by_hand_is_taken(tmp_path, text):
+    for rollout_id in (10, 103):
+        write(tmp_path, rollout_id)
+    (tmp_path / checkpoint.TRACKER_FILE).write_text(text)
+    assert checkpoint.latest(tmp_path).state.rollout_id == int(text)
+
+
+def test_who_outlives_a_killed_run_does_not_write_into_the_next_ones_checkpoint(tmp_path):
+    left = checkpoint.begin(tmp_path, DriverState(3, 0))
+    fresh = checkpoint.begin(tmp_path, DriverState(3, 0))
+    assert left.path != fresh.path
+    assert not left.path.exists()
+
+
 def test_every_file_of_a_checkpoint_that_is_cut_short_is_noticed(tmp_path):
     write(tmp_path, 1)
     write(tmp_path, 2)

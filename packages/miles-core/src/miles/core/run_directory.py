@@ -22,6 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from miles.core.durable import replace_text
 from miles.core.errors import ConfigError
 
 _ROLLOUT = re.compile(r"rollout_(\d+)\.jsonl")
@@ -94,15 +95,21 @@ class RunDirectory:
     def write_config(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
         """Write ``config.json``: the value of every flag (``Config.record``) and its origin (``Config.origin``)."""
         entries = {name: {"value": value, "origin": origins.get(name, "default")} for name, value in values.items()}
-        partial = self.config.with_suffix(".partial")
-        partial.write_text(json.dumps(entries, indent=1, default=str) + "\n")
-        partial.replace(self.config)
+        replace_text(self.config, json.dumps(entries, indent=1, default=str) + "\n")
 
     def read_config(self) -> dict[str, Any]:
-        """The value of every flag, as ``write_config`` took them; empty before the run has written them."""
+        """The value of every flag, as ``write_config`` took them; empty before the run has written them.
+
+        ConfigError when the file was torn or changed.
+        """
         if not self.config.is_file():
             return {}
-        entries: dict[str, dict[str, Any]] = json.loads(self.config.read_text())
+        try:
+            entries: dict[str, dict[str, Any]] = json.loads(self.config.read_text())
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.config} cannot be read: {error}. Remove it: the next start of the run writes it anew"
+            ) from None
         return {name: entry["value"] for name, entry in entries.items()}
 
     def rollout_files(self) -> Iterator[tuple[int, Path]]:

@@ -3,7 +3,7 @@
 A checkpoint is written beside its place, listed file by file with checksums in ``manifest.json``, renamed into place,
 and only then named in ``latest_checkpointed_iteration.txt``.  A kill at any instant leaves the previous one in force.
 
-    DIR/latest_checkpointed_iteration.txt     "7"
+    DIR/latest_checkpointed_iteration.txt     "7", and a line feed: without it "7" may be what is left of "71"
     DIR/iter_0000007/actor/ rollout/ driver.json manifest.json
 """
 
@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from miles.core.durable import replace_text, sync, sync_tree
 from miles.core.errors import CheckpointError
 
 TRACKER_FILE = "latest_checkpointed_iteration.txt"
@@ -73,8 +74,11 @@ def publish(directory: Path, state: DriverState, *, keep: int | None = None) -> 
 
 
 def begin(directory: Path, state: DriverState) -> Checkpoint:
-    """An unpublished checkpoint to be filled, then to be given to ``complete``."""
-    partial = Checkpoint(directory / f".{_name(state.rollout_id)}.partial", state)
+    """An unpublished checkpoint to be filled, then to be given to ``complete``.
+
+    No other has its name: a rank of a driver that was killed may write for a moment longer, and must not write here.
+    """
+    partial = Checkpoint(directory / f".{_name(state.rollout_id)}.{secrets.token_hex(4)}.partial", state)
     remove_partial(directory)
     partial.actor.mkdir(parents=True)
     partial.rollout.mkdir()
@@ -90,8 +94,8 @@ def complete(partial: Checkpoint, *, keep: int | None = None) -> None:
     if final.exists():  # written by an earlier life of the run that went further than the checkpoint it resumed from
         _remove(final)
     partial.path.rename(final)
-    _sync_directory(directory)
-    _replace_text(directory / TRACKER_FILE, str(partial.state.rollout_id))
+    sync(directory)
+    replace_text(directory / TRACKER_FILE, f"{partial.state.rollout_id}\n")
     if keep is not None:
         older = [rollout_id for rollout_id in _published(directory) if rollout_id < partial.state.rollout_id]
         for rollout_id in older[: max(0, len(older) + 1 - keep)]:
@@ -107,9 +111,9 @@ def latest(directory: Path, *, skip_broken: bool = False) -> Checkpoint | None:
     tracker = directory / TRACKER_FILE
     if not tracker.is_file():
         return None
-    text = tracker.read_text(errors="replace").strip()
-    newest = int(text) if text.isdigit() else None
-    problem = f"{tracker}: expected the number of an iteration, found {text!r}"
+    text = tracker.read_text(errors="replace")
+    newest = _named(text, _published(directory))
+    problem = f"{tracker}: expected the number of an iteration and a line feed, found {text!r}"
     if newest is not None:
         path = directory / _name(newest)
         problem = verify(path) or ""
@@ -184,6 +188,15 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def _named(text: str, published: Iterable[int]) -> int | None:
+    """The iteration that the tracker's ``text`` names; None: none, or it may have been cut from a longer number."""
+    number = text.strip()
+    if not number.isdecimal():
+        return None
+    longer = any(len(other) > len(number) and other.startswith(number) for other in map(str, published))
+    return int(number) if text.endswith("\n") or not longer else None
+
+
 def _published(directory: Path) -> list[int]:
     """Iterations, ascending."""
     matches = (re.fullmatch(r"iter_(\d{7})", path.name) for path in directory.iterdir())
@@ -207,34 +220,10 @@ def _write_manifest(path: Path) -> None:
     for file in sorted(path.rglob("*")):
         if file.is_file():
             files[str(file.relative_to(path))] = {"bytes": file.stat().st_size, "sha256": _digest(file)}
-            _sync_file(file)
-    manifest = path / MANIFEST
-    manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
-    _sync_file(manifest)
-    _sync_directory(path)
+    (path / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+    sync_tree(path)
 
 
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    _sync_file(partial)
-    partial.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -217,6 +217,7 @@ class Job:
 
     def _start(self) -> None:
         config, run_dir = self._config, self._run_dir.path
+        checkpoint.remove_partial(run_dir)  # of a life that was killed: this one may need the room
         self._executor = create(config)
         with self._phase("start", "engines and model to start"):
             self._rollout = self._executor.rollout(config, run_dir)
