@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -13,6 +14,7 @@ from sglang_environment import python_with_sglang
 
 from miles.core.ports import free_ports
 from miles.core.protocols.engine import EngineSpec
+from miles.rollout.engines.sglang import server_files
 from miles.rollout.engines.sglang.launcher import SGLangEngine, server_options, server_variables
 
 
@@ -75,6 +77,19 @@ def test_a_server_that_takes_changes_knows_how_they_are_written(tmp_path):
     assert "MILES_CHANGE_CODE" not in server_variables(spec(tmp_path))
 
 
+def test_directories_of_servers_whose_owner_is_gone_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_files, "SHARED_MEMORY", tmp_path)
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    lost, foreign = tmp_path / f"miles-sglang-{ended.pid}-x", tmp_path / "miles-sglang-x"
+    for directory in (lost, foreign):
+        directory.mkdir()
+    (lost / "load").write_text("")
+    mine = server_files.make_directory()
+    assert server_files.make_directory() != mine
+    assert (lost.exists(), foreign.exists(), mine.is_dir()) == (False, True, True)
+
+
 def descendants(pid: int) -> set[int]:
     """Process ids below ``pid``."""
     parents = {}
@@ -104,6 +119,8 @@ def test_a_server_starts_and_dies_whole(tmp_path):
             facts = json.load(response)
         assert (facts["max_running_requests"], facts["random_seed"], facts["dtype"]) == (5, 4, "float32")
         assert engine.alive()
+        assert (engine.files / "load").is_file()
+        assert any(path.is_socket() for path in engine.files.iterdir())
         children = descendants(engine.process.pid)
         assert children
         os.kill(engine.process.pid, signal.SIGKILL)
@@ -115,3 +132,4 @@ def test_a_server_starts_and_dies_whole(tmp_path):
         assert "engine 3" in engine.describe_end()
     finally:
         engine.stop()
+    assert not engine.files.exists()

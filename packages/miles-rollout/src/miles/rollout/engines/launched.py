@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from miles.core.process import ChildProcess
 
@@ -15,6 +17,8 @@ class LaunchedEngine:
     process: ChildProcess
     drain_s: float = 10.0
     """Most seconds that it gets to finish by itself when it is stopped."""
+    files: Path | None = None
+    """A directory of its own, which is removed when it has been stopped."""
 
     def wait_ready(self, deadline_s: float) -> None:
         """See EngineProcess."""
@@ -31,3 +35,5 @@ class LaunchedEngine:
     def stop(self, deadline_s: float = 10.0) -> None:
         """See EngineProcess."""
         self.process.stop(min(deadline_s, self.drain_s))
+        if self.files is not None:
+            shutil.rmtree(self.files, ignore_errors=True)

@@ -12,6 +12,7 @@ from miles.core.weights import delta_code
 from miles.rollout.engines.launched import LaunchedEngine
 from miles.rollout.engines.sglang.environment import SERVER_PACKAGES, Environment
 from miles.rollout.engines.sglang.options import ENVIRONMENT_OPTIONS, arguments_of, problems_with
+from miles.rollout.engines.sglang.server_files import make_directory
 
 _CPU_DEFAULTS: dict[str, Any] = {
     "device": "cpu",
@@ -42,8 +43,10 @@ class SGLangEngine:
         environment = Environment.of(spec.options)
         module = "miles_sglang.serve" if spec.num_gpus else "miles_sglang.serve_cpu"
         command = [str(environment.python), "-m", module, *arguments_of(server_options(spec))]
-        process = ChildProcess(command, env=server_variables(spec), log_path=spec.log_path, name=f"engine {spec.index}")
-        return LaunchedEngine(f"http://{spec.host}:{spec.port}", process, drain_s=_DRAIN_S)
+        files = make_directory()
+        variables = server_variables(spec) | {"MILES_SERVER_FILES": str(files)}
+        process = ChildProcess(command, env=variables, log_path=spec.log_path, name=f"engine {spec.index}")
+        return LaunchedEngine(f"http://{spec.host}:{spec.port}", process, drain_s=_DRAIN_S, files=files)
 
     def check(self, options: dict[str, Any]) -> list[str]:
         """See EngineLauncher."""

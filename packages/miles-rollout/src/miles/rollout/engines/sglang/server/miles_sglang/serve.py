@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 
-from miles_sglang import adapter, changes, pairing, prefixes, weights
+from miles_sglang import adapter, changes, files, pairing, prefixes, weights
 
 weights.install()
 prefixes.install()
+if files.VARIABLE in os.environ:
+    files.install(os.environ[files.VARIABLE])
 if "--enable-lora" in sys.argv:
     adapter.install()
 if "--disaggregation-mode" in sys.argv:
