@@ -19,7 +19,8 @@ import torch
 
 from miles.core.driver.checkpoint import DriverState
 from miles.core.driver.saving import Saver
-from miles.fsdp.checkpoint import Writer
+from miles.core.training.writing import Writer
+from miles.fsdp.checkpoint import write_tensors
 
 
 def disk_seconds(directory: Path, tensors: dict[str, torch.Tensor]) -> float:
@@ -37,7 +38,8 @@ def save_seconds(directory: Path, tensors: dict[str, torch.Tensor], *, in_backgr
     writer = Writer.of_ranks(in_background=in_background)
     saver = Saver(directory, writer.finish, keep=1, in_background=in_background)
     start = time.perf_counter()
-    saver.save(DriverState(rollout_id=int(in_background), metrics_offset=0), lambda p: writer.write(p.actor, tensors))
+    state = DriverState(rollout_id=int(in_background), metrics_offset=0)
+    saver.save(state, lambda partial: write_tensors(writer, partial.actor, tensors))
     waited = time.perf_counter() - start
     saver.wait()
     return waited, time.perf_counter() - start
