@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,6 +18,8 @@ import torch
 
 from miles.core.config import Config
 from miles.core.driver.local_executor import LocalRank
+from miles.core.errors import EngineError
+from miles.core.protocols.backend import Rank
 from miles.core.weights.adapter_form import AdapterForm
 from miles.core.weights.engine_client import EngineClient
 from miles.core.weights.sync import SyncReport
@@ -98,7 +103,7 @@ def test_a_rank_that_takes_long_is_told_on(rank, tmp_path, timeout_s, told):
 @pytest.mark.parametrize(("interval", "probes"), [(0, 0), (1, 5), (2, 3)])
 def test_engines_are_probed_at_the_interval(rank, monkeypatch, interval, probes):
     made = rank(update_weight_probe_interval=interval)
-    monkeypatch.setattr(made, "_push", lambda urls, version: SyncReport())
+    monkeypatch.setattr(made, "_send", lambda tensors, urls, version: SyncReport())
     for version in range(5):
         made.update_weights([], version)
     assert Backend.probed == probes
@@ -110,7 +115,7 @@ def test_the_first_update_is_checked_where_that_is_wanted(rank, monkeypatch, wan
     made._sender = types.SimpleNamespace(
         scramble=lambda: done.append("noise"), compare=lambda: done.append("compared"), close=lambda: None
     )
-    monkeypatch.setattr(made, "_push", lambda urls, version: done.append("sent") or SyncReport())
+    monkeypatch.setattr(made, "_send", lambda tensors, urls, version: done.append("sent") or SyncReport())
     made.update_weights([], 0)
     made.update_weights([], 1)
     assert done == (["sent", "noise", "sent", "compared", "sent"] if wanted else ["sent", "sent"])
@@ -133,3 +138,37 @@ def test_adapters_go_to_engines_that_add_them_themselves(rank, monkeypatch, serv
     form = made.actor.adapter_form()
     assert got == [(set(form.names()), form)] * 2 if sent else [({"w"}, None)] * 2
     assert asked == ([] if serving == "merged" else ["http://one", "http://two"])
+
+
+def test_ranks_gather_the_same_tensor_after_an_engine_was_lost_in_an_update(rank):
+    ranks, meeting, brought = [rank(), rank()], threading.Barrier(2, timeout=DEADLINE_S), [0, 0]
+
+    def tensors(mine):
+        for index in range(3):
+            brought[mine] = index
+            meeting.wait()
+            assert brought[0] == brought[1]
+            meeting.wait()
+            yield str(index), torch.zeros(2)
+
+    for index, made in enumerate(ranks):
+        made.build(Rank(index, 2), 1)
+        made.learner.named_weights = functools.partial(tensors, index)
+    lost, got = ["after one tensor", "before the first"], []
+
+    def send(named, urls, version, adapter):
+        if lost:
+            if lost.pop() == "after one tensor":
+                next(named)
+            raise EngineError("it does not answer")
+        got.extend(name for name, _ in named)
+        return SyncReport()
+
+    ranks[0]._sender = types.SimpleNamespace(send=send, close=lambda: None)
+    with contextlib.ExitStack() as stack:
+        queues = [stack.enter_context(ThreadPoolExecutor(1)) for _ in ranks]  # as under Ray: one call after another
+        for error in (EngineError, EngineError, type(None)):
+            calls = [queue.submit(made.send_weights, [], 1, None) for queue, made in zip(queues, ranks, strict=True)]
+            assert isinstance(calls[0].exception(DEADLINE_S), error)
+        assert calls[1].exception(DEADLINE_S) is None
+    assert got == ["0", "1", "2"]

@@ -13,6 +13,7 @@ from miles.core.protocols.backend import Rank, TrainReport
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.registry import Registry
 from miles.core.types.batch import RolloutBatch
+from miles.core.weights.sync import SyncReport
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -31,6 +32,10 @@ class LocalRank(RoleWorker):
     def begin_train(self, batch: RolloutBatch) -> Callable[[], TrainReport]:
         """Nothing happens before the result is asked for: there is one process."""
         return lambda: self.train(batch)
+
+    def update_weights(self, urls: list[str], version: int) -> SyncReport:
+        report = self.send_weights(urls, version, self.served_adapter(urls))
+        return self.finish_update(urls, version, report)
 
 
 class LocalExecutor:

@@ -101,7 +101,7 @@ class RayRanks:
     def start(self) -> None:
         here = Path.cwd()
         nodes = self._done([worker.__ray_call__.remote(_enter, here) for worker in self._workers])
-        (master,) = _first_failure([self._workers[0].__ray_call__.remote(_rendezvous)])
+        (master,) = _first_failure([self._workers[0].__ray_call__.remote(_rendezvous)], self._names[:1])
         ranks_on_node = {node: nodes.count(node) for node in nodes}
         calls = []
         for index, (worker, node) in enumerate(zip(self._workers, nodes, strict=True)):
@@ -128,11 +128,14 @@ class RayRanks:
         return finish
 
     def update_weights(self, urls: list[str], version: int) -> SyncReport:
-        report: SyncReport = self._all("update_weights", urls, version)[0]
-        return report
+        (adapter,) = _first_failure([self._workers[0].served_adapter.remote(urls)], self._names[:1])
+        report = self._all("send_weights", urls, version, adapter)[0]
+        finished: SyncReport = self._all("finish_update", urls, version, report)[0]
+        return finished
 
     def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
-        report: SyncReport = _first_failure([self._workers[0].repeat_weights.remote(urls, version)])[0]
+        calls = [self._workers[0].repeat_weights.remote(urls, version)]
+        report: SyncReport = _first_failure(calls, self._names[:1])[0]
         return report
 
     def probe_engines(self) -> float | None:
@@ -270,7 +273,7 @@ class _RolloutHost:
         return getattr(self._role, method)(*arguments)
 
 
-def _first_failure(calls: list[Any], who: Sequence[str] = ()) -> list[Any]:
+def _first_failure(calls: list[Any], who: Sequence[str]) -> list[Any]:
     """Results in order; raises as soon as one call fails, without waiting for ranks that hang because of it.
 
     ``who`` names the process of each call.
@@ -306,7 +309,7 @@ def _first_dead(calls: list[Any], deadline_s: float) -> tuple[Any, ray.exception
 
 
 def _told_dead(calls: list[Any], who: Sequence[str], call: Any, error: ray.exceptions.RayActorError) -> MilesError:
-    name = who[calls.index(call)] if who else "a process of the run"
+    name = who[calls.index(call)]
     if error.actor_init_failed:
         return MilesError(f"{name} could not be started: {error}")
     return MilesError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -88,28 +88,48 @@ class RoleWorker:
         return self.learner.train(batch)
 
     @watched
-    def update_weights(self, urls: list[str], version: int) -> SyncReport:
-        """Push the weights to the engines at ``urls``; only rank 0 sends, the others take part in the gathering."""
-        report = self._push(urls, version)
+    def served_adapter(self, urls: list[str]) -> AdapterForm | None:
+        """The adapter that engines add themselves, found at the first update; None: they get whole weights.
+
+        Rank 0 finds it for all: ranks that came to different answers would gather different tensors.
+        """
+        if not self._serving_known:
+            lora = self._config[Lora]
+            if lora.lora_rank and lora.lora_serving != "merged":
+                facts = {url: EngineClient(url, deadline_s=self._deadline_s).get("/server_info") for url in urls}
+                form = cast(AdapterActor, self.actor).adapter_form()
+                self._adapter = served_form(self._config, form, facts)
+            self._serving_known = True
+        return self._adapter
+
+    @watched
+    def send_weights(self, urls: list[str], version: int, adapter: AdapterForm | None) -> SyncReport:
+        """Push the weights, or the ``adapter`` alone, to the engines at ``urls``: rank 0 sends what all gather."""
+        self._adapter = adapter
+        return self._gathered(lambda tensors: self._send(tensors, urls, version))
+
+    @watched
+    def finish_update(self, urls: list[str], version: int, report: SyncReport) -> SyncReport:
+        """Keep and prove what ``send_weights`` has sent, once no rank has failed in that: the ranks compute together.
+
+        ``report`` is rank 0's, and is returned with what this took.
+        """
+        self._probe = None
         if self._training.keep_old_actor:
             self.actor.keep_weights(version)
-        if self._num_updates == 0 and self._check_equal:
-            with report.phase("check"):
-                if self._sender is not None:
-                    self._sender.scramble()
-                self._push(urls, version)
-                if self._sender is not None:
-                    self._sender.compare()
         if self._probe_interval and self._num_updates % self._probe_interval == 0:
             with report.phase("probe"):
                 self._prepare_probe(urls, report)
         self._num_updates += 1
+        if self._num_updates == 1 and self._check_equal:
+            with report.phase("check"):
+                self._gathered(lambda tensors: self._check(tensors, urls, version))
         return report
 
     @watched
     def repeat_weights(self, urls: list[str], version: int) -> SyncReport:
         """What ``ActorGroup`` says; of rank 0."""
-        assert self._sender is not None, "update_weights() comes first"
+        assert self._sender is not None, "send_weights() comes first"
         return self._sender.send_again(urls, version)
 
     @watched
@@ -128,13 +148,19 @@ class RoleWorker:
         """Undo ``offload``."""
         self.learner.onload()
 
-    def _push(self, urls: list[str], version: int) -> SyncReport:
-        adapter = self._served_adapter(urls)
-        tensors = self.actor.named_weights if adapter is None else cast(AdapterActor, self.actor).named_adapters
-        if self._rank.rank != 0:
-            for _ in tensors():
-                pass
-            return SyncReport()
+    def _gathered(self, use: Callable[[Iterator[tuple[str, torch.Tensor]]], SyncReport]) -> SyncReport:
+        """Gather what engines get with the other ranks; rank 0 uses it."""
+        tensors = (
+            self.actor.named_weights() if self._adapter is None else cast(AdapterActor, self.actor).named_adapters()
+        )
+        try:
+            return use(tensors) if self._rank.rank == 0 else SyncReport()
+        finally:
+            if self._rank.world_size > 1:  # also when an engine is lost: the others would wait in the middle for ever
+                for _ in tensors:
+                    pass
+
+    def _send(self, tensors: Iterator[tuple[str, torch.Tensor]], urls: list[str], version: int) -> SyncReport:
         if self._sender is None:
             self._sender = WeightSender(
                 self._training,
@@ -142,18 +168,15 @@ class RoleWorker:
                 deadline_s=self._deadline_s,
                 remembers=repeats_weights(self._config),
             )
-        return self._sender.send(tensors(), urls, version, adapter)
+        return self._sender.send(tensors, urls, version, self._adapter)
 
-    def _served_adapter(self, urls: list[str]) -> AdapterForm | None:
-        """What engines add themselves; None: they get whole weights.  Every rank asks them, at the first update."""
-        if not self._serving_known:
-            lora = self._config[Lora]
-            if lora.lora_rank and lora.lora_serving != "merged":
-                facts = {url: EngineClient(url, deadline_s=self._deadline_s).get("/server_info") for url in urls}
-                form = cast(AdapterActor, self.actor).adapter_form()
-                self._adapter = served_form(self._config, form, facts)
-            self._serving_known = True
-        return self._adapter
+    def _check(self, tensors: Iterator[tuple[str, torch.Tensor]], urls: list[str], version: int) -> SyncReport:
+        """Whether an update reaches every tensor of the engines."""
+        assert self._sender is not None, "send_weights() comes first"
+        self._sender.scramble()
+        report = self._send(tensors, urls, version)
+        self._sender.compare()
+        return report
 
     def _prepare_probe(self, urls: list[str], report: SyncReport) -> None:
         """Compute the trainer's side; engines are asked when they can generate."""
