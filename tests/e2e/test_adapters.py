@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from killing import DEADLINE_S, exported_weights, killed_run, last_checkpoint, metrics, samples
+from conftest import MILES
+from killing import exported_weights, killed_run, last_checkpoint, metrics, samples
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -17,24 +16,23 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 FIRST_SAMPLE_OF_ROLLOUT_1 = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _an_engine_that_can_be_harmed():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        patch.setenv("LETHAL_SIGNAL", "SIGKILL")
-        patch.setenv("LETHAL_SAMPLE", "-1")
-        yield
-
-
 def command(toy, run: Path, *flags: str) -> list[str]:
     lora = ("--lora-rank", "4", "--lora-serving", "adapter", "--save-hf", str(run / "hf" / "{rollout_id}"))
     harming = ("--use-fault-tolerance", "--custom-generate-function-path", "lethal_generate.generate")
-    return [str(Path(sys.executable).with_name("miles")), "train", *toy.flags(run, *lora, *harming, *flags)]
+    return ["train", *toy.flags(run, *lora, *harming, *flags)]
 
 
-def train(toy, run: Path, *flags: str) -> Path:
-    done = subprocess.run(command(toy, run, *flags), capture_output=True, text=True, timeout=DEADLINE_S)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+def harm(sample: int) -> dict[str, str]:
+    """Environment of a run whose engine is killed while ``sample`` is generated; -1: it is not."""
+    return {"PYTHONPATH": str(Path(__file__).parent), "LETHAL_SIGNAL": "SIGKILL", "LETHAL_SAMPLE": str(sample)}
+
+
+@pytest.fixture(scope="module")
+def train(toy, miles):
+    def run(directory: Path, *flags: str, sample: int = -1) -> Path:
+        miles(*command(toy, directory, *flags), **harm(sample))
+        return directory
+
     return run
 
 
@@ -55,8 +53,8 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy, tmp_path_factory) -> Path:
-    return train(toy, tmp_path_factory.mktemp("whole") / "run")
+def undisturbed(train, tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("whole") / "run")
 
 
 def test_an_update_is_the_adapter_and_the_engine_computes_what_the_trainer_does(undisturbed):
@@ -71,15 +69,16 @@ def test_an_update_is_the_adapter_and_the_engine_computes_what_the_trainer_does(
     assert all(step["train/train_rollout_logprob_abs_diff"] < 1e-5 for step in steps[::2])
 
 
-def test_a_killed_run_continues_bit_for_bit(toy, tmp_path, undisturbed):
-    run = killed_run(lambda run: command(toy, run), tmp_path, lambda run: last_checkpoint(run) == "1", checkpoint="1")
-    assert_same_run(train(toy, run), undisturbed)
+def test_a_killed_run_continues_bit_for_bit(toy, train, tmp_path, undisturbed, monkeypatch):
+    for name, value in harm(-1).items():
+        monkeypatch.setenv(name, value, prepend=os.pathsep if name == "PYTHONPATH" else None)
+    run = killed_run(
+        lambda run: [MILES, *command(toy, run)], tmp_path, lambda run: last_checkpoint(run) == "1", checkpoint="1"
+    )
+    assert_same_run(train(run), undisturbed)
 
 
-def test_an_engine_in_place_of_a_lost_one_gets_the_adapter_over_the_model_on_disk(
-    toy, tmp_path, undisturbed, monkeypatch
-):
-    monkeypatch.setenv("LETHAL_SAMPLE", str(FIRST_SAMPLE_OF_ROLLOUT_1))
-    run = train(toy, tmp_path / "run", "--rollout-num-engines", "2")
+def test_an_engine_in_place_of_a_lost_one_gets_the_adapter_over_the_model_on_disk(train, tmp_path, undisturbed):
+    run = train(tmp_path / "run", "--rollout-num-engines", "2", sample=FIRST_SAMPLE_OF_ROLLOUT_1)
     assert sum(each["rollout/engine_restarts"] for each in of_rollouts(run)) == 1
     assert_same_run(run, undisturbed)

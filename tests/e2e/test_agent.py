@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 
 import pytest
 import scales
-from conftest import DEADLINE_S, MILES, RECIPES
+from conftest import RECIPES
 from stage import CPU_TRAINER
 
 from miles.core.run_directory import RunDirectory
@@ -20,19 +18,24 @@ SFT_STEPS, STEPS = 20, 6
 """Enough to call the tool sometimes, and to call it more often afterwards."""
 
 
-def run(directory, num_rollout, flags):
+def run(miles, directory, num_rollout, flags):
     """A finished ``miles train`` with the recipes' functions."""
-    command = scales.Stage(directory, num_rollout, flags).command()[1:]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(RECIPES), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([MILES, *command], capture_output=True, text=True, env=env, timeout=DEADLINE_S)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    miles(*scales.Stage(directory, num_rollout, flags).command()[1:], PYTHONPATH=str(RECIPES))
     return RunDirectory(directory)
 
 
-def practise(directory, data, num_rollout=STEPS, without=(), **changes):
-    flags = CPU_TRAINER | scales.practice_flags(directory.parent / "taught", data, seed=0)
-    flags = {name: value for name, value in flags.items() if not name.startswith(("eval", *without))}
-    return run(directory, num_rollout, flags | {name.replace("_", "-"): value for name, value in changes.items()})
+@pytest.fixture
+def practise(miles, taught):
+    """Train the taught model with the tool, changed flags and some left out, in the folder ``name``."""
+    folder, data = taught
+    practice = CPU_TRAINER | scales.practice_flags(folder / "taught", data, seed=0)
+
+    def practise(name, num_rollout=STEPS, without=(), **changes):
+        flags = {name: value for name, value in practice.items() if not name.startswith(("eval", *without))}
+        flags |= {name.replace("_", "-"): value for name, value in changes.items()}
+        return run(miles, folder / name, num_rollout, flags)
+
+    return practise
 
 
 def metrics(run_directory, kind, name):
@@ -45,18 +48,17 @@ def samples(run_directory, rollout_id):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
+def taught(miles, tmp_path_factory):
     """Folder of a model that was shown the tool, and the task's data."""
     folder = tmp_path_factory.mktemp("scales")
     model, data = scales.prepare(folder, seed=0)
     stage = scales.teaching_stage(folder, model, data, seed=0, num_rollout=SFT_STEPS)
-    run(stage.directory, SFT_STEPS, stage.flags)
+    run(miles, stage.directory, SFT_STEPS, stage.flags)
     return folder, data
 
 
-def test_a_model_learns_to_use_its_tool(taught):
-    folder, data = taught
-    practice = practise(folder / "turns", data, save_interval=3)
+def test_a_model_learns_to_use_its_tool(practise, miles):
+    practice = practise("turns", save_interval=3)
     used = metrics(practice, "rollout", "rollout/tools/used_ratio")
     rewards = metrics(practice, "rollout", "rollout/raw_reward")
     assert used[0] > 0
@@ -68,16 +70,15 @@ def test_a_model_learns_to_use_its_tool(taught):
         turns = sample["metadata"]["turns"]
         assert sum(sample["loss_mask"]) == sum(end - start for start, end in turns)
     # The weights of version 3 are in a checkpoint, which the backend exports.
-    done = subprocess.run([MILES, "diagnose", str(practice.path)], capture_output=True, text=True, timeout=DEADLINE_S)
+    done = miles("diagnose", str(practice.path), check=False)
     assert done.stdout.startswith("rollout 3: "), done.stdout + done.stderr
     assert (done.returncode, "verdict: they agree" in done.stdout) == (0, True)
 
 
-def test_an_agent_talks_to_a_session_and_trains_on_what_was_sampled(taught):
-    folder, data = taught
+def test_an_agent_talks_to_a_session_and_trains_on_what_was_sampled(practise):
     agent = {"custom_generate_function_path": "agentic", "custom_agent_function_path": "scales_agent.run"}
     without = ("generate-max", "generate-tool-specs", "generate-execute", "rollout-skip-special-tokens")
-    practice = practise(folder / "agent", data, num_rollout=2, without=without, **agent)
+    practice = practise("agent", num_rollout=2, without=without, **agent)
     assert metrics(practice, "rollout", "rollout/agent/weighings")[0] > 0
     assert metrics(practice, "rollout", "rollout/agent/failed_ratio") == [0, 0]
     # What the trainer computes for the recorded ids is what the engine computed when it sampled them.
@@ -87,16 +88,15 @@ def test_an_agent_talks_to_a_session_and_trains_on_what_was_sampled(taught):
     assert all(0 in sample["loss_mask"] for sample in weighed)
 
 
-def test_a_council_of_agents_trains_every_member(taught):
-    folder, data = taught
+def test_a_council_of_agents_trains_every_member(practise):
     council = {
         "custom_generate_function_path": "scales_council.generate",
         "rollout_batch_size": 4,
         "n_samples_per_prompt": 4,
         "use_dynamic_global_batch_size": True,
     }
-    practice = practise(folder / "council", data, num_rollout=1, without=("generate-", "global-batch", "custom-rm"),
-                        rm_type="deterministic_random", **council)  # fmt: skip
+    without = ("generate-", "global-batch", "custom-rm")
+    practice = practise("council", num_rollout=1, without=without, rm_type="deterministic_random", **council)
     made = samples(practice, 0)
     assert len(made) == 4 * 4 * 4
     assert {sample["metadata"]["agent"] for sample in made} == {0, 1, 2, 3}
