@@ -4,7 +4,7 @@ import time
 import pytest
 
 from miles.core.driver import weight_supply
-from miles.core.driver.turns import Offloading, Turns
+from miles.core.driver.turns import MemoryTurns, Offloading
 from miles.core.driver.weight_supply import WeightSupply
 from miles.core.errors import EngineError, WeightSyncError
 from miles.core.weights.sync import SyncReport
@@ -164,7 +164,7 @@ def test_a_new_engine_gets_weights_of_a_trainer_that_sleeps():
     rollout, log = FakeRollout(), []
     actors = FakeActors(lambda urls, version: log.append("sent"))
     actors.onload, actors.offload = lambda: log.append("wakes"), lambda: log.append("sleeps") or 0
-    supply = WeightSupply(rollout, actors, Turns(rollout, actors, Offloading(trainer=True)), replaces=True)
+    supply = WeightSupply(rollout, actors, MemoryTurns(rollout, actors, Offloading(trainer=True)), replaces=True)
     supply.start()
     try:
         supply.update(3)
@@ -235,7 +235,7 @@ def test_engines_that_are_lost_asleep_leave_their_memory_to_their_successors():
     actors.onload, actors.offload = lambda: log.append("wakes"), lambda: log.append("sleeps") or 0
     rollout.release_memory = lambda tags: log.append("released") or 0
     rollout.resume_memory = lambda tags: log.append(tuple(sorted(tags)))
-    turns = Turns(rollout, actors, Offloading(trainer=True, engines=True))
+    turns = MemoryTurns(rollout, actors, Offloading(trainer=True, engines=True))
     supply = WeightSupply(rollout, actors, turns, replaces=True)
     supply.start()
     try:

@@ -21,7 +21,7 @@ from miles.core.driver.progress import watched
 from miles.core.driver.resume import Start
 from miles.core.driver.saving import Saver
 from miles.core.driver.timings import Timings
-from miles.core.driver.turns import Offloading, Turns
+from miles.core.driver.turns import MemoryTurns, Offloading
 from miles.core.driver.weight_supply import WeightSupply, repeats_weights
 from miles.core.errors import ConfigError
 from miles.core.flags.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ class Job:
         self._executor: Executor | None = None
         self._rollout: RolloutRole | None = None
         self._actors: ActorGroup | None = None
-        self._turns: Turns | None = None
+        self._turns: MemoryTurns | None = None
         self._supply: WeightSupply | None = None
         flags = config[Checkpoint]
         self._saver = Saver(
@@ -230,7 +230,7 @@ class Job:
             if not config[Debug].debug_rollout_only:
                 counted = config.with_value("num_rollout", self.num_rollout, "--num-epoch times rollouts per epoch")
                 self._actors = self._executor.actors(counted, run_dir)
-                self._turns = Turns(self._rollout, self._actors, Offloading.of(config), self._phase)
+                self._turns = MemoryTurns(self._rollout, self._actors, Offloading.of(config), self._phase)
                 self._turns.for_building()
                 self._actors.start()
             if self._start_at.checkpoint is not None:
@@ -306,7 +306,7 @@ def _num_rollout(data: Data, per_epoch: int | None) -> int:
     return data.num_epoch * per_epoch
 
 
-def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup, turns: Turns | None) -> WeightSupply:
+def _weight_supply(config: Config, rollout: RolloutRole, actors: ActorGroup, turns: MemoryTurns | None) -> WeightSupply:
     heartbeat_s = config.rollout_health_check_interval + config.rollout_health_check_timeout
     return WeightSupply(
         rollout,

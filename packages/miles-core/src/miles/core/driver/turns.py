@@ -48,7 +48,7 @@ class Offloading:
         )
 
 
-class Turns:
+class MemoryTurns:
     """Whose turn it is.  Used by who has the trainer, one thread at a time."""
 
     def __init__(

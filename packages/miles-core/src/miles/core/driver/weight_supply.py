@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from miles.core.driver.executor import ActorGroup
-from miles.core.driver.turns import Turns
+from miles.core.driver.turns import MemoryTurns
 from miles.core.errors import EngineError, MilesError
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.training import Training
@@ -51,14 +51,14 @@ class WeightSupply:
         self,
         rollout: RolloutRole,
         actors: ActorGroup,
-        turns: Turns | None = None,
+        turns: MemoryTurns | None = None,
         *,
         replaces: bool = False,
         repeats: bool = False,
         notice_s: float = 0.0,
     ) -> None:
         self._rollout, self._actors = rollout, actors
-        self._turns = turns or Turns(rollout, actors)
+        self._turns = turns or MemoryTurns(rollout, actors)
         self._replaces, self._repeats = replaces, repeats
         self._notice_s = DEATH_NOTICE_S + (notice_s if replaces else 0.0)
         self._version: int | None = None

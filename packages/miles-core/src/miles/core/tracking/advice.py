@@ -9,10 +9,26 @@ from miles.core.tracking import names
 PATIENCE = 2
 """Rollouts in a row that must show something before it is said."""
 
-_TRUNCATED_SHARE = 0.9
-_FAILED_SHARE = 0.1
-_CLIPPED_SHARE = 0.5
-_DISAGREEMENT_NATS = 0.1  # bfloat16 alone stays below a third of it, mixtures of experts included
+_TOO_MUCH = (
+    (
+        "truncated", names.TRUNCATED, 0.9,
+        "{:.0%} of the responses are cut off: --rollout-max-response-len is too short for them, or the model does not "
+        "stop",
+    ),
+    (
+        "failed", names.REWARD_FAILURES, 0.1,
+        "{:.0%} of the rewards could not be computed; rollout/reward/category/* says why",
+    ),
+    (
+        "clipped", names.CLIPPED, 0.5,
+        "{:.0%} of the tokens are clipped: --lr may be too high, or the samples too old for the weights",
+    ),
+    (
+        "disagreement", names.DISAGREEMENT, 0.1,
+        "engine and trainer are {:.2g} nats apart per token; `miles diagnose` with the run's directory says why",
+    ),
+)  # fmt: skip
+"""Topic, metric, the least value that is suspicious, by rule of thumb, and what is said of it then."""
 
 
 def advice(latest: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -23,29 +39,10 @@ def advice(latest: Mapping[str, float]) -> Iterator[tuple[str, str]]:
             f"the gradient is 0, nothing is learned{_why_no_gradient(latest)} Look at the samples; "
             "--dynamic-sampling-filter-path reward_nonzero_std leaves out groups of equal rewards",
         )
-    truncated = latest.get(names.TRUNCATED, 0.0)
-    if truncated >= _TRUNCATED_SHARE:
-        yield (
-            "truncated",
-            f"{truncated:.0%} of the responses are cut off: --rollout-max-response-len is too short for them, or the "
-            "model does not stop",
-        )
-    failed = latest.get(names.REWARD_FAILURES, 0.0)
-    if failed >= _FAILED_SHARE:
-        yield "failed", f"{failed:.0%} of the rewards could not be computed; rollout/reward/category/* says why"
-    clipped = latest.get(names.CLIPPED, 0.0)
-    if clipped >= _CLIPPED_SHARE:
-        yield (
-            "clipped",
-            f"{clipped:.0%} of the tokens are clipped: --lr may be too high, or the samples too old for the weights",
-        )
-    apart = latest.get(names.DISAGREEMENT, 0.0)
-    if apart >= _DISAGREEMENT_NATS:
-        yield (
-            "disagreement",
-            f"engine and trainer are {apart:.2g} nats apart per token; `miles diagnose` with the run's directory says "
-            "why",
-        )
+    for topic, name, least, text in _TOO_MUCH:
+        value = latest.get(name, 0.0)
+        if value >= least:
+            yield topic, text.format(value)
 
 
 def _why_no_gradient(latest: Mapping[str, float]) -> str:
