@@ -19,12 +19,27 @@ _harmed = threading.Event()
 
 
 async def generate(input: GenerateFnInput) -> GenerateFnOutput:
-    lethal = input.sample.index == int(os.environ["LETHAL_SAMPLE"]) and not input.evaluation
-    if lethal and not _harmed.is_set():
-        _harmed.set()
-        first = input.state.args.runtime.engine_urls()[0]
-        asyncio.get_running_loop().call_later(AFTER_S, harm, first.rpartition(":")[2])
+    if (port := _victim(input)) is not None:
+        asyncio.get_running_loop().call_later(AFTER_S, harm, port)
     return await _generate(input)
+
+
+async def generate_after_harm(input: GenerateFnInput) -> GenerateFnOutput:
+    """Let others be on their way when the harm is done, and the sample itself not: it needs what was lost."""
+    if (port := _victim(input)) is not None:
+        await asyncio.sleep(AFTER_S)
+        harm(port)
+    return await _generate(input)
+
+
+def _victim(input: GenerateFnInput) -> str | None:
+    """Port of the engine to be harmed, when it is time for that."""
+    lethal = input.sample.index == int(os.environ["LETHAL_SAMPLE"]) and not input.evaluation
+    if not lethal or _harmed.is_set():
+        return None
+    _harmed.set()
+    first: str = input.state.args.runtime.engine_urls()[0]
+    return first.rpartition(":")[2]
 
 
 def harm(port: str) -> None:

@@ -33,22 +33,19 @@ def sglang_python() -> str:
 def test_a_run_with_a_prefill_server_that_is_killed(toy, miles, sglang_python, tmp_path):
     run = tmp_path / "run"
     servers = ["--rollout-num-engines", "2", "--prefill-num-servers", "1", "--use-fault-tolerance"]
-    lethal = ["--custom-generate-function-path", "lethal_generate.generate"]
+    # Only its end tells that an engine is lost: on a busy machine a living one may be late with a heartbeat.
+    servers += ["--rollout-health-check-first-wait", "900"]
+    lethal = ["--custom-generate-function-path", "lethal_generate.generate_after_harm"]
     sglang = ["--rollout-engine", "sglang", "--sglang-python", sglang_python, "--sglang-max-total-tokens", "16k"]
-    flags = toy.flags(run, *servers, *lethal, *sglang, "--num-rollout", "2", "--save-interval", "2")
-    # SGLang's decode server may hang once its prefill server was killed.  The next update finds that out and has it
-    # replaced too, in a minute; an evaluation at the end would wait for it.
-    first = flags.index("--eval-interval")
-    del flags[first : flags.index("--eval-prompt-data") + 3]
     done = miles(
         "train",
-        *flags,
+        *toy.flags(run, *servers, *lethal, *sglang, "--num-rollout", "2", "--save-interval", "2"),
         PYTHONPATH=str(Path(__file__).parent),
         LETHAL_SIGNAL="SIGKILL",
         LETHAL_SAMPLE="16",
     )
     assert "engine 0 has ended with status -9 (SIGKILL)" in done.stdout + done.stderr
-    assert sum(event["metrics"]["rollout/engine_restarts"] for event in events(run, "rollout")) in (1, 2)
+    assert sum(event["metrics"]["rollout/engine_restarts"] for event in events(run, "rollout")) == 1
     for rollout_id in range(2):
         rows = map(json.loads, (run / "rollouts" / f"rollout_{rollout_id:07d}.jsonl").open())
         assert sorted(row["index"] for row in rows) == list(range(16 * rollout_id, 16 * rollout_id + 16))

@@ -65,9 +65,10 @@ def test_an_engine_of_several_nodes_knows_where_they_meet(tmp_path):
     assert options["dist_init_addr"] == "a:1"
 
 
-def test_a_server_that_gives_memory_up_generates_for_nobody_who_asks_for_its_health(tmp_path):
+def test_a_server_that_must_be_idle_at_times_generates_for_nobody_who_asks_for_its_health(tmp_path):
     name = "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"
     assert server_variables(spec(tmp_path, releases_memory=True))[name] == "false"
+    assert server_variables(spec(tmp_path, part="decode"))[name] == "false"
     assert name not in server_variables(spec(tmp_path))
 
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from aiohttp import web
 from served_app import ServedApp
+from starlette.requests import Request
 
 from miles.rollout.engines.sglang.environment import SERVER_PACKAGES
 
@@ -58,12 +59,17 @@ class DecodeServer:
     def __init__(self) -> None:
         self.waits = False
         self.partner: PrefillServer | None = None
-        self.disconnected = asyncio.Event()
+        self.arrived, self.disconnected = asyncio.Event(), asyncio.Event()
+        self.calls: list[str] = []
 
     async def __call__(self, scope, receive, send) -> None:
-        request = json.loads((await receive()).get("body") or b"null")
-        if self.waits:
-            assert (await receive())["type"] == "http.disconnect"
+        client = Request(scope, receive)
+        request = json.loads(await client.body() or b"null")
+        self.calls.append(f"{scope['path']}?{scope['query_string'].decode()}")
+        self.arrived.set()
+        if self.waits and scope["path"] == "/generate":
+            while not await client.is_disconnected():  # noqa: ASYNC110 - SGLang asks now and then too
+                await asyncio.sleep(0)
             self.disconnected.set()
             return
         if self.partner is not None:
@@ -72,6 +78,25 @@ class DecodeServer:
         length = str(len(json.dumps(answer))).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
         await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+
+class Client:
+    """Sends a request by hand, and goes when it is told to."""
+
+    def __init__(self, server: Decode | Prefill) -> None:
+        self.goes = asyncio.Event()
+        scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b"", "headers": []}
+        self._body = iter([json.dumps(GENERATE).encode()])
+        self.served = asyncio.create_task(server(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        for body in self._body:
+            return {"type": "http.request", "body": body}
+        await self.goes.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        pass
 
 
 @pytest.fixture
@@ -138,6 +163,19 @@ async def test_a_prefill_server_that_is_gone_costs_the_request(client, decode):
     assert (await client.post("/generate", json=GENERATE)).status_code == 503
 
 
+async def test_what_a_prefill_server_has_against_a_request_is_the_answer(client, decode, prefill):
+    await client.post("/prefill_servers", json=known(prefill))
+    decode.waits, prefill.status = True, 400
+    assert (await client.post("/generate", json=GENERATE)).status_code == 400
+
+
+async def test_a_prompt_of_which_the_prefill_server_says_nothing_costs_the_request(client, decode, prefill):
+    await client.post("/prefill_servers", json=known(prefill))
+    prefill.status = 500
+    scoring = {**GENERATE, "return_logprob": True, "logprob_start_len": 0}
+    assert (await client.post("/generate", json=scoring)).status_code == 503
+
+
 async def test_a_prefill_server_that_is_gone_is_asked_no_more(client, decode, prefill):
     gone = {"url": "http://127.0.0.1:9", "host": "a", "port": 1}
     await client.post("/prefill_servers", json={"servers": [gone, *known(prefill)["servers"]]})
@@ -194,6 +232,43 @@ async def test_a_prefill_server_answers_for_itself_what_is_not_paired(decode):
         assert alone == {**GENERATE, "bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
         paired = {**GENERATE, "bootstrap_host": "there", "bootstrap_room": 2}
         assert (await client.post("/generate", json=paired)).json()["request"] == paired
+
+
+async def test_a_client_that_goes_takes_its_request_along(decode, prefill):
+    server = Decode(decode)
+    decode.waits, prefill.free = True, False
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://decode") as control:
+        await control.post("/prefill_servers", json=known(prefill))
+    client = Client(server)
+    assert await asyncio.to_thread(prefill.arrived.acquire, timeout=DEADLINE_S)
+    client.goes.set()
+    await asyncio.wait_for(client.served, DEADLINE_S)
+    assert decode.disconnected.is_set()
+    assert await asyncio.to_thread(prefill.cut.wait, DEADLINE_S)
+
+
+@pytest.mark.parametrize("kind", [Decode, Prefill])
+async def test_before_a_pause_ends_what_nobody_waits_for(decode, kind):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(kind(decode)), base_url="http://server") as control:
+        answer = await control.post("/pause_generation", json={"mode": "retract"})
+        assert answer.json()["request"] == {"mode": "retract"}
+        assert decode.calls == ["/flush_cache?timeout=60", "/pause_generation?"]
+        await control.post("/pause_generation", json={"mode": "in_place"})
+        assert decode.calls[2:] == ["/pause_generation?"]
+
+
+async def test_a_pause_waits_for_nothing_that_somebody_waits_for(decode):
+    server = Prefill(decode)
+    decode.waits = True
+    client = Client(server)
+    await asyncio.wait_for(decode.arrived.wait(), DEADLINE_S)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(server), base_url="http://server") as control:
+        await control.post("/pause_generation", json={"mode": "retract"})
+        assert decode.calls == ["/generate?", "/pause_generation?"]
+        client.goes.set()
+        await asyncio.wait_for(client.served, DEADLINE_S)
+        await control.post("/pause_generation", json={"mode": "retract"})
+        assert decode.calls[2:] == ["/flush_cache?timeout=60", "/pause_generation?"]
 
 
 def test_a_worker_registers_when_there_is_somebody_to_register_with():

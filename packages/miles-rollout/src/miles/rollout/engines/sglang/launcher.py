@@ -102,8 +102,9 @@ def server_variables(spec: EngineSpec) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(spec.num_threads),
     }
-    if spec.releases_memory:
-        # /health, which routers ask, would generate: a server that is to give memory up dies of not being idle.
+    if spec.releases_memory or spec.part != "whole":
+        # /health, which routers ask, would generate.  A server that is to give memory up dies of not being idle, and a
+        # decode server that is paused with a request on its way cannot be flushed for new weights.
         variables["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] = "false"
     if spec.takes_changes:
         variables["MILES_CHANGE_CODE"] = delta_code.__file__

@@ -14,8 +14,8 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,11 +29,14 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 SERVERS_PATH = "/prefill_servers"
 _PAIRED = frozenset({"/generate", "/v1/chat/completions", "/v1/completions"})
+_PAUSE = frozenset({"/pause_generation"})
 _NOWHERE = "2.2.2.2"
 """SGLang's name of a decode server that there is not: the prefill server answers, and sends nothing."""
 _ROOM_BITS = 62
 _PATIENCE_S = 600.0
 """Of a request, for a prefill server to take the place of one that was lost; of its workers, for its first process."""
+_SETTLING_S = 60
+"""Of a pause, for requests that nobody waits for to end."""
 _POLL_S = 0.2
 _OF_PROMPT = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
 
@@ -73,29 +76,72 @@ def when_listening(register: Callable[..., None]) -> Callable[..., None]:
     return register_later
 
 
-class Prefill:
-    """A prefill server also answers requests of its own, which no decode server goes on with."""
+class RefusedError(Exception):
+    """A prefill server answered, and not with 200."""
+
+    def __init__(self, url: str, status: int, text: str) -> None:
+        super().__init__(f"{url} answered {status}: {text[:300]}")
+        self.status = status
+
+
+class _Server:
+    """What servers of both kinds do around the requests that they share."""
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._clients: set[asyncio.Event] = set()
+        """Of the requests that are computed here; set when nobody waits for the answer any more."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if not _is_paired(scope):
+        if _is_post(scope, _PAIRED):
+            await self._generate(scope, receive, send)
+        elif _is_post(scope, _PAUSE):
+            await self._pause(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+    async def _pause(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pause once that has ended which nobody waits for: a paused server ends nothing, and could not be flushed."""
+        body = await _body(receive)
+        if b'"in_place"' not in body and all(gone.is_set() for gone in self._clients):
+            flush = {"path": "/flush_cache", "raw_path": b"/flush_cache", "query_string": b"timeout=%d" % _SETTLING_S}
+            await self._app(*_replaced({**scope, **flush}, b"", asyncio.Event()), _to_nobody)
+        await self._app(*_replaced(scope, body, asyncio.Event()), send)
+
+    @contextmanager
+    def _client(self, receive: Receive) -> Iterator[asyncio.Event]:
+        """While a request is computed: the event that nobody waits for its answer any more."""
+        gone = asyncio.Event()
+        self._clients.add(gone)
+        listening = asyncio.create_task(_hear_end(receive, gone))
+        try:
+            yield gone
+        finally:
+            listening.cancel()
+            self._clients.remove(gone)
+
+
+class Prefill(_Server):
+    """A prefill server also answers requests of its own, which no decode server goes on with."""
+
+    async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
         request = await _request(receive, send)
         if request is None:
             return
         if "bootstrap_host" not in request:
             request |= {"bootstrap_host": _NOWHERE, "bootstrap_room": 0}
-        await self._app(*_replaced(scope, receive, request, asyncio.Event()), send)
+        with self._client(receive) as gone:
+            await self._app(*_replaced(scope, json.dumps(request).encode(), gone), send)
 
 
-class Decode:
+class Decode(_Server):
     """Pairs every request with one to a prefill server; they take turns."""
 
     def __init__(self, app: App) -> None:
-        self._app = app
+        super().__init__(app)
         self._servers: list[dict[str, Any]] = []
         self._some = asyncio.Event()
         """There are any."""
@@ -103,20 +149,19 @@ class Decode:
         self._session: aiohttp.ClientSession | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == SERVERS_PATH:
+        if _is_post(scope, {SERVERS_PATH}):
             self._know(json.loads(await _body(receive))["servers"])
             await _answer(send, 200, {"success": True})
-        elif not _is_paired(scope):
-            await self._app(scope, receive, send)
         else:
-            await self._pair(scope, receive, send)
+            await super().__call__(scope, receive, send)
 
-    async def _pair(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
         request = await _request(receive, send)
         if request is None:
             return
         if "bootstrap_host" in request:  # somebody else has paired it
-            await self._app(*_replaced(scope, receive, request, asyncio.Event()), send)
+            with self._client(receive) as gone:
+                await self._app(*_replaced(scope, json.dumps(request).encode(), gone), send)
             return
         server = await self._choose()
         if server is None:
@@ -129,32 +174,35 @@ class Decode:
         }
         prefill = asyncio.create_task(self._prefill(server, scope["path"], request))
         try:
-            await self._decode(scope, request, receive, send, prefill)
+            with self._client(receive) as gone:
+                await self._decode(scope, request, gone, send, prefill)
         finally:
             prefill.cancel()
+            await asyncio.gather(prefill, return_exceptions=True)
 
     async def _decode(
-        self, scope: Message, request: dict[str, Any], receive: Receive, send: Send, prefill: asyncio.Task[Any]
+        self, scope: Message, request: dict[str, Any], gone: asyncio.Event, send: Send, prefill: asyncio.Task[Any]
     ) -> None:
         """Have the server of this process answer; 503 as soon as the prefill server does not."""
-        begun, lost = asyncio.Event(), asyncio.Event()
+        begun = asyncio.Event()
         held: list[Message] | None = [] if _wants_prompt(request) else None
 
         async def answer(message: Message) -> None:
             if held is not None:
                 held.append(message)
-            elif not lost.is_set():
+            elif not gone.is_set():
                 begun.set()
                 await send(message)
 
-        decode = asyncio.ensure_future(self._app(*_replaced(scope, receive, request, lost), answer))
+        body = json.dumps(request).encode()
+        decode = asyncio.ensure_future(self._app(*_replaced(scope, body, gone), answer))
         await asyncio.wait({prefill, decode}, return_when=asyncio.FIRST_COMPLETED)
         if not decode.done() and (problem := prefill.exception()) is not None:
-            lost.set()  # for this server it is as if its client had gone
+            gone.set()  # for this server it is as if its client had gone
             if not begun.is_set():
-                await _answer(send, 503, {"error": f"the prefill server failed: {problem}"})
+                await _answer_failure(send, problem)
         await decode
-        if held and not lost.is_set():
+        if held and not gone.is_set():
             await _send_merged(send, held, prefill)
 
     def _know(self, servers: list[dict[str, Any]]) -> None:
@@ -184,7 +232,7 @@ class Decode:
             self._know([other for other in self._servers if other != server])
             raise
         if response.status != 200:
-            raise RuntimeError(f"{url} answered {response.status}: {text[:300]}")
+            raise RefusedError(url, response.status, text)
         return json.loads(text)
 
 
@@ -193,7 +241,11 @@ async def _send_merged(send: Send, messages: list[Message], prefill: asyncio.Tas
     start, *parts = messages
     body = b"".join(part.get("body", b"") for part in parts)
     if start["status"] == 200:
-        body = json.dumps(_merged(json.loads(body), await prefill)).encode()
+        await asyncio.wait({prefill})
+        if (problem := prefill.exception()) is not None:
+            await _answer_failure(send, problem)
+            return
+        body = json.dumps(_merged(json.loads(body), prefill.result())).encode()
     await send({**start, "headers": _with_length(start["headers"], body)})
     await send({"type": "http.response.body", "body": body})
 
@@ -205,8 +257,14 @@ def _merged(decoded: Any, prefilled: Any) -> Any:
     return {**decoded, "meta_info": {**decoded["meta_info"], **of_prompt}}
 
 
-def _is_paired(scope: Message) -> bool:
-    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in _PAIRED
+async def _answer_failure(send: Send, problem: BaseException) -> None:
+    """What the prefill server has against the request, or 503 when somebody else may do better."""
+    status = problem.status if isinstance(problem, RefusedError) and problem.status < 500 else 503
+    await _answer(send, status, {"error": f"the prefill server failed: {problem}"})
+
+
+def _is_post(scope: Message, paths: Container[str]) -> bool:
+    return scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in paths
 
 
 def _wants_prompt(request: dict[str, Any]) -> bool:
@@ -238,25 +296,30 @@ async def _request(receive: Receive, send: Send) -> dict[str, Any] | None:
     return None
 
 
-def _replaced(
-    scope: Message, receive: Receive, request: dict[str, Any], lost: asyncio.Event
-) -> tuple[Message, Receive]:
-    """The client's request with another body; ``lost`` ends it as its client could."""
-    body = json.dumps(request).encode()
+def _replaced(scope: Message, body: bytes, gone: asyncio.Event) -> tuple[Message, Receive]:
+    """The client's request with another body; its client has gone when ``gone`` says so.
+
+    Whoever asks for that waits no moment for the answer (Starlette's ``is_disconnected``), so it must be known already.
+    """
     messages: Iterator[Message] = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def say() -> Message:
         for message in messages:
             return message
-        heard, ended = asyncio.ensure_future(receive()), asyncio.ensure_future(lost.wait())
-        try:
-            await asyncio.wait({heard, ended}, return_when=asyncio.FIRST_COMPLETED)
-            return heard.result() if heard.done() else {"type": "http.disconnect"}
-        finally:
-            heard.cancel()
-            ended.cancel()
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
     return {**scope, "headers": _with_length(scope["headers"], body)}, say
+
+
+async def _hear_end(receive: Receive, gone: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+async def _to_nobody(_message: Message) -> None:
+    pass
 
 
 def _with_length(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from miles_sglang import adapter, changes, files, pairing, prefixes, weights
+from miles_sglang import adapter, changes, files, lost_partners, pairing, prefixes, weights
 
 weights.install()
 prefixes.install()
@@ -20,6 +20,7 @@ if "--enable-lora" in sys.argv:
     adapter.install()
 if "--disaggregation-mode" in sys.argv:
     pairing.install_patience()
+    lost_partners.install()
 
 
 def main(argv: list[str]) -> None:
