@@ -8,10 +8,10 @@ from miles.rewards.pool.calls import Calls
 
 def read(part):
     """The calls of a part, as a worker reads them."""
-    calls, at, skip = [], 0, part.skip
-    for length, count in zip(part.lengths, part.counts, strict=True):
-        calls += pickle.loads(part.blocks[at : at + length])[skip : skip + count]
-        at, skip = at + length, 0
+    calls, skip = [], part.skip
+    for block, count in zip(part.blocks, part.counts, strict=True):
+        calls += pickle.loads(block)[skip : skip + count]
+        skip = 0
     return calls
 
 
@@ -67,6 +67,13 @@ def test_a_list_that_holds_itself_is_sent():
     knot.append(knot)
     again = read(packed([(1,), (knot,)]).part(1, 2))[0][0]
     assert again[0] is again
+
+
+def test_a_call_of_other_than_plain_data_leaves_no_trace_in_those_after_it():
+    items = [({"depth": [[0]]}, frozenset)] + [("text", place) for place in range(300)]
+    part = packed(items).part(0, len(items))
+    assert part.counts == [1] * 128 + [128, 45]
+    assert read(part) == items
 
 
 def test_what_cannot_be_pickled_is_named_and_left_out():

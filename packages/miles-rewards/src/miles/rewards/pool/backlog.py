@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from miles.rewards.pool.calls import BLOCK_BYTES
+from miles.rewards.pool.progress import TRAY_BYTES
 from miles.rewards.pool.ticket import Span
 
 _BATCH_S = 0.2
 """Expected work in one batch: long enough to make messages cheap, short enough to balance."""
 _MAX_BATCH = 16384
-_BATCH_BYTES = 16 << 20
-"""A worker holds a whole batch, and its memory is limited."""
+_BATCH_BYTES = TRAY_BYTES - BLOCK_BYTES
+"""A batch that is longer by its last block still fits a worker's tray."""
 _UNKNOWN_COST_S = 0.005
 _LEAST_COST_S = 1e-6
 

@@ -1,7 +1,7 @@
-"""What a worker is asked: the calls of a batch in one message.
+"""What a worker is asked: the calls of a batch.
 
-A pickled heading, then blocks of pickled arguments: they were pickled once, by whoever asked, and are neither copied
-nor looked at before their calls are made.
+A pickled heading goes to it as a message.  The blocks of pickled arguments lie in its tray, or behind the heading where
+they are too long for that.  They were pickled once, by whoever asked; nobody looks at them before their calls are made.
 """
 
 from __future__ import annotations
@@ -16,10 +16,6 @@ from miles.rewards.pool.job import Job
 from miles.rewards.pool.ticket import Span
 
 _HEADING = struct.Struct("=Q")
-_MANY_PIECES = 4
-"""More pieces are put together: copying costs less than as many system calls."""
-
-Buffer = bytes | memoryview
 
 
 class Batch(NamedTuple):
@@ -34,30 +30,35 @@ class Batch(NamedTuple):
     """Bytes of each block."""
     counts: array[int]
     """Calls to be made of each block."""
-    start: int
-    """Where in the message the first block begins."""
+    blocks: memoryview
+    """One behind the other."""
 
 
-def write_batch(serial: int, jobs: Sequence[Job], spans: Sequence[Span]) -> list[Buffer]:
-    """The message, in pieces.  ``jobs`` are those that the worker hears of for the first time."""
-    pieces: list[Buffer] = []
+def write_batch(serial: int, jobs: Sequence[Job], spans: Sequence[Span], tray: memoryview) -> bytes:
+    """The message.  ``jobs`` are those that the worker hears of for the first time."""
+    blocks: list[bytes] = []
     runs: list[tuple[int, int, int]] = []
-    lengths, counts = array("Q"), array("Q")
+    counts = array("Q")
     for span in spans:
         part = span.ticket.calls.part(span.start, span.stop)
-        pieces.append(part.blocks)
-        runs.append((span.ticket.job.key, len(part.lengths), part.skip))
-        lengths.extend(part.lengths)
+        blocks += part.blocks
+        runs.append((span.ticket.job.key, len(part.blocks), part.skip))
         counts.extend(part.counts)
+    lengths = array("Q", map(len, blocks))
     definitions = [(job.key, job.function, job.packed) for job in jobs]
     heading = pickle.dumps((serial, definitions, runs, lengths, counts), protocol=5)
-    if len(pieces) > _MANY_PIECES:
-        pieces = [b"".join(pieces)]
-    return [_HEADING.pack(len(heading)) + heading, *pieces]
+    head = _HEADING.pack(len(heading)) + heading
+    if sum(lengths) > len(tray):
+        return b"".join((head, *blocks))
+    at = 0
+    for block in blocks:
+        tray[at : at + len(block)] = block
+        at += len(block)
+    return head
 
 
-def read_batch(message: memoryview) -> Batch:
+def read_batch(message: memoryview, tray: memoryview) -> Batch:
     """The batch in a message of the pool's own."""
-    start = _HEADING.size + _HEADING.unpack_from(message)[0]
-    serial, definitions, runs, lengths, counts = pickle.loads(message[_HEADING.size : start])  # noqa: S301
-    return Batch(serial, definitions, runs, lengths, counts, start)
+    end = _HEADING.size + _HEADING.unpack_from(message)[0]
+    serial, definitions, runs, lengths, counts = pickle.loads(message[_HEADING.size : end])  # noqa: S301
+    return Batch(serial, definitions, runs, lengths, counts, message[end:] if end < len(message) else tray)

@@ -7,16 +7,16 @@ their own call only.
 
 from __future__ import annotations
 
-import io
 import pickle
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from operator import sub
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 _BLOCK_CALLS = 128
-_BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 """Longer texts go one by one: a block travels whole for each of its calls that goes alone."""
 
 Arguments = tuple[Any, ...]
@@ -25,9 +25,7 @@ Arguments = tuple[Any, ...]
 class Part(NamedTuple):
     """Neighbouring calls, as blocks that hold them."""
 
-    blocks: memoryview
-    lengths: list[int]
-    """Bytes of each block."""
+    blocks: list[bytes]
     skip: int
     """Calls of the first block that come before the part."""
     counts: list[int]
@@ -35,13 +33,14 @@ class Part(NamedTuple):
 
 
 class Calls:
-    """Blocks, one behind the other, so that neighbours are sent as they lie there."""
+    """Blocks in the order of their calls."""
 
-    __slots__ = ("_buffer", "_ends", "_firsts")
+    __slots__ = ("_blocks", "_ends", "_firsts")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._blocks: list[bytes] = []
         self._ends = [0]
+        """Bytes up to the end of each block, after those up to its beginning."""
         self._firsts = [0]
         """The number of each block's first call, and that of the next one to come."""
 
@@ -50,18 +49,19 @@ class Calls:
 
     def add(self, block: bytes, num_calls: int = 1) -> None:
         """Put a block last."""
-        self._buffer += block
-        self._ends.append(len(self._buffer))
+        self._blocks.append(block)
+        self._ends.append(self._ends[-1] + len(block))
         self._firsts.append(self._firsts[-1] + num_calls)
 
     def pack(self, items: Iterable[Arguments]) -> Iterator[tuple[int, Exception]]:
         """Put calls with ``items`` last; the places of those that cannot be pickled, and why, as they turn up."""
-        rest, place = iter(items), 0
+        rest, place, pickler = iter(items), 0, _PlainPickler()
         while neighbours := list(islice(rest, _BLOCK_CALLS)):
-            block = _plain_block(neighbours)
+            block = pickler.block(neighbours)
             if block is not None:
                 self.add(block, len(neighbours))
             else:
+                pickler = _PlainPickler()  # a failure may leave traces in it
                 yield from self._pack_one_by_one(neighbours, place)
             place += len(neighbours)
 
@@ -84,16 +84,10 @@ class Calls:
         return self._ends[high] - self._ends[low]
 
     def part(self, start: int, stop: int) -> Part:
-        """Calls ``start`` to ``stop - 1``.  No more calls can be added then."""
+        """Calls ``start`` to ``stop - 1``."""
         low, high = bisect_right(self._firsts, start) - 1, bisect_left(self._firsts, stop)
-        ends, firsts = self._ends[low : high + 1], self._firsts[low : high + 1]
-        bounds = [start, *firsts[1:-1], stop]
-        return Part(
-            blocks=memoryview(self._buffer)[ends[0] : ends[-1]],
-            lengths=list(map(sub, ends[1:], ends)),
-            skip=start - firsts[0],
-            counts=list(map(sub, bounds[1:], bounds)),
-        )
+        bounds = [start, *self._firsts[low + 1 : high], stop]
+        return Part(self._blocks[low:high], start - self._firsts[low], list(map(sub, bounds[1:], bounds)))
 
 
 def single_block(arguments: Arguments) -> bytes:
@@ -101,22 +95,27 @@ def single_block(arguments: Arguments) -> bytes:
     return pickle.dumps([arguments], protocol=5)
 
 
-def _plain_block(items: list[Arguments]) -> bytes | None:
-    """The block of several calls, if they are of plain data and not too long."""
-    file = io.BytesIO()
-    try:
-        _PlainPickler(file).dump(items)
-    except Exception:  # whatever it is: it will happen again to the one call that it belongs to
-        return None
-    return file.getvalue() if file.tell() <= _BLOCK_BYTES else None
-
-
 class _PlainPickler(pickle.Pickler):
-    """Refuses what is not plain data, and keeps calls apart that share a list or a mapping."""
+    """Makes blocks of several calls.
 
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5)
+    Refuses what is not plain data, and keeps calls apart that share a list or a mapping.  One for many blocks: it
+    remembers how much room they take.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        super().__init__(SimpleNamespace(write=self._pieces.append), protocol=5)
         self.fast = True  # no references from one call to what another holds
+
+    def block(self, items: list[Arguments]) -> bytes | None:
+        """The block of ``items``; None if they are not all plain data, or too long."""
+        try:
+            self.dump(items)
+        except Exception:  # whatever it is: it will happen again to the one call that it belongs to
+            return None
+        block = b"".join(self._pieces)
+        self._pieces.clear()
+        return block if len(block) <= BLOCK_BYTES else None
 
     def reducer_override(self, value: Any) -> Any:
         raise pickle.PicklingError(f"a {type(value).__name__} is not plain data")

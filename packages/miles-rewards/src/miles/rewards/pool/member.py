@@ -60,6 +60,9 @@ class Member:
         """Hand over a batch; whether it is sent completely.  Raises OSError when the worker is gone."""
         new = {span.ticket.job.key: span.ticket.job for span in spans if span.ticket.job.key not in self._known}
         self._known.update(new)
+        tray = self._progress.tray(self.slot)
+        if self._serial in self._recalled:
+            tray = tray[:0]  # it may have begun to read another call of that batch: this one goes in the message
         self._serial = next(_serials)
         self._spans = spans
         self._ends = list(accumulate(span.size for span in spans))
@@ -67,7 +70,7 @@ class Member:
         self._glance_s = min(_GLANCE_S, min(span.ticket.timeout_s for span in spans) / 4)
         self._seen, self._seen_at = Note(0, 0, IDLE), time.monotonic()
         self.check_at = self._seen_at + self._glance_s
-        return self.writer.send(*write_batch(self._serial, list(new.values()), spans))
+        return self.writer.send(write_batch(self._serial, list(new.values()), spans, tray))
 
     def read(self) -> tuple[list[Answer], list[Span], bool]:
         """New answers, calls the worker gave back, and whether it is still there and makes sense."""

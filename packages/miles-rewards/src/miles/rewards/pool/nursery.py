@@ -18,8 +18,6 @@ from miles.rewards.pool.wire import frame, read_frame
 
 _ANSWER_DEADLINE_S = 30.0
 _STOP_DEADLINE_S = 5.0
-_SEND_BUFFER_BYTES = 2 << 20
-"""So that most batches leave at once; the system may grant less."""
 
 # The search path of the parent is handed over so that a user's reward function is found as it is there.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from miles.rewards.pool.zygote import main; main({control}, {page})"
@@ -88,7 +86,6 @@ class Nursery:
             raise
         self._children.add(pid)
         ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         return pid, ours
 
     def kill(self, pid: int) -> None:

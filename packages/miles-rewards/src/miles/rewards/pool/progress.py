@@ -1,4 +1,8 @@
-"""A page of shared memory in which each worker notes what it is doing, so that saying so costs no message."""
+"""Memory that the pool and its workers share.
+
+Each worker notes there what it is doing, so that saying so costs no message.  Each has a tray there, on which the pool
+lays what a batch is about, so that the system need not carry it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ _SLOT_BYTES = 64  # a cache line
 _SLOT_WORDS = 8
 _BATCH, INDEX, _PHASE, _RECALLED = range(4)
 """Words of a slot."""
+
+TRAY_BYTES = 4 << 20
+"""Of each worker.  The system gives the memory when it is used for the first time."""
 
 IDLE, LOADING, WORKING = 0, 1, 2
 
@@ -51,11 +58,12 @@ class Desk:
 
 
 class Progress:
-    """Slots of notes, written by their worker, and of recalls, written by the pool."""
+    """Slots of notes, written by their worker, and of recalls, written by the pool; behind them the trays."""
 
     def __init__(self, fd: int, num_slots: int) -> None:
-        self._page = mmap.mmap(fd, num_slots * _SLOT_BYTES)
-        self._words = memoryview(self._page).cast("Q")
+        self._memory = mmap.mmap(fd, num_slots * (_SLOT_BYTES + TRAY_BYTES))
+        self._words = memoryview(self._memory)[: num_slots * _SLOT_BYTES].cast("Q")
+        self._trays = memoryview(self._memory)[num_slots * _SLOT_BYTES :]
 
     @staticmethod
     def allocate(num_slots: int) -> int:
@@ -65,12 +73,16 @@ class Progress:
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, num_slots * _SLOT_BYTES)
+        os.ftruncate(fd, num_slots * (_SLOT_BYTES + TRAY_BYTES))
         return fd
 
     def desk(self, slot: int) -> Desk:
         """Where the worker of ``slot`` writes."""
         return Desk(self._words[slot * _SLOT_WORDS : (slot + 1) * _SLOT_WORDS])
+
+    def tray(self, slot: int) -> memoryview:
+        """Where the worker of ``slot`` finds its batch.  The pool writes there only while that worker has no calls."""
+        return self._trays[slot * TRAY_BYTES : (slot + 1) * TRAY_BYTES]
 
     def read(self, slot: int) -> Note:
         """The slot's note, read twice so that a half-written one is not taken for a note."""
@@ -86,4 +98,5 @@ class Progress:
 
     def close(self) -> None:
         self._words.release()
-        self._page.close()
+        self._trays.release()
+        self._memory.close()

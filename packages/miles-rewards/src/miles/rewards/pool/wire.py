@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections import deque
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 18
-_KEPT_BYTES = 4 << 20
 
 MAX_REPLY_BYTES = 64 << 20
 """A worker has handled untrusted text: more than this at once is not an answer."""
@@ -26,35 +24,13 @@ def read_frame(sock: socket.socket) -> memoryview | None:
 
 
 def _read_exactly(sock: socket.socket, size: int) -> memoryview | None:
-    whole = memoryview(bytearray(size))
-    return whole if _fill(whole, sock) else None
-
-
-def _fill(space: memoryview, sock: socket.socket) -> bool:
-    """Read as much as fits; whether the other side was there until then."""
+    whole = space = memoryview(bytearray(size))
     while space:
         received = sock.recv_into(space)
         if not received:
-            return False
-        space = space[received:]
-    return True
-
-
-class ReusedSpace:
-    """Reads the frames of a blocking socket to one place: fresh memory costs more than the bytes that go there."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._space = memoryview(bytearray(_KEPT_BYTES))
-
-    def read(self) -> memoryview | None:
-        """The next frame, which the one after it overwrites; None when the other side is gone."""
-        head = self._space[: _LENGTH.size]
-        if not _fill(head, self._sock):
             return None
-        size = _LENGTH.unpack(head)[0]
-        space = self._space[:size] if size <= _KEPT_BYTES else memoryview(bytearray(size))
-        return space if _fill(space, self._sock) else None
+        space = space[received:]
+    return whole
 
 
 class FrameReader:
@@ -103,23 +79,18 @@ class FrameWriter:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._rest: deque[memoryview] = deque()
+        self._rest = memoryview(b"")
 
-    def send(self, *pieces: bytes | memoryview) -> bool:
-        """Start sending ``pieces`` as one frame; whether everything is out.  The previous frame must be."""
-        self._rest.extend(map(memoryview, (_LENGTH.pack(sum(map(len, pieces))) + pieces[0], *pieces[1:])))
+    def send(self, payload: bytes) -> bool:
+        """Start sending ``payload``; whether everything is out.  The previous frame must be."""
+        self._rest = memoryview(frame(payload))
         return self.flush()
 
     def flush(self) -> bool:
         """Send on; whether everything is out.  Raises OSError when the other side is gone."""
         while self._rest:
-            piece = self._rest[0]
             try:
-                sent = self._sock.send(piece)
+                self._rest = self._rest[self._sock.send(self._rest) :]
             except BlockingIOError:
                 return False
-            if sent == len(piece):
-                self._rest.popleft()
-            else:
-                self._rest[0] = piece[sent:]
         return True

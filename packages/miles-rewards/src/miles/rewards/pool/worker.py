@@ -18,7 +18,7 @@ from miles.rewards.pool.batch import Batch, read_batch
 from miles.rewards.pool.job import Limits
 from miles.rewards.pool.progress import INDEX, LOADING, Desk, Progress
 from miles.rewards.pool.reply import NOTHING, Answers, Failure
-from miles.rewards.pool.wire import ReusedSpace, frame
+from miles.rewards.pool.wire import frame, read_frame
 
 _FLUSH_AFTER_S = 0.1
 """Results wait this long at most for those of their neighbours.  Not longer than the pool's patience: who took longer
@@ -30,8 +30,8 @@ _Function = Callable[..., Any]
 def serve(sock: socket.socket, progress: Progress, slot: int, limits: Limits) -> None:
     """Answer batches until the pool closes the socket."""
     _confine(limits)
-    calls, frames = _Calls(sock, progress.desk(slot)), ReusedSpace(sock)
-    while (message := frames.read()) is not None:
+    calls = _Calls(sock, progress.desk(slot), progress.tray(slot))
+    while (message := read_frame(sock)) is not None:
         calls.answer(message)
         if calls.exhausted:
             return
@@ -64,9 +64,10 @@ def resolve(path: str) -> Callable[..., Any]:
 class _Calls:
     """The functions a worker knows, and the batch it works on."""
 
-    def __init__(self, sock: socket.socket, desk: Desk) -> None:
+    def __init__(self, sock: socket.socket, desk: Desk, tray: memoryview) -> None:
         self._sock = sock
         self._desk = desk
+        self._tray = tray
         self._definitions: dict[int, tuple[str, bytes]] = {}
         self._functions: dict[int, _Function] = {}
         self._batch = 0
@@ -75,16 +76,16 @@ class _Calls:
 
     def answer(self, message: memoryview) -> None:
         """Make the calls of a batch and send what they gave."""
-        batch = read_batch(message)
+        batch = read_batch(message, self._tray)
         self._batch = batch.serial
         for key, function, bound in batch.definitions:
             self._definitions[key] = (function, bound)
         self._desk.rest(self._batch)
-        answers, stopped = self._call_all(batch, message)
+        answers, stopped = self._call_all(batch)
         if len(answers) or stopped:
             self._send(answers, stopped=stopped)
 
-    def _call_all(self, batch: Batch, message: memoryview) -> tuple[Answers, bool]:
+    def _call_all(self, batch: Batch) -> tuple[Answers, bool]:
         """Make the calls; the last answers, and whether it stopped because the batch was recalled.
 
         What surrounds a call is paid for every sample and all of it is cold after a grading: it is spelled out, and as
@@ -92,7 +93,7 @@ class _Calls:
         """
         serial, words, clock = batch.serial, self._desk.words, time.monotonic
         answers, first, flush_at = Answers(serial, 0), 0, 0.0
-        for key, skip, count, block in _blocks(batch, message):
+        for key, skip, count, block in _blocks(batch):
             function = self._functions.get(key) or self._load(first, key)
             started = clock()
             flush_at = flush_at or started + _FLUSH_AFTER_S
@@ -147,12 +148,12 @@ class _Calls:
         self._sock.sendall(frame(answers.packed(stopped=stopped)))
 
 
-def _blocks(batch: Batch, message: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
+def _blocks(batch: Batch) -> Iterator[tuple[int, int, int, memoryview]]:
     """For each block its function's key, how many calls to pass over, how many to make, and its bytes."""
-    sizes, at = zip(batch.lengths, batch.counts), batch.start
+    sizes, at = zip(batch.lengths, batch.counts), 0
     for key, num_blocks, skip in batch.runs:
         for length, count in islice(sizes, num_blocks):
-            yield key, skip, count, message[at : at + length]
+            yield key, skip, count, batch.blocks[at : at + length]
             at, skip = at + length, 0
 
 
