@@ -118,6 +118,14 @@ def test_unsupported_flags_are_listed_with_reasons(capsys, monkeypatch):
     assert line.split(maxsplit=1) == ["--half-done", "the other half is missing"]
 
 
+def test_where_every_flag_works_nothing_is_listed(capsys, monkeypatch):
+    monkeypatch.setattr(show, "unsupported", list)
+    assert main(["config", "--unsupported"]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("0 of ")
+
+
 def test_schema_is_json(capsys):
     assert main(["config", "--schema"]) == 0
     assert json.loads(capsys.readouterr().out)["type"] == "object"

@@ -280,8 +280,9 @@ def _explain(name: str, flags: list[str], table: FlagTable) -> int:
 
 def _print_unsupported(table: FlagTable) -> int:
     refused = show.unsupported()
-    print("\n".join(refused))
-    print(f"{len(refused)} of {len(table.by_spelling)} flags", file=sys.stderr)
+    for line in refused:
+        print(line)
+    print(f"{len(refused)} of {len(table.by_spelling)} flags are refused when set", file=sys.stderr)
     return 0
 
 
