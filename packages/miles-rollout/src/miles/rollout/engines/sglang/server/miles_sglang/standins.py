@@ -50,7 +50,7 @@ class _Kernels(ModuleType):
             raise AttributeError(name)
 
         def missing(*_args: Any, **_named: Any) -> NoReturn:
-            raise NotImplementedError(f"sgl_kernel.{name} needs an accelerator")
+            raise RuntimeError(f"sgl_kernel.{name} needs an accelerator, and this server runs on a CPU")
 
         missing.__name__ = name
         return missing
