@@ -48,7 +48,10 @@ def problems(*flags: str, about: str) -> list[str]:
         (("--prefill-num-servers", "1"), "the embedded engine computes prompts and responses itself"),
         (("--prefill-num-servers", "1", "--rollout-engine", "sglang"), "leaves none that decodes"),
         (("--prefill-num-servers", "1", "--use-rollout-routing-replay"), "which experts its prefill server chose"),
-        (("--prefill-num-servers", "1", "--rollout-function-path", "fully_async"), "two halves of a response"),
+        (
+            ("--prefill-num-servers", "1", "--rollout-function-path", "fully_async"),
+            "Give --pause-generation-mode in_place",
+        ),
         (("--prefill-num-servers", "1", "--rollout-external"), "--rollout-external uses those that run"),
         (("--engine-host", "0.0.0.0"), "is no address that others could send to"),
         (
@@ -95,6 +98,13 @@ def test_a_contradiction_is_reported(flags, about):
         (("--dynamic-sampling-filter-path", "reward_nonzero_std"), "--dynamic-sampling-filter-path"),
         (("--sglang-router-port", "30000"), "--sglang-router"),
         (("--sglang-router-ip", "10.0.0.1", "--sglang-router-port", "30000"), "--sglang-router"),
+        (
+            (
+                *("--prefill-num-servers", "1", "--rollout-function-path", "fully_async"),
+                *("--pause-generation-mode", "in_place"),
+            ),
+            "--pause-generation-mode",
+        ),
     ],
 )
 def test_what_fits_together_is_accepted(flags, about):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from miles.core import hardware
 from miles.core.flags.algorithm import Algorithm
 from miles.core.flags.lora import Lora
+from miles.core.flags.training import Training
 from miles.core.registry import Registry
 from miles.rollout.derive import ENGINES, FULLY_ASYNC_ROLLOUTS, OWN_ROLLOUTS, SFT_ROLLOUTS
 from miles.rollout.engine_options import engine_options
@@ -176,10 +177,11 @@ def check_prefill(config: Config) -> Iterator[str]:
             f"{flag}: a decode server does not tell which experts its prefill server chose, which "
             "--use-rollout-routing-replay needs. Leave one of them out"
         )
-    if config[Rollout].rollout_function_path in FULLY_ASYNC_ROLLOUTS:
+    continuous = config[Rollout].rollout_function_path in FULLY_ASYNC_ROLLOUTS
+    if continuous and config[Training].pause_generation_mode != "in_place":
         yield (
-            f"{flag}: SGLang cannot take weights between the two halves of a response, and the fully_async rollout "
-            "generates while weights change. Leave one of them out"
+            f"{flag}: SGLang cannot start a response anew between its two halves, and the fully_async rollout "
+            "generates while weights change. Give --pause-generation-mode in_place"
         )
 
 
