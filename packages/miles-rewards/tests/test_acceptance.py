@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from miles.rewards.pool import Job, Pool
+from miles.rewards.types import math as types_math
 
 CASES = Path(__file__).parent / "cases"
 MATH = Job("miles.rewards.types.math:grade", timeout_s=60.0)
@@ -62,6 +63,22 @@ async def test_nine_hangs_cost_nine_verdicts_and_little_more_than_their_own_time
             if elapsed <= 1.3 * num_hangs * limit_s / num_workers + plain_s and late < 0.1:
                 return
     pytest.fail(f"{elapsed:.1f} s, {plain_s:.1f} s without hangs; the event loop was late by {late:.3f} s")
+
+
+def test_hard_texts_cost_little_and_leave_the_pool_well():
+    cases = [json.loads(line) for line in (CASES / "pathological.jsonl").read_text().splitlines()]
+    items = [(case["rm_type"], case.get("response") or "", case["label"], case.get("metadata") or {}) for case in cases]
+    with Pool(2, timeout_s=60.0) as pool:
+        costs = pool.map(Job("hostile:cost_of"), items)
+        pids = pool.pids
+        ordinary = pool.map(MATH, ordinary_items(100))
+        assert (pool.pids, len(pids), pool.num_replaced) == (pids, 3, 0)
+    assert {result.status for result in costs} == {"ok"}
+    assert max(cpu_s for cpu_s, _ in (result.value for result in costs)) < 1.0
+    assert max(peak_bytes for _, peak_bytes in (result.value for result in costs)) < 1 << 30
+    right = [types_math.grade(*item)[0] for item in ordinary_items(100)]
+    assert [result.value[0] for result in ordinary] == right
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 @pytest.mark.parametrize("function", ["die", "segfault", "eat_memory", "recurse", "fail", "leave", "huge_answer"])

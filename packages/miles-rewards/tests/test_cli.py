@@ -86,6 +86,23 @@ def test_an_output_that_cannot_be_written_is_named_before_grading(tmp_path, caps
     assert "--output" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("key", ["acc_", "pred"])
+def test_a_reward_key_that_names_no_number_is_named(tmp_path, capsys, key):
+    path = write(tmp_path / "in", ROWS)
+    assert main(["grade", "--type", "dapo", "--input", path, "--reward-key", key]) == 2
+    error = capsys.readouterr().err
+    assert f"--reward-key is {key!r}, which names no number" in error
+    assert "'score': -1.0, 'acc': False, 'pred': '[INVALID]'" in error
+
+
+def test_the_spellings_of_a_run_are_accepted(tmp_path, capsys):
+    path = write(tmp_path / "in", ROWS)
+    assert main(["grade", "--rm-type", "remote_rm", "--input", path]) == 2
+    assert "needs --rm-url" in capsys.readouterr().err
+    assert main(["grade", "--rm-type", "remote_rm", "--rm-url", "host", "--input", path]) == 2
+    assert "--rm-url 'host': expected an address" in capsys.readouterr().err
+
+
 def test_the_first_failure_of_a_kind_says_why(tmp_path, capsys):
     main(["grade", "--type", "math", "--input", write(tmp_path / "in", [ROWS[0], {"response": "x"}])])
     assert "50.0%  first in line 2: bad label" in capsys.readouterr().out

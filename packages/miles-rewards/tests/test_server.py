@@ -68,7 +68,10 @@ def test_malformed_requests_are_refused(client):
 
 def test_health_metrics_and_description(client):
     assert client.get("/health").json() == {"status": "ok", "types": ["math", "gpqa"]}
-    assert 'miles_rewards_graded_total{category="correct"}' in client.get("/metrics").text
+    metrics = client.get("/metrics").text
+    assert 'miles_rewards_graded_total{category="correct"} ' in metrics
+    assert 'miles_rewards_seconds_bucket{category="bad_label",le="+Inf"} ' in metrics
+    assert "miles_rewards_workers_replaced_total 0" in metrics
     assert "/grade/batch" in client.get("/openapi.json").json()["paths"]
 
 

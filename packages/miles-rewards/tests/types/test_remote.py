@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from miles.core.types import Sample
+from miles.rewards import senders
 from miles.rewards.context import Settings
 from miles.rewards.types.remote import RemoteScorer
 
@@ -96,6 +97,14 @@ async def test_a_sending_process_that_is_killed_fails_what_it_had_in_hand_and_is
         assert (await scorer.score(SAMPLE)).score == 1.0
 
 
+async def test_an_answer_longer_than_a_line_may_be_leaves_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(senders, "MAX_LINE_BYTES", 1000)
+    async with service({"score": 1.0, "why": "x" * 5000}, 1.0, num_senders=1) as (scorer, _):
+        outcome = await scorer.score(SAMPLE)
+        assert (outcome.category, outcome.failed) == ("remote_error", True)
+        assert (await scorer.score(SAMPLE)).score == 1.0
+
+
 async def test_mappings_are_rewards():
     async with service({"score": 1.0, "why": "right"}) as (scorer, _):
         assert (await scorer.score(SAMPLE)).score == {"score": 1.0, "why": "right"}
@@ -116,17 +125,19 @@ async def test_what_may_pass_is_tried_again(trouble):
         (answer(400, "no label"), "answered 400: no label"),
         (answer(404), "404"),
         (answer(200, "<html>"), "not JSON: <html>"),
+        (answer(200, "[" * 100_000), "not JSON: [["),
     ],
 )
-async def test_what_will_not_pass_fails_at_once(trouble, detail):
-    async with service(trouble) as (scorer, requests):
+@pytest.mark.parametrize("num_senders", [0, 1])
+async def test_what_will_not_pass_fails_at_once(trouble, detail, num_senders):
+    async with service(trouble, num_senders=num_senders) as (scorer, requests):
         outcome = await scorer.score(SAMPLE)
     assert (outcome.category, outcome.failed) == ("remote_error", True)
     assert detail in outcome.detail
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("junk", ["good", None, [1, 2, 3], float("nan")])
+@pytest.mark.parametrize("junk", ["good", None, [1, 2, 3], float("nan"), 10**400, {"score": 10**400}])
 async def test_an_answer_that_is_no_reward_is_a_bad_score(junk):
     async with service(answer(200, json.dumps(junk))) as (scorer, _):
         assert (await scorer.score(SAMPLE)).category == "bad_score"

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miles.core.errors import DataError
+from miles.core.errors import ConfigError, DataError
 from miles.core.protocols.reward import RewardOutcome
 from miles.core.types.sample import Sample
 from miles.rewards.catalogue import Catalogue
 from miles.rewards.context import Context, Settings
 from miles.rewards.scorer import score_all
+from miles.rewards.verdict import entry_of
 
 _AT_ONCE = 4096
 
@@ -70,12 +71,21 @@ async def grade_samples(rm_type: str, samples: Sequence[Sample], settings: Setti
 
 
 def scalar(outcome: RewardOutcome, key: str | None) -> float:
-    """The reward as a number: the entry ``key`` of a mapping, or its first number."""
-    if not isinstance(outcome.score, dict):
-        return outcome.score
-    if key is not None:
-        return float(outcome.score[key])
-    return float(next(value for value in outcome.score.values() if isinstance(value, (int, float))))
+    """The reward as a number: the entry ``key`` of a mapping, or its first number.
+
+    Raises ConfigError when there is no such number.
+    """
+    score = outcome.score
+    if not isinstance(score, dict):
+        return score
+    keys = [name for name, value in score.items() if isinstance(value, (int, float))] if key is None else [key]
+    number = entry_of(score, keys[0]) if keys else None
+    if number is None:
+        entries = ", ".join(f"{name!r}: {value!r}" for name, value in score.items()) or "none"
+        raise ConfigError(
+            f"--reward-key is {key!r}, which names no number in a reward with the entries {entries}"[:500]
+        )
+    return number
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -122,7 +132,7 @@ def _known(value: Any, where: str, column: str) -> float | bool | None:
         return value
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"{where}: {column!r} is {value!r}; a reward is a number, true or false") from None
 
 

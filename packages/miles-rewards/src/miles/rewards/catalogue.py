@@ -64,9 +64,12 @@ class Catalogue:
     def _find(self, name: str) -> tuple[Any, str]:
         try:
             plugin = self._registry.find(name)
-            return self._registry.get(name), worker_path(plugin.target if plugin else name)
+            found = self._registry.get(name)
         except PluginError as error:
             raise ConfigError(f"reward type {name}: {error}") from error
+        if not callable(found):
+            raise ConfigError(f"reward type {name}: it is a {type(found).__name__}, not a function")
+        return found, worker_path(plugin.target if plugin else name)
 
 
 def worker_path(path: str) -> str:

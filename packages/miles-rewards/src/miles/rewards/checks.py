@@ -12,6 +12,7 @@ from miles.rewards.catalogue import BOXED, GROUP
 from miles.rewards.flags import RewardExecution
 from miles.rewards.grader import Grader
 from miles.rewards.mix import Part, parse_mix
+from miles.rewards.types.remote import problem_with
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -41,10 +42,12 @@ def _part(part: Part, registry: Registry, reward: Reward, *, alone: bool) -> Ite
     except PluginError as error:
         yield f"--rm-type {reward.rm_type}: {error}"
         return
+    if not callable(grader):
+        yield f"--rm-type {reward.rm_type}: {name} is a {type(grader).__name__}, not a function"
     if isinstance(grader, Grader) and (missing := grader.missing):
         yield f"--rm-type {reward.rm_type}: {missing}"
-    if name == "remote_rm" and not reward.rm_url:
-        yield "--rm-type remote_rm needs --rm-url, the address of the reward service"
+    if name == "remote_rm" and (problem := problem_with(reward.rm_url)):
+        yield problem
     if alone and isinstance(grader, Grader) and grader.keys:
         for flag, key in (("--reward-key", reward.reward_key), ("--eval-reward-key", reward.eval_reward_key)):
             if key not in grader.keys:

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_grade(parser: argparse.ArgumentParser) -> None:
     columns = Columns()
-    parser.add_argument("--type", required=True, help="reward type, as in --rm-type of a run")
+    parser.add_argument("--type", "--rm-type", required=True, help="reward type, as in --rm-type of a run")
     parser.add_argument("--input", required=True, type=Path, help="JSON Lines file")
     parser.add_argument("--output", type=Path, help="write the rows with their outcomes to this file")
     for name in ("response", "label", "metadata"):
@@ -59,7 +59,9 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--type", required=True, action="append", help="type to offer; the first is the default")
+    parser.add_argument(
+        "--type", "--rm-type", required=True, action="append", help="type to offer; the first is the default"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (%(default)s)")
     parser.add_argument(
@@ -78,7 +80,7 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_at_least(0.001, float), help="seconds one grading may take (default: the type's own)"
     )
     parser.add_argument("--strict-upstream", action="store_true", help="grade as the original graders do")
-    parser.add_argument("--url", help="address of the service of the type remote_rm")
+    parser.add_argument("--url", "--rm-url", help="address of the service of the type remote_rm")
 
 
 def _at_least(least: _Number, number: Callable[[str], _Number]) -> Callable[[str], _Number]:

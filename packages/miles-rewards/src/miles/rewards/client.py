@@ -123,7 +123,7 @@ def _read(response: aiohttp.ClientResponse, content: bytes, url: str) -> Any:
         raise _Final(f"{url} answered {response.status}: {text}")
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Final(f"{url} answered with something that is not JSON: {text}") from error
 
 

@@ -20,6 +20,7 @@ from miles.rewards.flags import RewardExecution
 from miles.rewards.ledger import Ledger
 from miles.rewards.scorer import Scorer, score_all
 from miles.rewards.senders import DEFAULT_SENDERS
+from miles.rewards.verdict import entry_of, failed
 
 if TYPE_CHECKING:
     from miles.core.config import Config
@@ -119,7 +120,7 @@ class Dispatcher:
             self._failures_in_a_row = 0
             return outcome
         key = self._flags.eval_reward_key if evaluation else self._flags.reward_key
-        outcome = self._valued(outcome, key)
+        outcome = self._valued(_with_number(outcome, key), key)
         if isinstance(outcome.score, dict) and (key is None or key not in outcome.score):
             flag = "--eval-reward-key" if evaluation else "--reward-key"
             raise ConfigError(
@@ -158,6 +159,15 @@ class Dispatcher:
                 f"{self._failures_in_a_row} gradings in a row failed, the last one, of sample {sample.index}, with "
                 f"{outcome.category}: {outcome.detail}. The limit is --rm-max-consecutive-failures {limit}"
             )
+
+
+def _with_number(outcome: RewardOutcome, key: str | None) -> RewardOutcome:
+    """``outcome``, or the failure that it is when the entry to train on is there but no number."""
+    score = outcome.score
+    if not isinstance(score, dict) or key is None or key not in score or entry_of(score, key) is not None:
+        return outcome
+    detail = f"the reward's entry {key!r} is {score[key]!r}; it must be a number"
+    return failed("bad_score", detail[:300], {**score, key: 0.0}, outcome.seconds)
 
 
 def settings_of(config: Config) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from miles.core.errors import ConfigError
 from miles.core.protocols.reward import RewardOutcome, Score
 from miles.rewards.scorer import Scorer, score_all
+from miles.rewards.verdict import entry_of
 
 if TYPE_CHECKING:
     from miles.core.types.sample import Sample
@@ -24,16 +26,17 @@ class Part:
 
 
 def parse_mix(text: str) -> list[Part]:
-    """The terms of ``--rm-type``; one without a weight counts once.  A dotted path ``module:attribute`` is a name."""
+    """The terms of ``--rm-type``; one without a finite weight counts once: ``module:attribute`` is a name."""
     return [_part(term.strip()) for term in text.split(",")]
 
 
 def _part(term: str) -> Part:
-    name, _, weight = term.rpartition(":")
+    name, _, given = term.rpartition(":")
     try:
-        return Part(name.strip(), float(weight)) if name else Part(term, 1.0)
+        weight = float(given)
     except ValueError:
-        return Part(term, 1.0)
+        weight = math.nan
+    return Part(name.strip(), weight) if name and math.isfinite(weight) else Part(term, 1.0)
 
 
 class MixScorer:
@@ -72,10 +75,10 @@ class MixScorer:
     def _value(self, part: Part, score: Score) -> float:
         if not isinstance(score, dict):
             return score
-        key = self._reward_key if self._reward_key in score else "score"
-        if not isinstance(score.get(key), (int, float)):
+        number = entry_of(score, self._reward_key if self._reward_key in score else "score")
+        if number is None:
             raise ConfigError(
                 f"rewards of {part.name} are mappings with the entries {', '.join(map(repr, score)) or 'none'}: set "
                 "--reward-key to one that is a number, so that they can be a term of a sum"
             )
-        return float(score[key])
+        return number

@@ -88,7 +88,11 @@ class GraderScorer:
             response = last_boxed(response) or ""
         metadata = self._options if self._reads_nothing else self._relevant(sample.metadata)
         started = time.perf_counter()
-        verdict = quick(response, sample.label, metadata)
+        try:
+            verdict = quick(response, sample.label, metadata)
+        except Exception as error:  # a label or metadata of a kind that the grader cannot read: as in a worker
+            detail, seconds = f"{type(error).__name__}: {error}"[:300], time.perf_counter() - started
+            return failed("error", detail, self._grader.failure_score, seconds)
         if verdict is None:
             return None
         return outcome_of(verdict, time.perf_counter() - started, self._grader.failure_score)

@@ -8,6 +8,7 @@ import sys
 
 from miles.rewards.client import Client
 from miles.rewards.senders import MAX_LINE_BYTES, outcome_fields
+from miles.rewards.verdict import failed
 
 
 async def serve(arguments: str) -> None:
@@ -28,7 +29,11 @@ async def serve(arguments: str) -> None:
 
 async def _answer(client: Client, line: bytes) -> None:
     number, _, body = line.partition(b" ")
-    outcome = json.dumps(outcome_fields(await client.ask(body.rstrip(b"\n")))).encode()
+    try:
+        answer = await client.ask(body.rstrip(b"\n"))
+    except Exception as error:  # whoever asked is in another process, and waits
+        answer = failed("error", f"{type(error).__name__}: {error}"[:300], 0.0)
+    outcome = json.dumps(outcome_fields(answer)).encode()
     sys.stdout.buffer.write(b"%b %b\n" % (number, outcome))
     sys.stdout.buffer.flush()
 

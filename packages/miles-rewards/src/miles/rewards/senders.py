@@ -7,6 +7,7 @@ A child (``python -m miles.rewards.sender``) reads lines ``number body`` from it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import sys
@@ -107,11 +108,15 @@ class _Sender:
             return self._child
 
     async def _read(self, process: asyncio.subprocess.Process, stdout: asyncio.StreamReader) -> None:
-        while line := await stdout.readline():
-            number, _, outcome = line.partition(b" ")
-            future = self.waiting.get(int(number))
-            if future is not None and not future.done():
-                future.set_result(RewardOutcome(**json.loads(outcome)))
+        try:
+            while line := await stdout.readline():
+                number, _, outcome = line.partition(b" ")
+                future = self.waiting.get(int(number))
+                if future is not None and not future.done():
+                    future.set_result(RewardOutcome(**json.loads(outcome)))
+        except (ValueError, TypeError):  # no outcome, or one longer than any
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         status = await process.wait()
         if self._child is not None and self._child.process is process:
             self._child = None

@@ -17,8 +17,8 @@ from miles.core.protocols.reward import RewardOutcome, Score
 from miles.core.types.sample import Sample
 from miles.rewards.catalogue import Catalogue
 from miles.rewards.context import Context, Settings
-from miles.rewards.ledger import Ledger
 from miles.rewards.scorer import Scorer
+from miles.rewards.totals import Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,7 @@ class Service:
         catalogue = Catalogue(self._context)
         self._scorers: dict[str, Scorer] = {name: catalogue.scorer(name) for name in rm_types}
         self._default = rm_types[0]
-        self._ledger = Ledger("miles_rewards")
-        self._totals: dict[str, int] = {}
+        self._totals = Totals()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -125,8 +124,7 @@ class Service:
             raise HTTPException(422, f"rm_type {name!r} is not offered; this service grades {', '.join(self._scorers)}")
         sample = Sample(prompt=item.prompt, response=item.response, label=item.label, metadata=item.metadata)
         outcome = await scorer.score(sample)
-        self._ledger.add(outcome)
-        self._totals[outcome.category] = self._totals.get(outcome.category, 0) + 1
+        self._totals.add(outcome)
         return outcome
 
     @property
@@ -135,17 +133,13 @@ class Service:
         return self._context.problem
 
     def metrics(self) -> str:
-        """Totals by category since the start, and latencies since the last call."""
-        lines = ["# TYPE miles_rewards_graded_total counter"]
-        lines += [
-            f'miles_rewards_graded_total{{category="{name}"}} {count}' for name, count in sorted(self._totals.items())
+        """Counts and latencies by category, and of replaced workers, since the start."""
+        lines = [
+            *self._totals.lines(),
+            "# HELP miles_rewards_workers_replaced_total Workers that were killed or died",
+            "# TYPE miles_rewards_workers_replaced_total counter",
+            f"miles_rewards_workers_replaced_total {self._context.num_replaced}",
         ]
-        recent = self._ledger.report()
-        for name in ("p50", "p99", "max"):
-            lines.append(f"# TYPE miles_rewards_seconds_{name} gauge")
-            lines.append(f"miles_rewards_seconds_{name} {recent.get(f'miles_rewards/seconds_{name}', 0.0):g}")
-        lines.append("# TYPE miles_rewards_workers_replaced_total counter")
-        lines.append(f"miles_rewards_workers_replaced_total {self._context.num_replaced}")
         return "\n".join(lines) + "\n"
 
 

@@ -41,15 +41,31 @@ def read_verdict(returned: Any) -> Verdict:
 
 def _score(value: Any) -> Score:
     if isinstance(value, Mapping):
-        numbers = {key: entry for key, entry in value.items() if isinstance(entry, float)}
-        if bad := [key for key, entry in numbers.items() if not math.isfinite(entry)]:
-            raise ValueError(f"the reward's entry {bad[0]!r} is {numbers[bad[0]]}")
+        for key, entry in value.items():
+            if isinstance(entry, (int, float)) and not _is_finite(entry):
+                raise ValueError(f"the reward's entry {key!r} is {entry}")
         return dict(value)
     if not isinstance(value, (int, float)):
         raise ValueError(f"the reward is a {type(value).__name__}; it must be a number or a mapping")
-    if not math.isfinite(value):
+    if not _is_finite(value):
         raise ValueError(f"the reward is {value}")
     return float(value)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def entry_of(score: Mapping[str, Any], key: str) -> float | None:
+    """The number at ``key``; None when there is none."""
+    try:
+        number = float(score[key])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def outcome_of(returned: Any, seconds: float, failure_score: Score) -> RewardOutcome:
@@ -61,7 +77,7 @@ def outcome_of(returned: Any, seconds: float, failure_score: Score) -> RewardOut
     try:
         score, category = read_verdict(returned)
     except ValueError as error:
-        return failed("bad_score", str(error), failure_score, seconds)
+        return failed("bad_score", str(error)[:300], failure_score, seconds)
     if category in FAILURES:
         return failed(category, category.replace("_", " "), score, seconds)
     return RewardOutcome(score, category, seconds=seconds)

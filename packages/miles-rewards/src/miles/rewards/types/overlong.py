@@ -33,7 +33,7 @@ class Overlong:
     def scorer(self, context: Context) -> OverlongScorer:
         settings = context.settings
         if settings.max_response_len is None:
-            raise ConfigError("--rm-type overlong needs --rollout-max-response-len, the length that costs 1")
+            raise ConfigError("--rm-type overlong needs --rollout-max-response-len of a run, the length that costs 1")
         if settings.overlong_buffer_len > settings.max_response_len:
             raise ConfigError(
                 f"--rm-overlong-buffer-len {settings.overlong_buffer_len} is longer than the longest response, "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from miles.core.errors import ConfigError
 from miles.rewards.client import Client
@@ -31,8 +32,8 @@ class Remote:
     name: str = "remote_rm"
 
     def scorer(self, context: Context) -> RemoteScorer:
-        if not context.settings.url:
-            raise ConfigError("--rm-type remote_rm needs --rm-url, the address of the reward service")
+        if problem := problem_with(context.settings.url):
+            raise ConfigError(problem)
         return RemoteScorer(context.settings)
 
     async def __call__(self, args: Any, sample: Sample, **kwargs: Any) -> Score:
@@ -41,6 +42,18 @@ class Remote:
             return (await scorer.score(sample)).score
         finally:
             await scorer.close()
+
+
+def problem_with(url: str | None) -> str:
+    """Why ``--rm-url`` cannot be the address of a reward service; empty when it can."""
+    if not url:
+        return "--rm-type remote_rm needs --rm-url, the address of the reward service"
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    return "" if fits else f"--rm-url {url!r}: expected an address like http://host:port/path"
 
 
 class RemoteScorer:
