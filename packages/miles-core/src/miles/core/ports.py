@@ -35,6 +35,9 @@ def _bound(probe: socket.socket, host: str) -> int:
     try:
         probe.bind((host, 0))
     except OSError as error:
-        raise ConfigError(f"--engine-host {host}: no address of this machine ({error})") from None
+        raise ConfigError(
+            f"no server can listen at {host}: {error}. Expected an address of this machine: that of --engine-host, or "
+            "without it the one that Ray has of the node"
+        ) from None
     port: int = probe.getsockname()[1]
     return port

@@ -266,7 +266,7 @@ class _RolloutHost:
     """Holds the role inside its Ray actor: the class comes from the registry there, not from the driver's pickle."""
 
     def __init__(self, config: Config, run_dir: Path, working_directory: Path, engines: RayEngines) -> None:
-        os.chdir(working_directory)
+        _stand_in(working_directory)
         self._role: RolloutRole = ROLES.get("rollout")(config, run_dir, engines)
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
