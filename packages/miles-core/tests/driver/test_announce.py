@@ -29,6 +29,15 @@ def test_plan_says_where_a_run_is_continued(tmp_path):
     assert "continued after rollout 7" in announce.plan(Config.of(num_rollout=9), RunDirectory(tmp_path), resumed)
 
 
+def test_plan_says_with_which_weights_a_run_begins(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    config = Config.of(hf_checkpoint="model", load=str(tmp_path), num_rollout=9)
+    told = f"model with the weights of {tmp_path}, "
+    assert told in announce.plan(config, RunDirectory(tmp_path), None)
+    resumed = Checkpoint(tmp_path / "iter_0000007", DriverState(7, 0))
+    assert told not in announce.plan(config, RunDirectory(tmp_path), resumed)
+
+
 def test_changes_list_what_differs_from_the_last_start():
     before = {"lr": 1e-6, "rm_type": "math", "tracker": []}
     assert announce.changes(before, {"lr": 2e-6, "rm_type": "math", "tracker": ()}) == ["lr 1e-06 -> 2e-06"]

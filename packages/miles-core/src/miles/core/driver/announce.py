@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miles.core.driver import checkpoint
+from miles.core.driver.checkpoint import Checkpoint
 from miles.core.driver.executor import choose, num_ranks
+from miles.core.driver.weights_only import starting_weights
 from miles.core.flags.algorithm import Algorithm
-from miles.core.flags.checkpoint import Checkpoint
+from miles.core.flags.checkpoint import Checkpoint as CheckpointFlags
 from miles.core.flags.cluster import Cluster
 from miles.core.flags.data import Data
 from miles.core.flags.training import Training
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
     from miles.core.config import Config
 
 
-def plan(config: Config, run_dir: RunDirectory, resumed: checkpoint.Checkpoint | None) -> str:
+def plan(config: Config, run_dir: RunDirectory, resumed: Checkpoint | None) -> str:
     """A few lines: where, with what, how much."""
     rows = [
         ("run", f"{run_dir.path}{_continues(resumed)}"),
-        ("model", f"{config[Checkpoint].hf_checkpoint}, {_trainer(config)}"),
+        ("model", f"{_model(config[CheckpointFlags], resumed)}, {_trainer(config)}"),
         ("rollout", _batch_equation(config)),
         ("length", _length(config)),
     ]
@@ -42,8 +44,14 @@ def changes(previous: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
     ]
 
 
-def _continues(resumed: checkpoint.Checkpoint | None) -> str:
+def _continues(resumed: Checkpoint | None) -> str:
     return f", continued after rollout {resumed.state.rollout_id} ({resumed.path})" if resumed is not None else ""
+
+
+def _model(flags: CheckpointFlags, resumed: Checkpoint | None) -> str:
+    weights = starting_weights(flags)
+    elsewhere = resumed is None and weights != Path(flags.hf_checkpoint or "")
+    return f"{flags.hf_checkpoint} with the weights of {weights}" if elsewhere else f"{flags.hf_checkpoint}"
 
 
 def _trainer(config: Config) -> str:
@@ -74,7 +82,7 @@ def _length(config: Config) -> str:
     parts = [f"{data.num_rollout} rollouts" if data.num_rollout is not None else f"{data.num_epoch} epochs"]
     if config.eval_interval is not None:
         parts.append(f"evaluated every {config.eval_interval}")
-    if config[Checkpoint].save is not None:
-        interval = config[Checkpoint].save_interval
+    if config[CheckpointFlags].save is not None:
+        interval = config[CheckpointFlags].save_interval
         parts.append(f"saved every {interval}" if interval else "saved at the end")
     return ", ".join(parts)

@@ -79,7 +79,7 @@ class LiveView:
         if names.STEP_TIME in latest:
             parts = " · ".join(f"{phase} {number(seconds)}" for phase, seconds in names.phases(latest).items())
             yield "step", duration(latest[names.STEP_TIME]), Text(parts, style="dim")
-        for name, scores in self._board.evaluations.items():
+        for name, scores in list(self._board.evaluations.items()):  # the run may add one meanwhile
             yield "eval", number(scores[-1]), Text(f"{name}, {number(scores[0])} at first", style="dim")
         if self._board.waiting_for:
             yield "waiting", duration(self._board.waited_s()), Text(self._board.waiting_for, style="yellow")
