@@ -32,13 +32,15 @@ def _kill_at(arguments: list[str], moment: Callable[[], bool]) -> bool:
     """Start a run and kill its driver; False when it ended before the moment was seen."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + DEADLINE_S
-    while not moment() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    ended = process.poll()
+    try:
+        while not moment() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        ended = process.poll()
+    finally:
+        process.kill()
+        process.wait()
     assert ended in (None, 0), f"the run ended with {ended}"
-    process.kill()
-    process.wait()
     return ended is None
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -23,10 +23,25 @@ def service():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(SERVICE), "--port", str(port)], env=os.environ)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+    process = subprocess.Popen([sys.executable, str(SERVICE), "--port", str(port)])
+    try:
+        wait_until_it_listens(process, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_it_listens(process: subprocess.Popen, port: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
 
 
 def test_trajectories_of_a_service_are_trained_on_by_their_token_ids(toy, miles, tmp_path, service):

@@ -77,11 +77,13 @@ def shared_memory_of(pid: int) -> list[Path]:
 def run(toy, tmp_path) -> Iterator[Run]:
     directory = tmp_path / "run"
     started = Run([*toy.flags(directory), "--num-rollout", "100000", "--save-interval", "100000"], directory)
-    started.wait_for("rollouts/rollout_0000001.jsonl")
-    yield started
-    if started.process.poll() is None:
-        started.process.kill()
-        started.process.communicate(timeout=60)
+    try:
+        started.wait_for("rollouts/rollout_0000001.jsonl")
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.kill()
+            started.process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(

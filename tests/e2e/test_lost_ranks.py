@@ -66,15 +66,19 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(toy, miles, samp
         [MILES, "train", *flags(toy, run, samples)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     deadline = time.monotonic() + DEADLINE_S
-    while not last_checkpoint(run):
-        assert driver.poll() is None, driver.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    victim = ranks_of(driver.pid)[-1]
-    assert b"OF_THE_RANKS=yes" in Path(f"/proc/{victim}/environ").read_bytes().split(b"\0")
-    os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
-    said, _ = driver.communicate(timeout=DEADLINE_S)
+    try:
+        while not last_checkpoint(run):
+            assert driver.poll() is None, driver.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        victim = ranks_of(driver.pid)[-1]
+        assert b"OF_THE_RANKS=yes" in Path(f"/proc/{victim}/environ").read_bytes().split(b"\0")
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        said, _ = driver.communicate(timeout=DEADLINE_S)
+    finally:
+        driver.kill()
+        driver.wait()
     assert driver.returncode != 0
     assert time.monotonic() - killed < 90.0
     assert "of the actor has died" in said
