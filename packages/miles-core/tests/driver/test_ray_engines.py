@@ -30,8 +30,6 @@ DEADLINE_S = 60.0
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of two accelerators each."""
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), path]))
     node = {"num_cpus": 8, "num_gpus": 2}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
@@ -41,12 +39,15 @@ def cluster():
     finally:
         ray.shutdown()
         cluster.shutdown()
-        os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
 
 
 @pytest.fixture
-def reserved(cluster):
-    """Reserve the places of a run's engines, and free them afterwards."""
+def reserved(cluster, monkeypatch):
+    """Reserve the places of a run's engines, and free them afterwards.
+
+    The run's working directory is this one, where modules of its own are, like the launcher.
+    """
+    monkeypatch.chdir(Path(__file__).parent)
     kept = []
 
     def reserve(engines, **values):

@@ -20,7 +20,7 @@ from miles.core.driver.ray_room import PLACEMENT_DEADLINE_S
 from miles.core.errors import ConfigError, EngineError, MilesError
 from miles.core.ports import LOOPBACK, free_ports
 from miles.core.protocols.engine import EngineLauncher, EnginePlace, EngineProcess, EngineSpec
-from miles.core.registry import Registry
+from miles.core.registry import Registry, import_from
 
 ENGINES = Registry("miles.engines")
 
@@ -72,6 +72,7 @@ class EngineHost:
 
     def __init__(self, working_directory: Path, gpus: Sequence[str] | None) -> None:
         os.chdir(working_directory)
+        import_from(working_directory)
         if gpus is not None:
             environ.set_visible_devices(gpus)
         self._engine: EngineProcess | None = None
