@@ -8,10 +8,10 @@ from miles.rewards.pool.calls import Calls
 
 def read(part):
     """The calls of a part, as a worker reads them."""
-    calls, skip = [], part.skip
-    for block, count in zip(part.blocks, part.counts, strict=True):
-        calls += pickle.loads(block)[skip : skip + count]
-        skip = 0
+    calls, at, skip = [], 0, part.skip
+    for length, count in zip(part.lengths, part.counts, strict=True):
+        calls += pickle.loads(part.blocks[at : at + length])[skip : skip + count]
+        at, skip = at + length, 0
     return calls
 
 

@@ -36,24 +36,24 @@ class Batch(NamedTuple):
 
 def write_batch(serial: int, jobs: Sequence[Job], spans: Sequence[Span], tray: memoryview) -> bytes:
     """The message.  ``jobs`` are those that the worker hears of for the first time."""
-    blocks: list[bytes] = []
+    parts: list[memoryview] = []
     runs: list[tuple[int, int, int]] = []
-    counts = array("Q")
+    lengths, counts = array("Q"), array("Q")
     for span in spans:
-        part = span.ticket.calls.part(span.start, span.stop)
-        blocks += part.blocks
-        runs.append((span.ticket.job.key, len(part.blocks), part.skip))
-        counts.extend(part.counts)
-    lengths = array("Q", map(len, blocks))
+        blocks, sizes, skip, numbers = span.ticket.calls.part(span.start, span.stop)
+        parts.append(blocks)
+        runs.append((span.ticket.job.key, len(sizes), skip))
+        lengths.extend(sizes)
+        counts.extend(numbers)
     definitions = [(job.key, job.function, job.packed) for job in jobs]
     heading = pickle.dumps((serial, definitions, runs, lengths, counts), protocol=5)
     head = _HEADING.pack(len(heading)) + heading
     if sum(lengths) > len(tray):
-        return b"".join((head, *blocks))
+        return b"".join((head, *parts))
     at = 0
-    for block in blocks:
-        tray[at : at + len(block)] = block
-        at += len(block)
+    for part in parts:
+        tray[at : at + len(part)] = part
+        at += len(part)
     return head
 
 

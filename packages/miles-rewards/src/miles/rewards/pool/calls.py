@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from operator import sub
 from types import SimpleNamespace
@@ -25,7 +26,9 @@ Arguments = tuple[Any, ...]
 class Part(NamedTuple):
     """Neighbouring calls, as blocks that hold them."""
 
-    blocks: list[bytes]
+    blocks: memoryview
+    lengths: list[int]
+    """Bytes of each block."""
     skip: int
     """Calls of the first block that come before the part."""
     counts: list[int]
@@ -33,14 +36,13 @@ class Part(NamedTuple):
 
 
 class Calls:
-    """Blocks in the order of their calls."""
+    """Blocks, one behind the other, so that neighbours are sent as they lie there."""
 
-    __slots__ = ("_blocks", "_ends", "_firsts")
+    __slots__ = ("_buffer", "_ends", "_firsts")
 
     def __init__(self) -> None:
-        self._blocks: list[bytes] = []
+        self._buffer = bytearray()
         self._ends = [0]
-        """Bytes up to the end of each block, after those up to its beginning."""
         self._firsts = [0]
         """The number of each block's first call, and that of the next one to come."""
 
@@ -49,21 +51,31 @@ class Calls:
 
     def add(self, block: bytes, num_calls: int = 1) -> None:
         """Put a block last."""
-        self._blocks.append(block)
-        self._ends.append(self._ends[-1] + len(block))
-        self._firsts.append(self._firsts[-1] + num_calls)
+        self._buffer += block
+        self._end_block(num_calls)
 
     def pack(self, items: Iterable[Arguments]) -> Iterator[tuple[int, Exception]]:
         """Put calls with ``items`` last; the places of those that cannot be pickled, and why, as they turn up."""
-        rest, place, pickler = iter(items), 0, _PlainPickler()
+        rest, place, pickler = iter(items), 0, _PlainPickler(self._buffer)
         while neighbours := list(islice(rest, _BLOCK_CALLS)):
-            block = pickler.block(neighbours)
-            if block is not None:
-                self.add(block, len(neighbours))
-            else:
-                pickler = _PlainPickler()  # a failure may leave traces in it
+            if not self._pack_together(neighbours, pickler):
+                pickler = _PlainPickler(self._buffer)  # a failure leaves traces in it
                 yield from self._pack_one_by_one(neighbours, place)
             place += len(neighbours)
+
+    def _pack_together(self, items: Sequence[Arguments], pickler: _PlainPickler) -> bool:
+        """Put a block of all ``items`` last, if they are of plain data and not too long."""
+        with suppress(Exception):  # whatever it is: it will happen again to the one call that it belongs to
+            pickler.dump(items)
+            if len(self._buffer) - self._ends[-1] <= BLOCK_BYTES:
+                self._end_block(len(items))
+                return True
+        del self._buffer[self._ends[-1] :]
+        return False
+
+    def _end_block(self, num_calls: int) -> None:
+        self._ends.append(len(self._buffer))
+        self._firsts.append(self._firsts[-1] + num_calls)
 
     def _pack_one_by_one(self, items: Sequence[Arguments], place: int) -> Iterator[tuple[int, Exception]]:
         for number, arguments in enumerate(items, place):
@@ -84,10 +96,15 @@ class Calls:
         return self._ends[high] - self._ends[low]
 
     def part(self, start: int, stop: int) -> Part:
-        """Calls ``start`` to ``stop - 1``."""
+        """Calls ``start`` to ``stop - 1``.  No more calls can be added then."""
         low, high = bisect_right(self._firsts, start) - 1, bisect_left(self._firsts, stop)
-        bounds = [start, *self._firsts[low + 1 : high], stop]
-        return Part(self._blocks[low:high], start - self._firsts[low], list(map(sub, bounds[1:], bounds)))
+        ends, bounds = self._ends[low : high + 1], [start, *self._firsts[low + 1 : high], stop]
+        return Part(
+            blocks=memoryview(self._buffer)[ends[0] : ends[-1]],
+            lengths=list(map(sub, ends[1:], ends)),
+            skip=start - self._firsts[low],
+            counts=list(map(sub, bounds[1:], bounds)),
+        )
 
 
 def single_block(arguments: Arguments) -> bytes:
@@ -96,26 +113,12 @@ def single_block(arguments: Arguments) -> bytes:
 
 
 class _PlainPickler(pickle.Pickler):
-    """Makes blocks of several calls.
+    """Refuses what is not plain data, and keeps calls apart that share a list or a mapping."""
 
-    Refuses what is not plain data, and keeps calls apart that share a list or a mapping.  One for many blocks: it
-    remembers how much room they take.
-    """
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-        super().__init__(SimpleNamespace(write=self._pieces.append), protocol=5)
+    def __init__(self, buffer: bytearray) -> None:
+        """``buffer`` gets what is pickled.  One pickler for many blocks: it knows how much room one takes."""
+        super().__init__(SimpleNamespace(write=buffer.__iadd__), protocol=5)
         self.fast = True  # no references from one call to what another holds
-
-    def block(self, items: list[Arguments]) -> bytes | None:
-        """The block of ``items``; None if they are not all plain data, or too long."""
-        try:
-            self.dump(items)
-        except Exception:  # whatever it is: it will happen again to the one call that it belongs to
-            return None
-        block = b"".join(self._pieces)
-        self._pieces.clear()
-        return block if len(block) <= BLOCK_BYTES else None
 
     def reducer_override(self, value: Any) -> Any:
         raise pickle.PicklingError(f"a {type(value).__name__} is not plain data")
