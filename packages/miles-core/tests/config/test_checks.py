@@ -7,6 +7,8 @@ from miles.core.config.draft import Draft, Origin
 from miles.core.config.group import Flag, Group
 from miles.core.config.pipeline import _refuse_unsupported
 
+LARGE_ENGINE = ("--device", "cuda", "--actor-num-gpus-per-node", "6", "--rollout-num-gpus-per-engine")
+
 
 @pytest.mark.parametrize(
     ("flags", "about"),
@@ -31,6 +33,9 @@ from miles.core.config.pipeline import _refuse_unsupported
         (("--executor", "local", "--ray-address", "auto"), "contradicts --executor local"),
         (("--device", "cpu", "--train-env-vars", '{"A": "1"}'), "--train-env-vars"),
         (("--colocate", "--rollout-num-gpus", "5"), "contradicts --colocate"),
+        ((*LARGE_ENGINE, "12", "--executor", "ray"), "no multiple of it"),
+        ((*LARGE_ENGINE, "16", "--executor", "local"), "needs a Ray cluster"),
+        ((*LARGE_ENGINE, "4", "--colocate", "--actor-num-nodes", "2"), "do not fit on the --actor-num-gpus-per-node 6"),
         (("--device", "cpu", "--distributed-backend", "nccl"), "Use gloo"),
         ((), "--hf-checkpoint is required"),
         ((), "--prompt-data is required"),
@@ -51,6 +56,7 @@ def test_a_contradiction_is_reported(problems, flags, about):
         (("--advantage-estimator", "reinforce_plus_plus", "--normalize-advantages"), "--normalize-advantages"),
         (("--use-dynamic-batch-size", "--max-tokens-per-gpu", "9"), "--max-tokens-per-gpu"),
         (("--num-epoch", "2"), "--num-rollout"),
+        ((*LARGE_ENGINE, "16", "--executor", "ray"), "needs a Ray cluster"),
         (("--disable-rollout-global-dataset",), "--prompt-data"),
         (("--debug-train-only", "--loss-type", "sft_loss"), "--debug-train-only"),
         (("--debug-train-only", "--load-debug-rollout-data", "x.pt"), "--debug-train-only"),
@@ -215,3 +221,15 @@ def test_trainer_and_engines_take_turns_only_where_one_works_at_a_time(problems)
 )
 def test_host_memory_without_copies_of_weights_is_promised_or_refused(problems, flags, refused):
     assert bool(problems("--disable-weights-backuper", *flags, about="--disable-weights-backuper")) is refused
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--actor-num-gpus-per-node", "2"), "a trainer of 2 ranks needs Ray"),
+        (("--actor-num-gpus-per-node", "1", "--executor", "ray"), "--executor ray or --ray-address needs Ray"),
+    ],
+)
+def test_ray_is_missed_for_what_needs_it(problems, monkeypatch, flags, told):
+    monkeypatch.setattr("miles.core.hardware.is_installed", lambda package: package != "ray")
+    assert problems("--device", "cpu", *flags, about=told)

@@ -88,7 +88,7 @@ def _registered(group: str | None, where: _SearchPath) -> list[Plugin]:
 
 @lru_cache(maxsize=1)
 def _read(where: _SearchPath) -> dict[str, list[EntryPoint]]:
-    """All that is installed, by group.  The files of every distribution are read, which takes tens of milliseconds."""
+    """All that is installed, by group.  The files of every distribution are read, which takes about 10 ms."""
     del where  # what the answer depends on
     every = entry_points()
     return {name: list(every.select(group=name)) for name in every.groups}

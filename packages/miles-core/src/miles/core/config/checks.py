@@ -19,6 +19,7 @@ from miles.core.config.training_checks import (
     check_weight_copies,
 )
 from miles.core.driver.checkpoint import TRACKER_FILE
+from miles.core.driver.executor import choose
 from miles.core.driver.weights_only import starting_weights
 from miles.core.errors import PluginError
 from miles.core.flags.algorithm import Algorithm
@@ -97,15 +98,15 @@ def check_cluster(config: Config) -> Iterator[str]:
     if cluster.executor == "local" and cluster.ray_address is not None:
         yield f"--ray-address {cluster.ray_address} contradicts --executor local. Leave one of them out"
     several = max(ranks, critics) > 1
-    needs_ray = cluster.executor == "ray" or (cluster.executor == "auto" and (several or cluster.ray_address))
+    needs_ray = choose(cluster) == "ray"
     if not needs_ray and config[Training].train_env_vars:
         yield (
             "--train-env-vars: the trainer of a local run is the process that was started. Set the variables where you "
             "start it, or use --executor ray"
         )
     if needs_ray and not hardware.is_installed("ray"):
-        count = max(ranks, critics)
-        yield f"a trainer of {count} ranks needs Ray, which is not installed: pip install 'miles-core[ray]'"
+        asked = f"a trainer of {max(ranks, critics)} ranks" if several else "--executor ray or --ray-address"
+        yield f"{asked} needs Ray, which is not installed: pip install 'miles-core[ray]'"
 
 
 def check_engine_nodes(config: Config) -> Iterator[str]:
@@ -118,6 +119,11 @@ def check_engine_nodes(config: Config) -> Iterator[str]:
         yield (
             f"--rollout-num-gpus-per-engine {per_engine} is more than --num-gpus-per-node {per_node}, and no multiple "
             "of it: an engine on several machines has all of each"
+        )
+    if per_engine > per_node and choose(cluster) == "local":
+        yield (
+            f"--rollout-num-gpus-per-engine {per_engine} is more than --num-gpus-per-node {per_node}: an engine on "
+            "several machines needs a Ray cluster of them. Give its --ray-address"
         )
     per_ranks = cluster.actor_num_gpus_per_node
     if cluster.colocate and cluster.actor_num_nodes > 1 and per_ranks % per_engine and per_engine % per_ranks:

@@ -10,10 +10,10 @@ from miles.core.flags.cluster import Cluster
 from miles.core.protocols.backend import Role, Scores, TrainReport
 from miles.core.protocols.rollout import RolloutRole
 from miles.core.types.batch import RolloutBatch
-from miles.core.weights.sync import SyncReport
 
 if TYPE_CHECKING:
     from miles.core.config import Config
+    from miles.core.weights.sync import SyncReport
 
 
 class ActorGroup(Protocol):
