@@ -57,10 +57,7 @@ def obstacle(form: AdapterForm, url: str, facts: Mapping[str, Any], transport: s
 
 
 def _of_sglang(url: str, facts: Mapping[str, Any], transport: str) -> dict[str, Any] | None:
-    """What an SGLang server takes that Miles has started for adapters on the trainer's only machine.
-
-    Every rank comes to the same, whatever its machine.
-    """
+    """What an SGLang server takes that Miles has started for adapters on the trainer's only machine."""
     shared = transport in ("auto", "shm") and urlsplit(url).hostname in _LOOPBACK
     if not shared or not facts.get("enable_lora") or LOAD_FORMAT not in (facts.get("custom_weight_loader") or ()):
         return None
