@@ -104,8 +104,9 @@ def test_the_spellings_of_a_run_are_accepted(tmp_path, capsys):
 
 
 def test_the_first_failure_of_a_kind_says_why(tmp_path, capsys):
-    main(["grade", "--type", "math", "--input", write(tmp_path / "in", [ROWS[0], {"response": "x"}])])
-    assert "50.0%  first in line 2: bad label" in capsys.readouterr().out
+    for row, why in (({"label": None}, "bad label"), ({}, "no column 'label'; --label-key names the column")):
+        main(["grade", "--type", "math", "--input", write(tmp_path / "in", [ROWS[0], {"response": "x"} | row])])
+        assert f"50.0%  first in line 2: {why}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--workers", "0"], ["--timeout", "-1"], ["--list", "x"]])
@@ -113,6 +114,13 @@ def test_impossible_numbers_are_refused(tmp_path, capsys, arguments):
     with pytest.raises(SystemExit):
         main(["grade", "--type", "math", "--input", "in", *arguments])
     assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("port", "said"), [("99999", "99999 is not between 0 and 65535"), ("x", "invalid int value")])
+def test_a_port_that_is_none_is_refused(capsys, port, said):
+    with pytest.raises(SystemExit):
+        main(["serve", "--type", "math", "--port", port])
+    assert said in capsys.readouterr().err
 
 
 def test_an_empty_file(tmp_path, capsys):

@@ -5,6 +5,7 @@ The cases are those of the folder named by ``MILES_REWARD_CASES``, or those besi
 
 import asyncio
 import json
+import math
 import os
 import sys
 from collections import defaultdict
@@ -23,7 +24,7 @@ FOLDER = Path(os.environ.get("MILES_REWARD_CASES") or Path(__file__).parent / "c
 FLOORS = {
     ("math", "exact"): 1.0,
     ("math", "component"): 1.0,
-    ("math", "recorded"): 0.99,
+    ("math", "recorded"): 0.997,
     ("math", "semantic"): 0.39,
     ("math_verify", "recorded"): 0.99,
     ("math_verify", "semantic"): 0.88,
@@ -75,7 +76,8 @@ def agrees(outcome, expected):
 
 
 def report(cases, outcomes, rm_type=None):
-    """Agreement by (type, contract) and by suite, printed."""
+    """Verdicts on the grader by (type, contract), and by suite but for semantic ones, which differ in what they call
+    equal; the agreement of every suite is printed."""
     tallies, suites = defaultdict(list), defaultdict(list)
     for case, outcome in zip(cases, outcomes):
         key = (rm_type or case["rm_type"], case["contract"])
@@ -85,15 +87,21 @@ def report(cases, outcomes, rm_type=None):
     for key, verdicts in sorted(suites.items(), key=str):
         share = sum(verdicts) / len(verdicts)
         sys.stdout.write(f"{' / '.join(map(str, key)):55} {sum(verdicts):5} of {len(verdicts):5}  {share:.1%}\n")
-    return {key: sum(verdicts) / len(verdicts) for key, verdicts in tallies.items()}
+    return tallies | {key: verdicts for key, verdicts in suites.items() if key[1] != "semantic"}
+
+
+def below_floor(tallies):
+    """What has more misses than the floor of its type and contract permits, rounded up to whole cases."""
+    counts = {key: (verdicts.count(False), len(verdicts)) for key, verdicts in tallies.items()}
+    return {
+        key: count for key, count in counts.items() if count[0] > math.ceil((1 - FLOORS.get(key[:2], 0.9)) * count[1])
+    }
 
 
 def test_every_suite_reaches_its_floor():
     cases = [case for case in read_cases() if "contract" in case and case["expected"] is not None]
     assert cases, f"no cases in {FOLDER}"
-    agreement = report(cases, asyncio.run(grade(cases)))
-    below = {key: share for key, share in agreement.items() if share < FLOORS.get(key, 0.9)}
-    assert not below
+    assert not below_floor(report(cases, asyncio.run(grade(cases))))
 
 
 @pytest.mark.slow
@@ -106,8 +114,7 @@ def test_math_verify_reaches_its_floor():
         and case.get("contract") in ("recorded", "semantic")
         and case["expected"] is not None
     ]
-    agreement = report(cases, asyncio.run(grade(cases, "math_verify")), "math_verify")
-    assert not {key: share for key, share in agreement.items() if share < FLOORS[key]}
+    assert not below_floor(report(cases, asyncio.run(grade(cases, "math_verify")), "math_verify"))
 
 
 def test_no_case_is_left_without_a_verdict_for_want_of_time_or_health():

@@ -63,7 +63,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--type", "--rm-type", required=True, action="append", help="type to offer; the first is the default"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for a free one (%(default)s)")
+    parser.add_argument("--port", type=_port, default=8000, help="port to listen on, 0 for a free one (%(default)s)")
     parser.add_argument(
         "--max-body-bytes", type=_at_least(1, int), default=16 << 20, help="longest request (%(default)s)"
     )
@@ -81,6 +81,16 @@ def _add_execution(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict-upstream", action="store_true", help="grade as the original graders do")
     parser.add_argument("--url", "--rm-url", help="address of the service of the type remote_rm")
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 65535")
+    return port
+
+
+_port.__name__ = "int"  # argparse says so in its messages
 
 
 def _at_least(least: _Number, number: Callable[[str], _Number]) -> Callable[[str], _Number]:

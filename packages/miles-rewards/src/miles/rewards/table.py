@@ -49,11 +49,10 @@ def report(graded: Graded, elapsed_s: float, num_listed: int) -> Iterator[str]:
     if not total:
         yield "no rows"
         return
-    lines = list(graded.rows)
     mean = sum(scalar(outcome, graded.key) for outcome in outcomes) / total
     yield f"{total} rows in {elapsed_s:.2f} s, mean reward {mean:.4f}, {sum(o.failed for o in outcomes)} failed"
     for category, count in Counter(outcome.category for outcome in outcomes).most_common():
-        yield f"  {category:20} {count:8}  {count / total:6.1%}{_reason(category, outcomes, lines)}"
+        yield f"  {category:20} {count:8}  {count / total:6.1%}{_reason(category, graded)}"
     if graded.known is not None:
         yield from _disagreements(graded, graded.known, num_listed)
     yield "slowest:"
@@ -61,10 +60,16 @@ def report(graded: Graded, elapsed_s: float, num_listed: int) -> Iterator[str]:
         yield f"  {outcomes[position].seconds * 1000:9.2f} ms  {_line(graded, position)}"
 
 
-def _reason(category: str, outcomes: Sequence[RewardOutcome], lines: Sequence[int]) -> str:
+def _reason(category: str, graded: Graded) -> str:
     """Where a failure came first, and why."""
-    first = next(position for position, outcome in enumerate(outcomes) if outcome.category == category)
-    return f"  first in line {lines[first]}: {_short(outcomes[first].detail)}" if outcomes[first].failed else ""
+    cases = zip(graded.rows.items(), graded.outcomes)
+    number, row, outcome = next((*row, outcome) for row, outcome in cases if outcome.category == category)
+    if not outcome.failed:
+        return ""
+    why = _short(outcome.detail)
+    if category == "bad_label" and graded.label not in row:
+        why = f"no column {graded.label!r}; --label-key names the column of the labels"
+    return f"  first in line {number}: {why}"
 
 
 def _disagreements(graded: Graded, known: Sequence[float | bool | None], num_listed: int) -> Iterator[str]:
