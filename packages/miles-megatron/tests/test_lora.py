@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from miles.core.driver.checkpoint import DriverState, publish
 from miles.core.errors import CheckpointError, ConfigError
 from miles.core.protocols.backend import Rank
+from miles.megatron.convert import main
 
 LORA = {"lora_rank": 4, "lora_alpha": 8.0, "optimizer": "sgd", "lr": 0.3}
 SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
@@ -146,7 +147,7 @@ def test_layers_that_nobody_has_are_refused(config, on_ranks):
     on_ranks(1, run)
 
 
-def test_adapters_of_another_run_are_a_reference(config, rollout, on_ranks, tmp_path):
+def test_adapters_of_another_run_are_a_reference_and_no_model(config, checkpoint, rollout, on_ranks, tmp_path, capfd):
     kl = LORA | {"use_kl_loss": True, "kl_loss_coef": 0.1, "kl_loss_type": "k2"}
 
     def run(make):
@@ -163,8 +164,14 @@ def test_adapters_of_another_run_are_a_reference(config, rollout, on_ranks, tmp_
         with pytest.raises(CheckpointError, match="holds the adapters of a run with --lora-rank alone"):
             make(config(**kl | {"lora_rank": 0}, ref_load=str(tmp_path)))
 
+    def converted(make):
+        flags = ["--hf-checkpoint", str(checkpoint()), "--load", str(tmp_path), "--save", str(tmp_path / "hf")]
+        return main(["to-hf", *flags]), (tmp_path / "hf").exists()
+
     on_ranks(1, run)
     before, after = (on_ranks(2, lambda make, s=step: first_step(make, **SP, ref_ckpt_step=s))[0] for step in (0, 1))
     assert before == pytest.approx(0.0, abs=1e-9)
     assert after > 1e-6
     on_ranks(1, without_adapters)
+    assert on_ranks(1, converted) == [(1, False)]
+    assert "holds the adapters of a run with --lora-rank alone" in capfd.readouterr().err

@@ -66,11 +66,7 @@ def read(directory: Path, chunks: Sequence[LanguageModel], updater: Updater | No
 
 def read_weights(directory: Path, chunks: Sequence[LanguageModel], *, with_head: bool = True) -> None:
     """Fill the model, without its adapters, and without its output layer unless ``with_head``.  Collective."""
-    if holds_adapters(directory):
-        raise CheckpointError(
-            f"{directory} holds the adapters of a run with --lora-rank alone, and no model. Name what that run has "
-            "exported (--save-hf); as --ref-load it goes with the --lora-rank of that run"
-        )
+    require_model(directory)
     state = model_state(chunks, adapters=False)
     if not with_head:
         state = {chunk: _without_head(tensors) for chunk, tensors in state.items()}
@@ -120,6 +116,15 @@ def holds_adapters(directory: Path) -> bool:
     if not (source / ".metadata").is_file():
         return False
     return any(is_adapter(name) for name in FileSystemReader(source).read_metadata().state_dict_metadata)
+
+
+def require_model(directory: Path) -> None:
+    """Raise CheckpointError where the checkpoint holds adapters."""
+    if holds_adapters(directory):
+        raise CheckpointError(
+            f"{directory} holds the adapters of a run with --lora-rank alone, and no model. Name what that run has "
+            "exported (--save-hf); as --ref-load it goes with the --lora-rank of that run"
+        )
 
 
 def is_torch_dist(directory: Path) -> bool:

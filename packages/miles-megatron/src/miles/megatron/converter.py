@@ -40,6 +40,7 @@ def to_hf(configuration: Path, source: Path, target: Path, *, check: bool = True
     """
     with outline_of(configuration) as outline:
         resolved = checkpoint.resolve(source)
+        checkpoint.require_model(resolved)
         values = TorchDistValues(resolved / checkpoint.WEIGHTS)
         write_safetensors(_made(target), outline.hf_outline(), values.named(outline))
         write_hf_config(configuration, target, outline.dtype)
