@@ -14,6 +14,7 @@ import json
 import secrets
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -84,7 +85,7 @@ class RefusedError(Exception):
         self.status = status
 
 
-class _Server:
+class _Server(ABC):
     """What servers of both kinds do around the requests that they share."""
 
     def __init__(self, app: App) -> None:
@@ -100,11 +101,12 @@ class _Server:
         else:
             await self._app(scope, receive, send)
 
+    @abstractmethod
     async def _generate(self, scope: Message, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Answer a request for tokens."""
 
     async def _pause(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pause once that has ended which nobody waits for: a paused server ends nothing, and could not be flushed."""
+        """Pause when what nobody waits for has ended: a paused server ends nothing, and could not be flushed."""
         body = await _body(receive)
         if b'"in_place"' not in body and all(gone.is_set() for gone in self._clients):
             flush = {"path": "/flush_cache", "raw_path": b"/flush_cache", "query_string": b"timeout=%d" % _SETTLING_S}
