@@ -65,6 +65,12 @@ async def test_nine_hangs_cost_nine_verdicts_and_little_more_than_their_own_time
     pytest.fail(f"{elapsed:.1f} s, {plain_s:.1f} s without hangs; the event loop was late by {late:.3f} s")
 
 
+@pytest.fixture(scope="module")
+def pool():
+    with Pool(2, timeout_s=60.0, preload=["miles.rewards.types.math"]) as pool:
+        yield pool
+
+
 def test_hard_texts_cost_little_and_leave_the_pool_well():
     cases = [json.loads(line) for line in (CASES / "pathological.jsonl").read_text().splitlines()]
     items = [(case["rm_type"], case.get("response") or "", case["label"], case.get("metadata") or {}) for case in cases]
@@ -82,12 +88,9 @@ def test_hard_texts_cost_little_and_leave_the_pool_well():
 
 
 @pytest.mark.parametrize("function", ["die", "segfault", "eat_memory", "recurse", "fail", "leave", "huge_answer"])
-async def test_the_next_hundred_verdicts_are_right(function):
+async def test_the_next_hundred_verdicts_are_right(pool, function):
     items = ordinary_items(100)
-    async with Pool(2, timeout_s=60.0, preload=["miles.rewards.types.math"]) as pool:
-        results = await asyncio.gather(
-            pool.run(Job(f"hostile:{function}"), 1), *(pool.run(MATH, *item) for item in items)
-        )
+    results = await asyncio.gather(pool.run(Job(f"hostile:{function}"), 1), *(pool.run(MATH, *item) for item in items))
     assert results[0].status in ("crash", "error", "timeout")
     assert {result.status for result in results[1:]} == {"ok"}
     assert sum(result.value[0] for result in results[1:]) > 30
