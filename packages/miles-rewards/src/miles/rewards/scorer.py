@@ -54,6 +54,7 @@ class GraderScorer:
         """``boxed`` grades the content of the last box instead of the whole response."""
         context.will_need((grader.grade.__module__, *grader.preload))
         self._grader = grader
+        self._quick = grader.quick
         self._context = context
         self._boxed = boxed
         self._reads_nothing = grader.reads == ()
@@ -79,11 +80,11 @@ class GraderScorer:
 
     def _at_once(self, sample: Sample) -> RewardOutcome | None:
         """The outcome, if it takes no worker."""
-        response, quick = sample.response or "", self._grader.quick
-        if len(response) > MAX_RESPONSE_CHARS:
-            return failed("too_long", f"{len(response)} characters", self._grader.failure_score)
+        response, quick = sample.response or "", self._quick
         if quick is None or len(response) > _AT_ONCE_CHARS:
-            return None
+            if len(response) <= MAX_RESPONSE_CHARS:
+                return None
+            return failed("too_long", f"{len(response)} characters", self._grader.failure_score)
         if self._boxed:
             response = last_boxed(response) or ""
         metadata = self._options if self._reads_nothing else self._relevant(sample.metadata)

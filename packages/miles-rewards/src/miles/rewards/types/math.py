@@ -19,6 +19,8 @@ from miles.rewards.verdict import Verdict, right_or_wrong
 _QUICK_CHARS = 300
 """Longer answers go to a worker: the time of comparing two is bounded, but grows with their length."""
 
+_NO_BOX, _BROKEN_BOX = Verdict(0.0, "no_answer"), Verdict(0.0, "unparsable")
+
 
 def grade(response: str, label: Any, metadata: Mapping[str, Any]) -> Verdict:
     """Compare the last box with the label."""
@@ -35,7 +37,7 @@ def quick(response: str, label: Any, metadata: Mapping[str, Any]) -> Verdict | N
     answer = last_boxed(response)
     if answer is None or not truths:
         return Verdict(0.0, "bad_label") if not truths else missing_box(response)
-    if len(truths) > 4 or max(len(answer), *map(len, truths)) > _QUICK_CHARS:
+    if len(truths) > 4 or len(answer) > _QUICK_CHARS or max(map(len, truths)) > _QUICK_CHARS:
         return None
     return compare(answer, truths, metadata)
 
@@ -50,7 +52,7 @@ def truths_of(label: Any, metadata: Mapping[str, Any]) -> list[str]:
 
 def missing_box(response: str) -> Verdict:
     """The verdict on a response without a box, or with a broken one."""
-    return Verdict(0.0, "unparsable" if has_box(response) else "no_answer")
+    return _BROKEN_BOX if has_box(response) else _NO_BOX
 
 
 def compare(answer: str, truths: list[str], metadata: Mapping[str, Any]) -> Verdict:
