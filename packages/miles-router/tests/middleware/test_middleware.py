@@ -134,7 +134,7 @@ async def test_a_middleware_that_needs_a_tokenizer_says_so(make_worker):
 
 
 def test_unknown_middleware_is_named():
-    with pytest.raises(PluginError, match="radix_cache"):
+    with pytest.raises(PluginError, match=r"--middleware radix_cash: .*radix_cache"):
         RouterServer(Settings(middleware=("radix_cash",)))
 
 

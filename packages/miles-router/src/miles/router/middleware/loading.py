@@ -14,11 +14,17 @@ from miles.router.middleware.protocols import Middleware, RouterHandle
 def load_middleware(names: Sequence[str]) -> list[type[Middleware]]:
     """The classes called ``names``, in that order; raises PluginError."""
     registry = Registry("miles.router_middlewares")
-    classes = [registry.get(name) for name in names]
-    for name, found in zip(names, classes):
-        if not callable(found):
-            raise PluginError(f"--middleware {name}: {found!r} is not a class: expected Middleware(app, *, router)")
-    return classes
+    return [_load(name, registry) for name in names]
+
+
+def _load(name: str, registry: Registry) -> type[Middleware]:
+    try:
+        found: type[Middleware] = registry.get(name)
+    except PluginError as error:
+        raise PluginError(f"--middleware {name}: {error}") from error
+    if not callable(found):
+        raise PluginError(f"--middleware {name}: {found!r} is not a class: expected Middleware(app, *, router)")
+    return found
 
 
 def wrap(app: ASGIApp, classes: Sequence[type[Middleware]], router: RouterHandle) -> ASGIApp:
