@@ -17,7 +17,7 @@ from miles.core.training.metric_sums import MetricSums
 from miles.core.training.model import Trainable
 from miles.core.training.objective import Objective
 from miles.core.training.plan import StepPlan
-from miles.core.training.ranks import Ranks
+from miles.core.training.ranks import Ranks, process_rank
 from miles.core.training.recorder import Recorder
 from miles.core.training.schedule import LearningRate
 from miles.core.types.batch import RolloutBatch
@@ -92,7 +92,7 @@ class OptimizerSteps:
         why = f"rollout {batch.rollout_id}: {what} that are not finite, of the samples {broken}"
         if self._nonfinite == "stop":
             raise TrainingError(f"{why}. --nonfinite-step skip goes on without steps on them")
-        if self._ranks.index == 0:
+        if process_rank() == 0:
             logging.getLogger(__name__).warning("%s", why)
 
     def _evaluated(self, output: Any, batch: LossBatch) -> LossOutput:
@@ -118,7 +118,7 @@ class OptimizerSteps:
         """A step that was not taken ends the run, or is told and skipped."""
         if policy == "stop":
             raise TrainingError(f"{why}. --nonfinite-step skip goes on without such steps")
-        if self._ranks.index == 0:
+        if process_rank() == 0:
             logging.getLogger(__name__).warning("optimizer step skipped: %s", why)
         return self._named({"skipped": 1.0, "lr-pg_0": rate})
 

@@ -68,7 +68,7 @@ class RolloutTrainer(Procedure):
         self._reference = reference
         self._old_policies = old_policies
         self._teacher = teacher
-        if ranks.index == 0 and (
+        if process_rank() == 0 and (
             warning := cap_warning(
                 data,
                 config.rollout_max_prompt_len,
