@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import MILES
 from killing import DEADLINE_S, exported_weights, killed_run, last_checkpoint, metrics, samples
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(DEADLINE_S)]
-
-MILES = str(Path(sys.executable).with_name("miles"))
 
 
 def command(toy, run: Path, *flags: str) -> list[str]:

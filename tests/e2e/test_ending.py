@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import MILES
 
 pytestmark = pytest.mark.e2e
 
 DEADLINE_S = 120
-MILES = str(Path(sys.executable).with_name("miles"))
 
 
 class Run:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from conftest import MILES
 from killing import exported_weights, last_checkpoint, metrics
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(280)]
 
 DEADLINE_S = 120
-MILES = str(Path(sys.executable).with_name("miles"))
 
 
 def flags(toy, run: Path, samples: Path) -> list[str]:

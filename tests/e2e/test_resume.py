@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import MILES
 from killing import exported_weights, killed_run, last_checkpoint, metrics, samples
 
 pytestmark = pytest.mark.e2e
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 
 def command(toy, run: Path) -> list[str]:
     flags = toy.flags(run, "--save-hf", str(run / "hf" / "{rollout_id}"))
-    return [str(Path(sys.executable).with_name("miles")), "train", *flags]
+    return [MILES, "train", *flags]
 
 
 @pytest.fixture(scope="module")

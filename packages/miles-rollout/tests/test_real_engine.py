@@ -150,4 +150,4 @@ def test_a_killed_engine_ends_the_rollout_soon(start: Make) -> None:
     begin = time.monotonic()
     with pytest.raises(EngineError, match="has ended"):
         role.generate(0)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60
