@@ -32,6 +32,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3Moe
 from miles.core.config import Config  # noqa: E402
 from miles.core.protocols.backend import Rank  # noqa: E402
 from miles.core.weights.bucket import buckets  # noqa: E402
+from miles.core.weights.shared_ring import LINE_BYTES, RingLayout, RingWriter  # noqa: E402
 from miles.megatron.actor import MegatronActor  # noqa: E402
 
 LAYOUTS = {
@@ -121,7 +122,8 @@ def measure(rank: Rank, config: Config, flags: argparse.Namespace, result: Path)
     actor = MegatronActor(config, rank)
     limit = flags.bucket_mb << 20
     # One larger tensor is a bucket of its own.
-    buffer = torch.ones(max(limit, 2 * flags.vocab * flags.hidden * 4), dtype=torch.uint8)
+    buffer = torch.ones(LINE_BYTES + max(limit, 2 * flags.vocab * flags.hidden * 4), dtype=torch.uint8)
+    layout = RingLayout(num_readers=0, ring_bytes=len(buffer) - LINE_BYTES)
     gathers, copies, extra = [], [], []
     for _ in range(flags.rounds + 1):
         if rank.rank != 0:
@@ -132,7 +134,9 @@ def measure(rank: Rank, config: Config, flags: argparse.Namespace, result: Path)
         start = time.perf_counter(), time.process_time()
         size = 0
         for bucket in buckets(actor.named_weights(), limit):
-            bucket.copy_into(buffer)
+            writer = RingWriter(buffer, layout, check=lambda: None)
+            for slot, tensor in zip(bucket.slots, bucket.tensors, strict=True):
+                writer.write(slot.offset, tensor)
             size += bucket.payload_bytes
         gathers.append((time.perf_counter() - start[0], time.process_time() - start[1]))
         extra.append(memory("VmHWM") - before)

@@ -6,6 +6,7 @@ import base64
 import json
 import mmap
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,16 +54,24 @@ class FakeEngine:
         return 200, {"success": True}
 
     def _take(self, bucket: dict[str, Any]) -> dict[str, str]:
-        checksums = {}
-        with open(bucket["path"], "r+b") as file, mmap.mmap(file.fileno(), bucket["nbytes"]) as view:
+        checksums, first = {}, 64 * (1 + bucket["num_readers"])
+        with open(bucket["path"], "r+b") as file, mmap.mmap(file.fileno(), first + bucket["ring_bytes"]) as view:
             for spec in bucket["tensors"]:
                 like = torch.empty(spec["shape"], dtype=getattr(torch, spec["dtype"]))
-                data = bytearray(view[spec["offset"] : spec["offset"] + like.nbytes])
+                _await(view, spec["offset"] + like.nbytes)
+                data = bytearray(view[first + spec["offset"] : first + spec["offset"] + like.nbytes])
                 if spec["name"] in self.corrupts:
                     data[0] ^= 1
                 self.weights[spec["name"]] = torch.frombuffer(data, dtype=like.dtype).view(like.shape)
                 checksums[spec["name"]] = xxhash.xxh3_64_hexdigest(data)
         return checksums
+
+
+def _await(view: mmap.mmap, num_bytes: int) -> None:
+    while (count := int.from_bytes(view[:8], "little", signed=True)) < num_bytes:
+        if count < 0:
+            raise RuntimeError("given up")
+        time.sleep(0.001)
 
 
 @contextmanager

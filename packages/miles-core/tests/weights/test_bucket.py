@@ -1,5 +1,4 @@
 import torch
-import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,16 +14,16 @@ def named_tensors(draw):
 
 
 @given(named_tensors(), st.integers(1, 2000))
-def test_every_tensor_is_found_where_its_slot_says(tensors, limit):
+def test_tensors_lie_one_behind_another_in_their_order(tensors, limit):
     seen = []
     for bucket in buckets(tensors, limit):
-        buffer = torch.zeros(bucket.nbytes, dtype=torch.uint8)
-        checksums = bucket.copy_into(buffer)
+        end = 0
         for slot, tensor in zip(bucket.slots, bucket.tensors, strict=True):
-            raw = buffer[slot.offset : slot.offset + tensor.nbytes]
-            assert torch.equal(raw.view(tensor.dtype).view(slot.shape), tensor)
-            assert checksums[slot.name] == xxhash.xxh3_64_hexdigest(raw.numpy().tobytes())
+            assert torch.equal(tensor, dict(tensors)[slot.name])
+            assert end <= slot.offset < end + ALIGNMENT
+            end = slot.offset + tensor.nbytes
             seen.append(slot.name)
+        assert end <= bucket.nbytes < end + ALIGNMENT
     assert seen == [name for name, _ in tensors]
 
 

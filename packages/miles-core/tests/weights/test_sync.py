@@ -128,6 +128,14 @@ def test_a_failed_update_is_closed_so_that_another_one_can_begin(engines, shm):
     assert [engine.calls[-1] for engine in engines] == ["/end_weight_update"] * 2
 
 
+def test_an_update_that_breaks_off_in_mid_copy_keeps_no_engine_waiting(engines, shm):
+    unreadable = torch.empty(3, device="meta")
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        push(engines, shm, [("embed", torch.ones(5)), ("head", unreadable)])
+    push(engines, shm)
+    assert all(torch.equal(engine.weights[name], tensor) for engine in engines for name, tensor in WEIGHTS)
+
+
 def test_engine_that_refuses_stops_the_update_with_its_words(engines, shm):
     engines[0].refuses.add("/begin_weight_update")
     with pytest.raises(EngineError, match=r"begin_weight_update answered 400: .*refused"):

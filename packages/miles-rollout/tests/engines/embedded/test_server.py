@@ -20,6 +20,8 @@ from engine_client import GREEDY, PROMPT, Client
 from engine_models import save_model
 from rollout_fakes import CHATML, save_tokenizer
 
+from miles.core.weights.bucket import buckets
+from miles.core.weights.shared_ring import RingLayout, RingWriter
 from miles.rollout.engines.embedded.engine import Engine, EngineOptions
 from miles.rollout.engines.embedded.protocol import BadRequest, parse_generate
 from miles.rollout.engines.embedded.server import Server
@@ -275,13 +277,15 @@ async def test_an_unknown_way_to_pause(client):
 
 
 def bucket(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    entries, offset = [], 0
-    with path.open("wb") as file:
-        for name, tensor in tensors.items():
-            raw = tensor.numpy().tobytes()
-            entries.append({"name": name, "dtype": "float32", "shape": list(tensor.shape), "offset": offset})
-            offset += file.write(raw)
-    return {"load_format": "miles_shm", "bucket": {"path": str(path), "nbytes": offset, "tensors": entries}}
+    (whole,) = buckets(tensors.items(), 1 << 40)
+    layout = RingLayout(1, whole.nbytes)
+    path.write_bytes(bytes(layout.num_bytes))
+    memory = torch.from_file(str(path), shared=True, size=layout.num_bytes, dtype=torch.uint8)
+    writer = RingWriter(memory, layout, check=lambda: None)
+    for slot, tensor in zip(whole.slots, tensors.values(), strict=True):
+        writer.write(slot.offset, tensor)
+    described = {"path": str(path), "num_readers": 1, "ring_bytes": layout.ring_bytes, "reader": 0}
+    return {"load_format": "miles_shm", "bucket": {**described, "tensors": [slot.to_json() for slot in whole.slots]}}
 
 
 def other_weights(served: Served) -> dict[str, torch.Tensor]:

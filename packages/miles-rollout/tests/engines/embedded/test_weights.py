@@ -5,11 +5,13 @@ from engine_models import Ask, generate, load, save_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from miles.core.errors import EngineError
+from miles.core.weights.bucket import buckets
 from miles.core.weights.delta import Change
 from miles.core.weights.delta_code import encode
+from miles.core.weights.shared_ring import RingLayout, RingWriter
 from miles.rollout.engines.embedded.checker import WeightsChecker
-from miles.rollout.engines.embedded.weights import BucketTensor, WeightError
+from miles.rollout.engines.embedded.shared_bucket import BucketTensor, SharedBucket, SharedMemory
+from miles.rollout.engines.embedded.weights import WeightError
 
 PROMPT = [5, 6, 7, 8]
 
@@ -25,15 +27,19 @@ def small(model_path):
 
 
 def write_bucket(path, tensors):
-    """A shared-memory bucket: tensors one after another."""
-    entries, parts, offset = [], [], 0
-    for name, tensor in tensors.items():
-        raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        entries.append({"name": name, "dtype": str(tensor.dtype), "shape": list(tensor.shape), "offset": offset})
-        parts.append(raw)
-        offset += len(raw)
-    path.write_bytes(b"".join(parts))
-    return str(path), offset, [BucketTensor.parse(entry) for entry in entries]
+    """A stream of tensors in shared memory that holds all of it."""
+    (whole,) = buckets(tensors.items(), 1 << 40)
+    layout = RingLayout(1, whole.nbytes)
+    path.write_bytes(bytes(layout.num_bytes))
+    memory = torch.from_file(str(path), shared=True, size=layout.num_bytes, dtype=torch.uint8)
+    writer = RingWriter(memory, layout, check=lambda: None)
+    for slot, (_, tensor) in zip(whole.slots, tensors.items(), strict=True):
+        writer.write(slot.offset, tensor)
+    return SharedBucket(str(path), layout, 0, [BucketTensor.parse(slot.to_json()) for slot in whole.slots])
+
+
+def take(model, bucket):
+    return model.weights.take(SharedMemory().incoming(bucket))
 
 
 def noise(model, dtype=torch.float32):
@@ -54,7 +60,7 @@ def result(model):
 
 def test_a_bucket_replaces_the_weights(served, tmp_path):
     new = noise(served)
-    checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    checksums = take(served, write_bucket(tmp_path / "bucket", new))
     assert checksums == {name: crc(tensor) for name, tensor in new.items()}
     for name, tensor in new.items():
         assert torch.equal(served.weights.read(name), tensor)
@@ -65,7 +71,7 @@ def test_new_weights_generate_what_a_fresh_engine_generates(model_path, tmp_path
     served, fresh = load(model_path(name)), load(model_path(name))
     old = result(served).logps
     new = noise(served)
-    served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    take(served, write_bucket(tmp_path / "bucket", new))
     for tensor_name, tensor in new.items():
         fresh.weights.write(tensor_name, tensor)
     assert old != result(served).logps == result(fresh).logps
@@ -73,14 +79,14 @@ def test_new_weights_generate_what_a_fresh_engine_generates(model_path, tmp_path
 
 def test_checksums_are_in_the_precision_of_the_bucket(small, tmp_path):
     new = noise(small, torch.bfloat16)
-    checksums = small.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    checksums = take(small, write_bucket(tmp_path / "bucket", new))
     assert checksums == {name: crc(tensor) for name, tensor in new.items()}
 
 
 def test_a_lossy_copy_shows_in_the_checksum(model_path, tmp_path):
     served = load(model_path("qwen3-tied"), torch.bfloat16)
     new = noise(served)
-    checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+    checksums = take(served, write_bucket(tmp_path / "bucket", new))
     assert checksums["model.norm.weight"] != crc(new["model.norm.weight"])
 
 
@@ -94,14 +100,14 @@ def test_experts_are_taken_one_by_one_or_as_transformers_holds_them(model_path, 
     assert any(name.endswith("experts.gate_up_proj") for name in stacked)
     for name in served.weights.names():
         served.weights.write(name, torch.zeros_like(served.weights.read(name)))
-    checksums = served.weights.load_bucket(*write_bucket(tmp_path / "bucket", stacked))
+    checksums = take(served, write_bucket(tmp_path / "bucket", stacked))
     assert checksums == {name: crc(tensor) for name, tensor in stacked.items()}
     assert {name: served.weights.checksum(name) for name in served.weights.names()} == before
 
 
 def test_the_tied_head_is_taken_under_both_names(small, tmp_path):
     table = noise(small)["model.embed_tokens.weight"]
-    small.weights.load_bucket(*write_bucket(tmp_path / "bucket", {"lm_head.weight": table}))
+    take(small, write_bucket(tmp_path / "bucket", {"lm_head.weight": table}))
     assert torch.equal(small.weights.read("model.embed_tokens.weight"), table)
 
 
@@ -109,7 +115,7 @@ def test_an_unknown_tensor_changes_nothing(small, tmp_path):
     before = small.weights.checksum("model.norm.weight")
     new = {"model.norm.weight": torch.zeros(48), "model.nrom.weight": torch.zeros(48)}
     with pytest.raises(WeightError, match=r"has no model\.nrom\.weight"):
-        small.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+        take(small, write_bucket(tmp_path / "bucket", new))
     assert small.weights.checksum("model.norm.weight") == before
 
 
@@ -117,26 +123,8 @@ def test_a_wrong_shape_changes_nothing(small, tmp_path):
     before = small.weights.checksum("model.norm.weight")
     new = {"model.norm.weight": torch.zeros(48), "model.layers.0.input_layernorm.weight": torch.zeros(47)}
     with pytest.raises(WeightError, match=r"input_layernorm\.weight: the model holds \[48\], the update has \[47\]"):
-        small.weights.load_bucket(*write_bucket(tmp_path / "bucket", new))
+        take(small, write_bucket(tmp_path / "bucket", new))
     assert small.weights.checksum("model.norm.weight") == before
-
-
-def test_a_missing_or_short_bucket_is_named(small, tmp_path):
-    path, size, tensors = write_bucket(tmp_path / "bucket", {"model.norm.weight": torch.zeros(48)})
-    with pytest.raises(EngineError, match=r"cannot open the bucket .*nowhere: No such file"):
-        small.weights.load_bucket(str(tmp_path / "nowhere"), size, tensors)
-    with pytest.raises(EngineError, match="shorter than its 999 bytes"):
-        small.weights.load_bucket(path, 999, tensors)
-    with pytest.raises(WeightError, match="ends beyond the 100 bytes"):
-        small.weights.load_bucket(path, 100, tensors)
-
-
-@pytest.mark.parametrize(
-    "entry", [{"name": "a"}, {"name": "a", "dtype": "float99", "shape": [1], "offset": 0}, {"dtype": "float32"}]
-)
-def test_a_malformed_entry_is_shown(entry):
-    with pytest.raises(WeightError, match=r"float99|needs name, dtype, shape and offset"):
-        BucketTensor.parse(entry)
 
 
 def test_a_checkpoint_directory_replaces_the_weights(small, tmp_path):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from miles.core.errors import WeightSyncError
 from miles.core.weights.adapter_form import AdapterForm
-from miles.core.weights.checksum import copy
 from miles.core.weights.delta import Change
 
 ALIGNMENT = 64
@@ -62,27 +61,9 @@ class Bucket:
         """What a transport adds to its request, so that engines know changes from tensors."""
         return {} if self.change is None else {"delta": self.change.to_json()}
 
-    def copy_into(self, buffer: torch.Tensor) -> dict[str, str]:
-        """Write the tensors into ``buffer``, a uint8 tensor of at least ``nbytes`` elements.
-
-        Returns the checksum of each tensor as engines are to hold it.
-        """
-        checksums = {}
-        for slot, tensor in zip(self.slots, self.tensors, strict=True):
-            room = buffer[slot.offset : slot.offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            written = copy(room, tensor)
-            checksums[slot.name] = self.whole_checksums.get(slot.name, written)
-        return checksums
-
-    def pieces(self, num_bytes: int) -> Iterator[Bucket]:
-        """The same tensors at the same places, in buckets of about ``num_bytes``, or of one larger tensor."""
-        first, size = 0, 0
-        for index, tensor in enumerate(self.tensors):
-            size += tensor.nbytes
-            if size >= num_bytes or index == len(self.tensors) - 1:
-                part = slice(first, index + 1)
-                yield replace(self, slots=self.slots[part], tensors=self.tensors[part])
-                first, size = index + 1, 0
+    def expected(self, written: Mapping[str, str]) -> dict[str, str]:
+        """Checksums as engines are to hold the tensors, from those of what is ``written``."""
+        return {name: self.whole_checksums.get(name, checksum) for name, checksum in written.items()}
 
 
 def compare(url: str, sent: Mapping[str, str], held: Mapping[str, str]) -> None:

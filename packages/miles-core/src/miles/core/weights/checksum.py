@@ -23,24 +23,25 @@ def checksum(tensor: torch.Tensor) -> str:
 
 def copy(target: torch.Tensor, source: torch.Tensor) -> str:
     """Copy ``source`` into ``target`` of the same shape; checksum of what ``target`` holds then, in source's dtype."""
-    if target.dtype == source.dtype and all(_lies_in_order(tensor) for tensor in (target, source)):
-        return _copied(target.data_ptr(), source.data_ptr(), source.nbytes)
+    if target.dtype == source.dtype and lies_in_order(target) and lies_in_order(source):
+        digest = xxhash.xxh3_64()
+        for start in range(0, source.nbytes, _CACHED_BYTES):
+            size = min(_CACHED_BYTES, source.nbytes - start)
+            copied(target.data_ptr() + start, source.data_ptr() + start, size, digest)
+        return digest.hexdigest()
     target.copy_(source)
     return checksum(target.to(source.dtype))
 
 
-def _lies_in_order(tensor: torch.Tensor) -> bool:
+def copied(target: int, source: int, num_bytes: int, digest: xxhash.xxh3_64) -> None:
+    """Copy memory that fits the cache, and read it where it was written to: two thirds of two passes' time."""
+    ctypes.memmove(target, source, num_bytes)
+    digest.update(_memory(target, num_bytes))
+
+
+def lies_in_order(tensor: torch.Tensor) -> bool:
+    """On the host, one element behind another."""
     return bool(tensor.device.type == "cpu" and tensor.is_contiguous())
-
-
-def _copied(target: int, source: int, num_bytes: int) -> str:
-    """Copy memory, and read every piece where it was written to, in less than two thirds of the time of two passes."""
-    digest = xxhash.xxh3_64()
-    for start in range(0, num_bytes, _CACHED_BYTES):
-        size = min(_CACHED_BYTES, num_bytes - start)
-        ctypes.memmove(target + start, source + start, size)
-        digest.update(_memory(target + start, size))
-    return digest.hexdigest()
 
 
 def _memory(address: int, num_bytes: int) -> Array[c_char] | bytes:

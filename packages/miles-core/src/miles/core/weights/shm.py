@@ -1,7 +1,7 @@
 """Shared memory: one reused buffer that trainer and engines of this machine both map.
 
-A bucket is copied once by the trainer and once by each engine, piece by piece, so that engines copy one piece while the
-trainer copies the next.  Nothing is serialized but the layout.
+A bucket is copied once by the trainer and once by each engine, all at the same time (``shared_ring``).  Nothing is
+serialized but the layout.
 """
 
 from __future__ import annotations
@@ -11,26 +11,31 @@ import mmap
 import os
 import pickle
 import tempfile
-from concurrent.futures import Future
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from miles.core.errors import WeightSyncError
 from miles.core.weights.bucket import Bucket, compare
 from miles.core.weights.engine_client import Answer, EngineFleet, held_checksums
+from miles.core.weights.shared_ring import LINE_BYTES, RingLayout, RingWriter
 
 SHARED_MEMORY = Path("/dev/shm")
 LOAD_FORMAT = "miles_shm"
-PIECE_BYTES = 8 << 20
-"""At least: a request of a millisecond is little beside copying this much."""
-NUM_PIECES = 6
-"""Of a large bucket: the time of one piece is not shared."""
+FOLLOWS = "follows_shared_ring"
+"""In an engine's facts: it reads a stream from a ring smaller than the stream."""
+RING_BYTES = 8 << 20
+"""Stays in the cache that cores share, and leaves each side free to be a few milliseconds late."""
 
 
 class SharedMemoryTransport:
     """Buckets through one file in ``/dev/shm``.
 
+    It is of ``RING_BYTES`` where all engines follow the trainer, else of the size of a bucket.
     The file is unlinked by ``close``; the name carries the owner's pid so that leftovers of a killed run can be told.
     """
 
@@ -39,27 +44,43 @@ class SharedMemoryTransport:
         remove_leftovers(SHARED_MEMORY)
         handle, path = tempfile.mkstemp(prefix=f"miles-{os.getpid()}-", dir=SHARED_MEMORY)
         self._path, self._file = Path(path), handle
-        self._map: mmap.mmap | None = None
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._follow: dict[tuple[str, ...], bool] = {}
+        """Whether these engines do."""
 
     def send(self, bucket: Bucket, fleet: EngineFleet, version: int) -> int:
-        """Copy the bucket in, let every engine copy it out, compare checksums."""
-        self._reserve(bucket.nbytes)
-        under_way: list[tuple[dict[str, str], list[Future[Answer]]]] = []
-        for piece in bucket.pieces(max(PIECE_BYTES, bucket.nbytes // NUM_PIECES)):
-            expected = piece.copy_into(self._buffer)
-            request = self._describe(piece)
-            under_way.append((expected, fleet.post_each("/update_weights_from_tensor", [request] * len(fleet.urls))))
-        for expected, answers in under_way:
-            for url, answer in zip(fleet.urls, answers, strict=True):
-                compare(url, expected, held_checksums(answer.result()))
+        """Copy the bucket in while every engine copies it out; compare checksums."""
+        layout = RingLayout(len(fleet.urls), self._ring_bytes(bucket, fleet))
+        self._reserve(layout.num_bytes)
+        answers: list[Future[Answer]] = []
+        writer = RingWriter(self._buffer, layout, partial(_check_under_way, answers))
+        requests = [self._request(bucket, layout, reader) for reader in range(layout.num_readers)]
+        answers += fleet.post_each("/update_weights_from_tensor", requests)
+        try:
+            slots = zip(bucket.slots, bucket.tensors, strict=True)
+            written = {slot.name: writer.write(slot.offset, tensor) for slot, tensor in slots}
+        except BaseException:
+            writer.give_up()
+            raise
+        finally:
+            wait(answers)  # none may still be reading when the buffer is filled again
+        for url, answer in zip(fleet.urls, answers, strict=True):
+            compare(url, bucket.expected(written), held_checksums(answer.result()))
         return bucket.payload_bytes
 
-    def _describe(self, bucket: Bucket) -> dict[str, Any]:
-        """The request.  SGLang passes on nothing but ``serialized_named_tensors``, so the layout is there once more."""
+    def _ring_bytes(self, bucket: Bucket, fleet: EngineFleet) -> int:
+        urls = tuple(fleet.urls)
+        if urls not in self._follow:
+            self._follow[urls] = all(facts.get(FOLLOWS) for facts in fleet.get("/server_info"))
+        return max(min(RING_BYTES, bucket.nbytes) if self._follow[urls] else bucket.nbytes, LINE_BYTES)
+
+    def _request(self, bucket: Bucket, ring: RingLayout, reader: int) -> dict[str, Any]:
+        """SGLang passes on nothing but ``serialized_named_tensors``, so the layout is there once more."""
         layout: dict[str, Any] = {
             "path": str(self._path),
-            "nbytes": bucket.nbytes,
+            "num_readers": ring.num_readers,
+            "ring_bytes": ring.ring_bytes,
+            "reader": reader,
             "tensors": [slot.to_json() for slot in bucket.slots],
         }
         if bucket.adapter is not None:
@@ -79,9 +100,6 @@ class SharedMemoryTransport:
     def close(self) -> None:
         """Unmap and unlink the buffer."""
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        if self._map is not None:
-            self._map.close()
-            self._map = None
         os.close(self._file)
         self._path.unlink(missing_ok=True)
 
@@ -89,11 +107,15 @@ class SharedMemoryTransport:
         if self._buffer.numel() >= nbytes:
             return
         self._buffer = torch.empty(0, dtype=torch.uint8)
-        if self._map is not None:
-            self._map.close()
         os.posix_fallocate(self._file, 0, nbytes)  # a full /dev/shm is an error here, not a SIGBUS at the first write
-        self._map = mmap.mmap(self._file, nbytes)
-        self._buffer = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._buffer = torch.frombuffer(mmap.mmap(self._file, nbytes), dtype=torch.uint8)
+
+
+def _check_under_way(answers: Sequence[Future[Answer]]) -> None:
+    """An engine that has answered reads no more: raise what it says."""
+    for answer in answers:
+        if answer.done():
+            raise WeightSyncError(f"an engine ended the update before it had all of it: {answer.result()}")
 
 
 def remove_leftovers(directory: Path) -> None:

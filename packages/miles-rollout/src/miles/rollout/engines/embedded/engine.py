@@ -214,6 +214,7 @@ class Engine:
             "released": sorted(scheduler.released),
             "weight_version": scheduler.version,
             "weight_delta": True,
+            "follows_shared_ring": True,
             "adapters": self.adapters.facts(),
             **asdict(scheduler.counters),
         }

@@ -15,8 +15,9 @@ from miles.rollout.engines.embedded.checker import WeightsChecker
 from miles.rollout.engines.embedded.protocol import BadRequest
 from miles.rollout.engines.embedded.runner import Runner
 from miles.rollout.engines.embedded.scheduler import Scheduler
+from miles.rollout.engines.embedded.shared_bucket import SharedBucket, SharedMemory
 from miles.rollout.engines.embedded.weight_group import WeightGroups
-from miles.rollout.engines.embedded.weights import BucketTensor, WeightError, WeightStore
+from miles.rollout.engines.embedded.weights import WeightError, WeightStore
 
 SHM_FORMAT = "miles_shm"
 Checksums = dict[str, str]
@@ -29,6 +30,7 @@ class WeightUpdates:
         self._runner, self._weights, self._adapters = runner, weights, adapters
         self._checker = WeightsChecker(weights)
         self._groups = WeightGroups()
+        self._memory = SharedMemory()
         self.model_path = model_path
 
     def begin(self, body: dict[str, Any]) -> Future[None]:
@@ -60,12 +62,8 @@ class WeightUpdates:
         """``/update_weights_from_tensor``; returns the checksums of what is held now."""
         if body.get("load_format") != SHM_FORMAT:
             raise BadRequest(f"load_format is {body.get('load_format')!r}; the embedded engine takes {SHM_FORMAT!r}")
-        bucket = body.get("bucket")
-        if not isinstance(bucket, dict) or not {"path", "nbytes", "tensors"} <= bucket.keys():
-            raise BadRequest("bucket must be an object with path, nbytes and tensors")
-        tensors, change = [BucketTensor.parse(entry) for entry in bucket["tensors"]], _change(body)
-        path, num_bytes = str(bucket["path"]), int(bucket["nbytes"])
-        return self._update(body, change, lambda: self._weights.load_bucket(path, num_bytes, tensors, change))
+        bucket, change = SharedBucket.parse(body.get("bucket")), _change(body)
+        return self._update(body, change, lambda: self._weights.take(self._memory.incoming(bucket), change))
 
     async def join_group(self, body: dict[str, Any]) -> None:
         """``/init_weights_update_group``"""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from miles.core.errors import EngineError
 from miles.core.weights.checksum import checksum, copy
 from miles.core.weights.delta import Change
 from miles.core.weights.delta_code import apply
-from miles.rollout.engines.embedded.shared_file import SharedFile
+from miles.core.weights.shared_ring import Incoming
 
 _DTYPES = {
     "float32": torch.float32,
@@ -33,31 +31,6 @@ _DTYPES = {
 
 class WeightError(EngineError):
     """Weights were offered that this model cannot take.  Names the tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class BucketTensor:
-    """Where one tensor lies in a shared-memory bucket."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def parse(cls, entry: Mapping[str, Any]) -> BucketTensor:
-        """From the wire; raise WeightError when something is missing or unknown."""
-        try:
-            dtype = parse_dtype(entry["dtype"])
-            return cls(str(entry["name"]), dtype, tuple(int(n) for n in entry["shape"]), int(entry["offset"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise WeightError(
-                f"a tensor of the bucket needs name, dtype, shape and offset; got {dict(entry)!r}"
-            ) from error
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * int(self.dtype.itemsize)
 
 
 class WeightStore:
@@ -87,7 +60,6 @@ class WeightStore:
         self.unsent: set[str] = set()
         """Tensors whose memory was released and that have not been written since."""
         self._released: list[tuple[torch.UntypedStorage, int]] = []
-        self._shared = SharedFile()
 
     @property
     def num_bytes(self) -> int:
@@ -148,20 +120,21 @@ class WeightStore:
         """The tensor as a checkpoint would hold it, in the engine's precision."""
         return self._view(name).contiguous()
 
-    def write(self, name: str, tensor: torch.Tensor) -> str:
+    def write(self, name: str, tensor: torch.Tensor | Incoming) -> str:
         """Copy ``tensor`` in; raise WeightError for an unknown name or another shape.
 
         Returns the checksum of what is held then, in the tensor's dtype.
         """
         self._check_shape(name, tensor.shape)
-        held = copy(self._view(name), tensor)
+        view = self._view(name)
+        held = tensor.copy_into(view) if isinstance(tensor, Incoming) else copy(view, tensor)
         if name in self._adapter:
             return held
         self.num_writes += 1
         if self.unsent:
             self.unsent.difference_update(self._held_under(name))
         if name in self._copies:
-            self._copies[name].copy_(tensor)
+            self._copies[name].copy_(view)
         return held
 
     def checksum(self, name: str, dtype: torch.dtype | None = None) -> str:
@@ -179,7 +152,9 @@ class WeightStore:
             raise WeightError(f"{name}: {error}") from error
         self.write(name, changed)
 
-    def take(self, tensors: Iterable[tuple[str, torch.Tensor]], change: Change | None = None) -> dict[str, str]:
+    def take(
+        self, tensors: Iterable[tuple[str, torch.Tensor | Incoming]], change: Change | None = None
+    ) -> dict[str, str]:
         """Copy whole tensors in and apply changes.  Returns the checksum of each as held then, in its own dtype.
 
         Nothing is written unless every name and shape is right.
@@ -191,7 +166,8 @@ class WeightStore:
         for name, tensor in tensors:
             if name in entries:
                 dtypes[name] = parse_dtype(entries[name][0])
-                self.patch(name, tensor, dtypes[name], entries[name][1])
+                whole = tensor.whole() if isinstance(tensor, Incoming) else tensor
+                self.patch(name, whole, dtypes[name], entries[name][1])
             else:
                 dtypes[name] = tensor.dtype
                 held[name] = self.write(name, tensor)
@@ -239,17 +215,6 @@ class WeightStore:
             dtypes[name] = tensor.dtype
             self.write(name, tensor)
         return dtypes
-
-    def load_bucket(
-        self, path: str, num_bytes: int, tensors: list[BucketTensor], change: Change | None = None
-    ) -> dict[str, str]:
-        """``take`` the tensors of a shared-memory file."""
-        self.check([(tensor.name, tensor.shape) for tensor in tensors], change)
-        for tensor in tensors:
-            if tensor.offset + tensor.num_bytes > num_bytes:
-                raise WeightError(f"{tensor.name}: ends beyond the {num_bytes} bytes of {path}")
-        buffer = self._shared.bytes_of(path, num_bytes)
-        return self.take([(tensor.name, _tensor_at(buffer, tensor)) for tensor in tensors], change)
 
     def _check_shape(self, name: str, shape: Sequence[int]) -> None:
         held = self._view(name).shape
@@ -306,15 +271,6 @@ def parse_dtype(name: str) -> torch.dtype:
     if dtype is None:
         raise WeightError(f"unknown dtype {name!r}; one of {', '.join(_DTYPES)}")
     return dtype
-
-
-def _tensor_at(buffer: torch.Tensor, tensor: BucketTensor) -> torch.Tensor:
-    if tensor.num_bytes == 0:
-        return torch.empty(tensor.shape, dtype=tensor.dtype)
-    flat = buffer[tensor.offset : tensor.offset + tensor.num_bytes]
-    if tensor.offset % tensor.dtype.itemsize:
-        flat = flat.clone()
-    return flat.view(tensor.dtype).view(tensor.shape)
 
 
 def _some(names: list[str]) -> str:

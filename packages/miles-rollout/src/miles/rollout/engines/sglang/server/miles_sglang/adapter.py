@@ -22,6 +22,8 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
 from sglang.srt.runtime_context import get_lora
 
+from miles_sglang.shared_bucket import SharedBucket
+
 POLICY = LoRARef(lora_id="miles-policy", lora_name="miles-policy", lora_path="__tensor__", pinned=False)
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers that SGLang holds as one: it takes adapters of all of them or of none."""
@@ -75,12 +77,12 @@ def _or_of_an_adapter(update: Any) -> Any:
     return update_weights
 
 
-def take_bucket(manager: Any, bucket: Mapping[str, Any]) -> dict[str, str]:
+def take_bucket(manager: Any, layout: Mapping[str, Any]) -> dict[str, str]:
     """Hold the tensors, and serve them once all of the adapter's are there.  XXH3-64 of each, as 16 hex digits."""
-    form = bucket["adapter"]
+    form, bucket = layout["adapter"], SharedBucket(layout)
     wanted = {f"{layer}.{part}.weight" for layer in form["layers"] for part in ("lora_A", "lora_B")}
-    shared = torch.from_file(bucket["path"], shared=False, size=bucket["nbytes"], dtype=torch.uint8)
-    taken = {entry["name"]: _tensor_at(shared, entry) for entry in bucket["tensors"]}
+    bucket.wait()
+    taken = {name: tensor.clone() for name, tensor in bucket.tensors.items()}
     held = {name: tensor for name, tensor in manager.miles_tensors.items() if name in wanted}
     manager.miles_tensors = held | taken
     if manager.miles_tensors.keys() == wanted:
@@ -88,12 +90,6 @@ def take_bucket(manager: Any, bucket: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: xxhash.xxh3_64_hexdigest(tensor.contiguous().view(torch.uint8).numpy()) for name, tensor in taken.items()
     }
-
-
-def _tensor_at(shared: torch.Tensor, entry: Mapping[str, Any]) -> torch.Tensor:
-    dtype, shape = getattr(torch, entry["dtype"]), entry["shape"]
-    size = dtype.itemsize * torch.Size(shape).numel()
-    return shared[entry["offset"] : entry["offset"] + size].clone().view(dtype).view(shape)
 
 
 def _load(manager: Any, *, rank: int, alpha: float) -> None:

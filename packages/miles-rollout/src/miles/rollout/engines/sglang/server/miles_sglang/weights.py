@@ -1,9 +1,8 @@
 # mypy: disable-error-code="import-not-found,no-untyped-call"
 """Weights as Miles' transports bring them, whole or as changes, and the proof that they arrived.
 
-``shm``: a bucket is ``{"path", "nbytes", "tensors": [{"name", "dtype", "shape", "offset"}]}``, with ``delta`` where
-some are changes.  ``broadcast``: SGLang's own, with the description of changes as its load format.  ``disk``: a
-directory of safetensors files with ``miles.json``.
+``shm``: a ``SharedBucket``, with ``delta`` where some of the tensors are changes.  ``broadcast``: SGLang's own, with
+the description of changes as its load format.  ``disk``: a directory of safetensors files with ``miles.json``.
 
 SGLang's models lay weights out anew and skip names that they do not know, so every copy that a model makes is watched:
 what it did not take, or does not hold afterwards, is not confirmed.
@@ -12,8 +11,7 @@ what it did not take, or does not hold afterwards, is not confirmed.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from sglang.srt.runtime_context import get_serving
 
 from miles_sglang import changes
 from miles_sglang.copy_watch import CopyWatch
+from miles_sglang.shared_bucket import SharedBucket
 
 LOAD_FORMAT = "miles_shm"
 CHANGES_FORMAT = "miles_changes:"
@@ -111,15 +110,12 @@ def _answer(load: Any) -> tuple[bool, str]:
         return False, f"{type(error).__name__}: {error}"
 
 
-def load_bucket(model: Any, bucket: Mapping[str, Any], device: str) -> dict[str, str]:
+def load_bucket(model: Any, layout: Mapping[str, Any], device: str) -> dict[str, str]:
     """Load the tensors of shared memory; return XXH3-64 of those that the model holds now, as 16 hex digits."""
-    shared = torch.from_file(bucket["path"], shared=False, size=bucket["nbytes"], dtype=torch.uint8)
-    tensors = {}
-    for entry in bucket["tensors"]:
-        dtype, start = getattr(torch, entry["dtype"]), entry["offset"]
-        flat = shared[start : start + dtype.itemsize * math.prod(entry["shape"])]
-        tensors[entry["name"]] = flat.view(dtype).view(entry["shape"])
-    return load_watched(model, _whole(tensors, bucket.get("delta")), device)
+    bucket = SharedBucket(layout)
+    if device != "cpu" or _kept is not None:  # everything is copied before the model sees any of it
+        bucket.wait()
+    return load_watched(model, _whole(bucket.tensors, layout.get("delta")), device, bucket.wait_for)
 
 
 def load_directory(model: Any, directory: Path, device: str) -> dict[str, str]:
@@ -131,11 +127,23 @@ def load_directory(model: Any, directory: Path, device: str) -> dict[str, str]:
     return held
 
 
-def load_watched(model: Any, tensors: Tensors, device: str) -> dict[str, str]:
-    """Load whole tensors; XXH3-64 of those that the model holds now."""
+def load_watched(
+    model: Any, tensors: Tensors, device: str, arrived: Callable[[str], None] | None = None
+) -> dict[str, str]:
+    """Load whole tensors; XXH3-64 of those that the model holds now.
+
+    ``arrived`` returns once the tensor of that name is there.
+    """
     watch = CopyWatch({name: tensor.to(device).contiguous() for name, tensor in tensors.items()})
+
+    def arriving() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in watch.tensors.items():
+            if arrived is not None:
+                arrived(name)
+            yield name, tensor
+
     with torch.no_grad(), watch:
-        model.load_weights(list(watch.tensors.items()))
+        model.load_weights(arriving())
     if any(watch.is_ours(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise RuntimeError("the model kept a view of the weights that it was to copy")
     held = watch.held(whole=get_tensor_model_parallel_world_size() == 1)
