@@ -137,7 +137,11 @@ async def test_what_will_not_pass_fails_at_once(trouble, detail, num_senders):
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("junk", ["good", None, [1, 2, 3], float("nan"), 10**400, {"score": 10**400}])
+@pytest.mark.parametrize(
+    "junk",
+    ["good", None, [1, 2, 3], float("nan"), 10**400, {"score": 10**400}],
+    ids=["text", "nothing", "list", "nan", "beyond-floats", "entry-beyond-floats"],
+)
 async def test_an_answer_that_is_no_reward_is_a_bad_score(junk):
     async with service(answer(200, json.dumps(junk))) as (scorer, _):
         assert (await scorer.score(SAMPLE)).category == "bad_score"
