@@ -16,7 +16,7 @@ DEADLINE_S = 280
 
 
 def test_kills_and_torn_checkpoints_change_nothing() -> None:
-    command = [sys.executable, str(BENCH), "--kills", "6", "--rollouts", "6"]
+    command = [sys.executable, str(BENCH), "--kills", "6", "--rollouts", "14"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
