@@ -1,6 +1,7 @@
 """Log-probabilities under a large vocabulary, forward and backward: time, and memory beside inputs and gradients.
 
     python tools/bench/logprobs.py [--trl-python PATH] [--tokens 1024] [--hidden 896] [--vocabulary 151936]
+                                   [--forward-only] [--idle 0.5]
 
 Contenders: Miles' ``linear_logprobs``; log-softmax of all logits; TRL's chunked function and Liger's fused one where
 the Python that is named has them.  Each run is a process of its own, in turns; medians are printed as one JSON line.
@@ -104,19 +105,22 @@ def measure(flags: argparse.Namespace) -> dict[str, float]:
     target = torch.randint(flags.vocabulary, (flags.tokens,), generator=draw, device=device)
     logprobs(hidden[:8].detach(), weight.detach(), target[:8])
     gradients_mb = (hidden.numel() + weight.numel()) * hidden.element_size() / 2**20
-    with Peak(device) as peak:
+    factor = torch.linspace(-1, 1, flags.tokens, device=device)
+    factor[torch.arange(flags.tokens, device=device) % 100 < 100 * flags.idle] = 0.0
+    with Peak(device) as peak, torch.set_grad_enabled(not flags.forward_only):
         cpu, wall = time.process_time(), time.perf_counter()
         logp = logprobs(hidden, weight, target)
-        (logp * torch.linspace(-1, 1, flags.tokens, device=device)).sum().backward()
+        if not flags.forward_only:
+            (logp * factor).sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return {
         "cpu_s": round(cpu, 3),
         "wall_s": round(wall, 3),
-        "extra_mb": round(peak.mb - gradients_mb, 1),
+        "extra_mb": round(peak.mb - (0.0 if flags.forward_only else gradients_mb), 1),
         "mean_logp": round(logp.mean().item(), 5),
-        "gradient_norm": round(weight.grad.norm().item(), 4),
+        "gradient_norm": 0.0 if weight.grad is None else round(weight.grad.norm().item(), 4),
     }
 
 
@@ -136,6 +140,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--forward-only", action="store_true", help="no backward pass, as for old log-probabilities")
+    parser.add_argument("--idle", type=float, default=0.0, help="share of tokens without a gradient")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--trl-python", help="a Python with TRL, and perhaps Liger")
     parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)

@@ -31,6 +31,9 @@ _LOG = logging.getLogger(__name__)
 class Dispatcher:
     """Scores samples as the reward flags say.  See ``miles.core.protocols.reward.RewardDispatcher``."""
 
+    wants_type = True
+    """A sample without a reward type is an error, so a run may look for one before it starts."""
+
     def __init__(self, config: Config) -> None:
         if found := self.check(config):
             raise ConfigError(*found)

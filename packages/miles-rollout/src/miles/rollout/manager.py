@@ -33,6 +33,7 @@ from miles.rollout.data import PromptDataset, open_dataset
 from miles.rollout.data_source import RolloutDataSource
 from miles.rollout.engine_options import own_engines
 from miles.rollout.eval_datasets import EvalDataset, eval_datasets
+from miles.rollout.first_prompt import check_first_prompt
 from miles.rollout.flags import Engines, Evaluation, Rollout, RolloutBuffer
 from miles.rollout.front import num_answering
 from miles.rollout.generate_state import GenerateState, RolloutArgs
@@ -83,6 +84,7 @@ class RolloutManager:
         self._replay = config[Debug].load_debug_rollout_data
         self._tokenizer: ChatTokenizer = load_tokenizer(_checkpoint(config))
         self._source = None if self._replay else DATA_SOURCES.get(config[Data].data_source_path)(self._args)
+        check_first_prompt(config, self._source, DISPATCHERS.get("default"))
         functions = RolloutFunctions(self._args, self._source, lambda: self._weight_version)
         self._rollout_fn: RolloutFn = functions.adapt(ROLLOUTS.get(config[Rollout].rollout_function_path))
         self._eval_fn: RolloutFn = functions.adapt(ROLLOUTS.get(config[Evaluation].eval_function_path))
