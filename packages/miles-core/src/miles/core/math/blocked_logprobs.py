@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 # Tokens of a chunk, and logits of a block (10 MiB of fp32): enough for products at full speed, and what a softmax still
-# finds in the cache.  With 1,024 tokens a block has 2,560 columns: rows a power of two apart would share few cache sets.
+# finds in the cache.  With 1,024 tokens a block has 2,560 columns; rows a power of two apart would share cache sets.
 _CHUNK_TOKENS = 1024
 _BLOCK_NUMEL = 2560 * 1024
 # Probabilities that are kept rather than computed again: 72 MiB of fp32.
