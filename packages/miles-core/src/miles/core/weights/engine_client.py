@@ -86,7 +86,8 @@ class EngineFleet:
         if not urls:
             raise ValueError("a fleet needs at least one engine")
         self._clients = [EngineClient(url, deadline_s=deadline_s) for url in urls]
-        self._pool = ThreadPoolExecutor(max_workers=min(32, len(urls)), thread_name_prefix="miles-weights")
+        # A stream through shared memory goes on only while all engines read.
+        self._pool = ThreadPoolExecutor(max_workers=len(urls), thread_name_prefix="miles-weights")
 
     @property
     def urls(self) -> list[str]:
