@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -131,3 +133,11 @@ def test_an_empty_file(tmp_path, capsys):
 def test_types_are_listed(capsys):
     assert main(["types"]) == 0
     assert "remote_rm" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_is_no_error():
+    code = "import sys; from miles.rewards.cli import main; sys.exit(main(['types']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
