@@ -57,6 +57,16 @@ class Conversation:
 Behaviour = Callable[[Conversation], Awaitable[None]]
 
 
+def answers_after(release: asyncio.Event, body: bytes = b"{}") -> Behaviour:
+    """Answer with ``body`` once ``release`` is set."""
+
+    async def slow(conversation: Conversation) -> None:
+        await release.wait()
+        await conversation.answer(body)
+
+    return slow
+
+
 async def echo(conversation: Conversation) -> None:
     await conversation.answer(conversation.request.body or b"{}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from scripted_worker import answers_after
+
 
 async def test_a_slow_head_is_cut_off(make_worker, make_router):
     router = await make_router(await make_worker(), header_timeout_s=0.2)
@@ -191,11 +193,7 @@ async def test_a_client_that_leaves_during_connect_leaves_nothing_behind(make_wo
 
 async def test_pipelined_requests_of_a_client_that_leaves_are_dropped(make_worker, make_router):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(b"x" * (8 << 20))
-
+    slow = answers_after(release, b"x" * (8 << 20))
     worker = await make_worker(slow)
     router = await make_router(worker)
     client = await router.connect()

@@ -7,6 +7,7 @@ import json
 import urllib.parse
 
 import pytest
+from scripted_worker import answers_after
 
 
 async def test_workers_are_added_listed_and_removed(make_worker, make_router):
@@ -83,11 +84,7 @@ async def test_the_rest_form_of_workers(make_worker, make_router):
 
 async def test_removal_waits_for_requests_in_flight_and_sends_no_new_ones(make_worker, make_router):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(b"done")
-
+    slow = answers_after(release, b"done")
     leaving, staying = await make_worker(slow), await make_worker()
     router = await make_router(leaving)
     waiting = [asyncio.create_task(router.post()) for _ in range(5)]
@@ -151,11 +148,7 @@ async def test_a_request_that_waits_moves_on_when_its_worker_is_removed(make_wor
 
 async def test_a_worker_added_again_while_draining_stays(make_worker, make_router):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer()
-
+    slow = answers_after(release)
     worker = await make_worker(slow)
     router = await make_router(worker)
     waiting = asyncio.create_task(router.post())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from scripted_worker import answers_after
 
 from miles.router import dispatcher
 from miles.router.upload import request_ids
@@ -98,11 +99,7 @@ async def test_requests_wait_for_the_only_worker_to_come_back(make_worker, make_
 
 async def test_a_killed_worker_loses_no_request_and_is_back_soon(make_worker, make_router, path):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer()
-
+    slow = answers_after(release)
     good, victim = await make_worker(slow), await make_worker(slow)
     router = await make_router(good, victim, hot_path=path)
     waiting = [asyncio.create_task(router.post()) for _ in range(20)]
@@ -152,11 +149,7 @@ async def test_a_hanging_worker_is_left_within_its_threshold_and_comes_back(make
 
 async def test_a_slow_health_check_does_not_take_requests_from_the_only_worker(make_worker, make_router):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(b"late")
-
+    slow = answers_after(release, b"late")
     worker = await make_worker(slow)
     router = await make_router(worker)
     waiting = asyncio.create_task(router.post())

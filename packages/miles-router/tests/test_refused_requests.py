@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from scripted_worker import answers_after
 
 
 @pytest.mark.parametrize(
@@ -116,11 +117,7 @@ async def test_a_body_above_the_limit_is_refused_and_the_refusal_arrives(make_wo
 
 async def test_a_pipelined_request_that_is_refused_waits_for_its_turn(make_worker, make_router):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(b"first")
-
+    slow = answers_after(release, b"first")
     worker = await make_worker(slow)
     router = await make_router(worker, max_body_bytes=10)
     client = await router.connect()
@@ -148,11 +145,7 @@ async def test_a_fault_of_the_router_costs_one_request(make_worker, make_router,
 
 async def test_nonsense_after_a_request_does_not_disturb_its_answer(make_worker, make_router):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(b"good")
-
+    slow = answers_after(release, b"good")
     worker = await make_worker(slow)
     router = await make_router(worker)
     client = await router.connect()

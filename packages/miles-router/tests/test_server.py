@@ -13,6 +13,7 @@ import subprocess
 import threading
 
 import pytest
+from scripted_worker import answers_after
 
 from miles.core.errors import ConfigError
 from miles.router import server as server_module
@@ -23,11 +24,7 @@ from miles.router.settings import Settings
 
 async def test_sigterm_finishes_what_is_in_flight_and_waiting_and_takes_no_more(make_worker, run, until):
     release = asyncio.Event()
-
-    async def slow(talk):
-        await release.wait()
-        await talk.answer(b"done")
-
+    slow = answers_after(release, b"done")
     worker = await make_worker(slow)
     router = await run("--worker", worker.url, "--max-connections", "10")
     await router.ready(1)
